@@ -1,0 +1,16 @@
+"""SyncLipMAE in JAX/Flax: audio-visual pretraining on talking faces, and what it serves.
+
+Names are imported when they are asked for, so that a data worker that imports `synclipmae_jax.data.pipeline` loads no
+model.
+"""
+
+from importlib import import_module
+
+_EXPORTS = {"SyncLipMAE": "synclipmae_jax.models.synclipmae", "prepare": "synclipmae_jax.data.prepare"}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+  if name in _EXPORTS:
+    return getattr(import_module(_EXPORTS[name]), name)
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

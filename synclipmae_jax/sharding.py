@@ -1,0 +1,122 @@
+"""One mesh, one table: (path regex -> PartitionSpec) places every parameter; an unmatched path is an error.
+
+Mesh axes: `data` replicates the parameters, `fsdp` shards them; a batch is split over both. Axis types are always
+Auto (jax.make_mesh defaults to Explicit, under which a contraction over a sharded axis needs `out_sharding=`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from synclipmae_jax.types import InputError
+
+BATCH_AXES = ("data", "fsdp")
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+# The house's one table. Leaves of stacked blocks carry their depth on the first axis, which is scanned, never sharded.
+RULES: Rules = (
+  (r"(^|/)blocks/.*kernel$", PartitionSpec(None, "fsdp")),  # [depth, in, out]
+  (r"(^|/)conv\w*/kernel$", PartitionSpec(None, None, "fsdp")),  # [taps, in, out]
+  (r"kernel$", PartitionSpec("fsdp")),  # [in, out]
+  (r"(bias|scale|token|tokens|position|log_temperature)$", PartitionSpec()),
+)
+
+
+def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Mesh over `devices` (default: all). One axis may be -1: it takes what is left.
+
+  Raises InputError where the axes do not multiply to the number of devices.
+  """
+  sizes = dict(axes)
+  count = len(devices) if devices is not None else jax.device_count()
+  unknown = [name for name, size in sizes.items() if size == -1]
+  if len(unknown) > 1:
+    raise InputError(f"at most one mesh axis may be -1, got {sizes}")
+  if unknown:
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if known < 1 or count % known:
+      raise InputError(f"mesh {sizes} does not divide {count} devices")
+    sizes[unknown[0]] = count // known
+  if math.prod(sizes.values()) != count or min(sizes.values()) < 1:
+    raise InputError(f"mesh {sizes} needs {math.prod(sizes.values())} devices, there are {count}")
+  return jax.make_mesh(
+    tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices
+  )
+
+
+def tree_paths(tree) -> list[tuple[str, object]]:
+  """[(path with / between names, leaf)] of a nested dict or dataclass, in tree order."""
+  return [("/".join(_name(k) for k in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _name(key) -> str:
+  for attribute in ("key", "name", "idx"):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def shardings(tree, mesh: Mesh, rules: Rules):
+  """NamedSharding for every leaf: the first rule whose regex is found in the leaf's path decides.
+
+  A rule's dimensions that do not divide the leaf fall back to replication of that dimension (a tiny model on a
+  large mesh); scalars are always replicated. Raises KeyError naming the paths that no rule matches.
+  """
+  unmatched = []
+
+  def place(path, leaf):
+    name = "/".join(_name(k) for k in path)
+    shape = np.shape(leaf)
+    if not shape:
+      return NamedSharding(mesh, PartitionSpec())
+    for pattern, spec in rules:
+      if re.search(pattern, name):
+        return NamedSharding(mesh, _fit(spec, shape, mesh, name))
+    unmatched.append(name)
+    return None
+
+  placed = jax.tree_util.tree_map_with_path(place, tree)
+  if unmatched:
+    raise KeyError(f"no sharding rule matches {unmatched}")
+  return placed
+
+
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, name: str) -> PartitionSpec:
+  if len(spec) > len(shape):
+    raise ValueError(f"rule {spec} has more dimensions than {name} {shape}")
+  fitted = []
+  for size, axes in zip(shape, spec, strict=False):
+    axes = (axes,) if isinstance(axes, str) else (axes or ())
+    axes = tuple(axis for axis in axes if axis in mesh.shape)
+    ways = math.prod(mesh.shape[axis] for axis in axes)
+    fitted.append(axes if axes and size % ways == 0 else None)
+  return PartitionSpec(*fitted)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """First axis over every batch axis of the mesh, the rest replicated."""
+  return NamedSharding(mesh, PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in mesh.shape)))
+
+
+def constrain(x: jax.Array, *, batch_axis: int = 0) -> jax.Array:
+  """Pins axis `batch_axis` of an activation to the batch axes of the ambient mesh; without a mesh it does nothing.
+
+  Without this at every block the TPU compiler replicated the batch (52 GiB of temporaries a chip instead of 8).
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+  if not axes or x.shape[batch_axis] % math.prod(mesh.shape[axis] for axis in axes):
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * batch_axis, axes))
+
+
+def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Global arrays from this process's share of the batch (first axis)."""
+  sharding = batch_sharding(mesh)
+  return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

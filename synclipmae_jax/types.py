@@ -1,0 +1,112 @@
+"""The shapes everybody agrees on. Imports nothing of ours; safe to import in a data worker.
+
+Letters used throughout the code base:
+    B clips, T video frames of a clip, Ta audio-context frames (Ta >= T), S image size in pixels,
+    N patches of a frame, K visible patches, D token width, L speech-encoder layers, P ground-truth parameters.
+
+Time. One token is one frame at `FPS` = 25 frames/s; one frame is `SAMPLES_PER_FRAME` = 640 samples at
+`SAMPLE_RATE` = 16 kHz. A lag is positive when the video lags the audio (the picture comes late).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+FPS = 25
+SAMPLE_RATE = 16_000
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+# Sound carried beyond each end of the audio context, so that every alignment mode of the speech encoder finds the
+# receptive field of its first and last token (80 samples at 16 kHz are the 40 samples at 8 kHz of mode `waveform`).
+AUDIO_MARGIN = 80
+
+Params = Mapping[str, Any]  # nested dicts of arrays; the only form of parameters outside `models/`
+
+
+def audio_context_samples(audio_frames: int) -> int:
+  """Samples of a waveform that covers `audio_frames` frames and the margin at both ends: 640 * Ta + 160."""
+  return SAMPLES_PER_FRAME * audio_frames + 2 * AUDIO_MARGIN
+
+
+class Batch(TypedDict):
+  """A training batch. Clips 2r and 2r+1 are two disjoint windows of one record (the identity-shuffle pair).
+
+  Host numpy when it leaves `data.pipeline`, global `jax.Array` after `sharding.to_global`.
+  """
+
+  frames: np.ndarray  # uint8 [B, T, S, S, 3], RGB, un-jittered
+  waveform: np.ndarray  # float32 [B, 640 * Ta + 160] in [-1, 1]; the T frames sit in the middle of the Ta
+  face_box: np.ndarray  # float32 [B, T, 4] x0, y0, x1, y1 as fractions of the image
+  mouth_box: np.ndarray  # float32 [B, T, 4] likewise; a row of -1 where no landmarks are known
+  index: np.ndarray  # uint32 [B] global stream index of the clip: seeds masks, jitter and shuffle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalClip:
+  """One whole held-out clip, as the evaluators take it. The file itself keeps its lag; `lag` is the known truth."""
+
+  key: str
+  corpus: str
+  identity: str
+  frames: np.ndarray  # uint8 [T, S, S, 3]
+  waveform: np.ndarray  # float32 [640 * T]
+  face_box: np.ndarray  # float32 [T, 4]
+  mouth_box: np.ndarray  # float32 [T, 4], -1 where unknown
+  lag: int | None  # frames, positive: the video lags the audio; None where nobody knows
+  truth: np.ndarray | None  # float32 [T, P] ground truth of SynthTalk
+  truth_names: tuple[str, ...] = ()  # the P column names
+  text: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens:
+  """What `embed` returns for B clips of T frames, float32; un-normalised (cosine is taken where it is used)."""
+
+  identity: Any  # [B, T, D]
+  vocal: Any  # [B, T, D]
+  ambient: Any  # [B, T, D]
+  audio: Any  # [B, T, D]
+
+
+class Evaluator(Protocol):
+  """Scores the current parameters on held-out data; returns flat JSON-ready metrics, may write pictures."""
+
+  name: str
+
+  def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]: ...
+
+
+class Task(Protocol):
+  """A job as `train.loop.run` sees it. The top-level keys of both parameter dicts are the checkpoint items."""
+
+  name: str
+  rules: Sequence[tuple[str, Any]]  # (path regex, PartitionSpec) for trainable and frozen parameters
+
+  def init(self, key) -> tuple[Params, Params]:
+    """(trainable, frozen) parameters; pure, so that it can be traced by eval_shape and born sharded."""
+    ...
+
+  def loss(self, trainable: Params, frozen: Params, batch: Batch, key) -> tuple[Any, Mapping[str, Any]]:
+    """(scalar loss, scalar metrics) of one micro-batch; `key` is already folded with the step."""
+    ...
+
+  def constrain_params(self, trainable: Params) -> Params:
+    """Projection applied after every update (the clamp of the temperature)."""
+    ...
+
+  def model_flops(self, clips: int) -> float:
+    """Model FLOPs of one training step over `clips` clips: matmuls only, forward x3 where trained, no remat."""
+    ...
+
+
+TrainBatches = Callable[[int], Iterator[Batch]]  # first step -> endless stream of this host's batches
+
+
+class InputError(ValueError):
+  """Something the user gave (a file, a config value, a workdir) is wrong; the message is one clear sentence.
+
+  Command lines print the message without a traceback and exit with status 2.
+  """
