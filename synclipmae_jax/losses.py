@@ -1,0 +1,135 @@
+"""The pretraining objectives (paper section 3.3). Pure array code; every statistic and logit is float32."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contrast:
+  """The contrastive loss and what one watches beside it."""
+
+  loss: Float[Array, ""]
+  accuracy: Float[Array, ""]  # share of audio anchors whose best vocal token is a positive
+  positives: Float[Array, ""]  # mean number of positives per anchor
+
+
+def reconstruction(
+  predicted: Float[Array, "b f q n p"],
+  target: Float[Array, "b f n p"],
+  masked: Float[Array, "b f n"],
+  *,
+  patches: str = "masked",
+) -> Float[Array, "q"]:
+  """Pixel-space mean squared error of each decoding pass.
+
+      L_q = sum_{b,f,n} m_bfn * mean_p (x^q_bfnp - x_bfnp)^2 / sum_{b,f,n} m_bfn
+
+  with m = 1 on masked patches (`patches="masked"`, MAE's choice) or everywhere (`"all"`). Target and prediction are
+  normalised pixels of the un-jittered frame. The count of masked patches is the same in every frame, so the mean over
+  a batch is the mean over its micro-batches.
+  """
+  if patches not in ("masked", "all"):
+    raise ValueError(f"unknown reconstruction patches {patches!r}: masked or all")
+  error = jnp.square(predicted.astype(jnp.float32) - target[:, :, None].astype(jnp.float32)).mean(axis=-1)
+  weight = masked[:, :, None].astype(jnp.float32) if patches == "masked" else jnp.ones_like(error)
+  weight = jnp.broadcast_to(weight, error.shape)
+  return (error * weight).sum(axis=(0, 1, 3)) / weight.sum(axis=(0, 1, 3))
+
+
+def contrast(
+  audio: Float[Array, "b t d"],
+  vocal: Float[Array, "b t d"],
+  *,
+  temperature: Float[Array, ""],
+  group: int,
+  window: int = 0,
+  form: str = "log_sum",
+  audio_features: Float[Array, "b t c"] | None = None,
+  similarity: float | None = None,
+) -> Contrast:
+  """Symmetric multi-positive InfoNCE between audio and vocal tokens.
+
+  Clips are taken in groups of `group`; the M = group * T tokens of a group are each other's candidates. With
+  s_ij = cos(a_i, v_j) / temperature, p_av(j|i) = softmax_j s_ij, p_va(j|i) = softmax_j s_ji and positives P(i):
+
+      log_sum   L = -1/2 mean_i [ log sum_{j in P(i)} p_av(j|i) + log sum_{j in P(i)} p_va(j|i) ]
+      mean_log  L = -1/2 mean_i [ 1/|P(i)| sum_{j in P(i)} log p_av(j|i) + ... likewise for va ]
+
+  P(i) = frames of the same clip within `window` of i, and, where `similarity` is given, frames of the same clip whose
+  clip-centred, gradient-free `audio_features` have a cosine of at least `similarity`. The window's default of 0 is
+  deliberate: with 1 a constant one-frame error costs almost nothing. `group` divides the (micro-)batch, so the loss
+  depends neither on devices nor on accumulation.
+  """
+  clips, frames, _ = audio.shape
+  if clips % group:
+    raise ValueError(f"groups of {group} clips do not divide {clips} clips")
+  if form not in ("log_sum", "mean_log"):
+    raise ValueError(f"unknown form of the contrastive loss {form!r}: log_sum or mean_log")
+  audio = rearrange(_unit(audio), "(g c) t d -> g (c t) d", c=group)
+  vocal = rearrange(_unit(vocal), "(g c) t d -> g (c t) d", c=group)
+  logits = jnp.einsum("gid,gjd->gij", audio, vocal, precision=jax.lax.Precision.HIGHEST) / temperature
+  positive = _positives(
+    clips, frames, group=group, window=window, features=audio_features, similarity=similarity
+  )  # [G, M, M]
+
+  def anchored(logits):
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    if form == "log_sum":
+      return -jax.nn.logsumexp(jnp.where(positive, log_p, -jnp.inf), axis=-1).mean()
+    return -(jnp.where(positive, log_p, 0.0).sum(-1) / positive.sum(-1)).mean()
+
+  best = jnp.argmax(logits, axis=-1)
+  hit = jnp.take_along_axis(positive, best[..., None], axis=-1)
+  return Contrast(
+    loss=0.5 * (anchored(logits) + anchored(jnp.swapaxes(logits, 1, 2))),
+    accuracy=hit.mean(dtype=jnp.float32),
+    positives=positive.sum(-1).mean(dtype=jnp.float32),
+  )
+
+
+def _unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+  """Rows of length one; the small constant keeps the gradient of a zero row finite."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+
+def _positives(clips: int, frames: int, *, group: int, window: int, features, similarity) -> Bool[Array, "g m m"]:
+  clip = jnp.repeat(jnp.arange(group), frames)
+  time = jnp.tile(jnp.arange(frames), group)
+  same_clip = clip[:, None] == clip[None]
+  near = same_clip & (jnp.abs(time[:, None] - time[None]) <= window)
+  positive = jnp.broadcast_to(near, (clips // group, *near.shape))
+  if similarity is None:
+    return positive
+  if features is None:
+    raise ValueError("positives by audio similarity need audio features")
+  features = jax.lax.stop_gradient(features.astype(jnp.float32))
+  features = _unit(features - features.mean(axis=1, keepdims=True))
+  features = rearrange(features, "(g c) t d -> g (c t) d", c=group)
+  alike = jnp.einsum("gid,gjd->gij", features, features, precision=jax.lax.Precision.HIGHEST) >= similarity
+  return positive | (same_clip & alike)
+
+
+def cross_covariance(x: Float[Array, "b t d"], y: Float[Array, "b t d"]) -> Float[Array, ""]:
+  """Squared Frobenius norm, over D, of the cross-covariance of two factors' tokens.
+
+      C = Xc^T Yc / (n - 1),  L = ||C||_F^2 / D,   n = B * T tokens, centred over batch and time, not normalised
+
+  Under gradient accumulation the statistics are those of the micro-batch. For n < D the same number comes cheaper from
+  the Gram matrices, ||Xc^T Yc||_F^2 = sum (Xc Xc^T * Yc Yc^T); the cheaper form is taken.
+  """
+  x, y = (rearrange(z.astype(jnp.float32), "b t d -> (b t) d") for z in (x, y))
+  x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+  count, width = x.shape
+  highest = jax.lax.Precision.HIGHEST
+  if count < width:
+    squared = jnp.sum(jnp.matmul(x, x.T, precision=highest) * jnp.matmul(y, y.T, precision=highest))
+  else:
+    squared = jnp.sum(jnp.square(jnp.matmul(x.T, y, precision=highest)))
+  return squared / ((count - 1) ** 2 * width)

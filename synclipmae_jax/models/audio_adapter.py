@@ -1,0 +1,51 @@
+"""From the hidden states of the speech encoder to audio tokens of the width of the visual prompts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from synclipmae_jax.models import flops
+from synclipmae_jax.models.layers import LayerNorm, linear
+from synclipmae_jax.types import InputError
+
+
+class AudioAdapter(nnx.Module):
+  """LayerNorm, Linear, exact GELU, Linear over the concatenated layers (paper, 3.2, "Audio Features and Adapter").
+
+  `in_features` are those of the encoder (L * C) for `layers="all"`, the paper's; its width (C) for `layers="last"`,
+  ablation B1.
+  """
+
+  def __init__(
+    self,
+    *,
+    rngs: nnx.Rngs,
+    in_features: int,
+    width: int,
+    layers: Literal["all", "last"] = "all",
+    compute_dtype=jnp.float32,
+  ):
+    if layers not in ("all", "last"):
+      raise InputError(f"unknown audio layers {layers!r}: all or last")
+    self.layers = layers
+    self.in_features, self.width = in_features, width
+    self.norm = LayerNorm(in_features, compute_dtype=compute_dtype, rngs=rngs)
+    self.hidden = linear(in_features, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.out = linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
+
+  def __call__(self, states: Float[Array, "*b l c"]) -> Float[Array, "*b d"]:
+    """[..., L, C] hidden states -> [..., D] audio tokens."""
+    if self.layers == "last":
+      states = states[..., -1:, :]
+    x = self.hidden(self.norm(rearrange(states, "... l c -> ... (l c)")))
+    return self.out(jax.nn.gelu(x, approximate=False))
+
+  def flops(self, tokens: int) -> int:
+    """Forward FLOPs of `tokens` tokens."""
+    return flops.dense(tokens, self.in_features, self.width) + flops.dense(tokens, self.width, self.width)

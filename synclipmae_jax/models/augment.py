@@ -1,0 +1,58 @@
+"""Photometric jitter of the face-preserving view (paper section 3.2), on the device, one draw per clip.
+
+Brightness, contrast, saturation and hue are affine maps of RGB, so their composition is one 3x3 matrix and one offset
+per clip; it is applied to the visible patches only.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float32)
+YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ).astype(np.float32)
+
+
+def jitter_affine(
+  key: Key[Array, ""],
+  mean_luma: Float[Array, ""],
+  *,
+  brightness: float,
+  contrast: float,
+  saturation: float,
+  hue: float,
+  probability: float,
+) -> tuple[Float[Array, "3 3"], Float[Array, "3"]]:
+  """(matrix, offset) of one clip's jitter on RGB in [0, 1]: `rgb @ matrix + offset`, to be clipped to [0, 1].
+
+  Strengths as in torchvision's ColorJitter (factor in 1 ± strength; hue in turns, rotated in the YIQ plane);
+  `mean_luma` is the clip's mean grey value, the pivot of contrast. With probability 1 - `probability` the identity.
+  """
+  apply_key, *keys = jax.random.split(key, 5)
+  amounts = jnp.array([brightness, contrast, saturation, hue])
+  draw = jax.vmap(lambda k: jax.random.uniform(k, minval=-1.0, maxval=1.0))(jnp.stack(keys)) * amounts
+  draw = jnp.where(jax.random.bernoulli(apply_key, probability), draw, 0.0)
+  bright, contrasted, saturated = 1 + draw[0], 1 + draw[1], 1 + draw[2]
+
+  grey = jnp.outer(jnp.asarray(LUMA), jnp.ones(3))
+  saturate = saturated * jnp.eye(3) + (1 - saturated) * grey
+  angle = 2 * jnp.pi * draw[3]
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  turn = jnp.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+  rotate = (YIQ_TO_RGB @ turn @ RGB_TO_YIQ).T
+
+  colour = saturate @ rotate
+  offset = jnp.full(3, (1 - contrasted) * bright * mean_luma)  # grey is a fixed point of both colour maps
+  return bright * contrasted * colour, offset
+
+
+def apply_affine(
+  pixels: Float[Array, "b t k p"], matrix: Float[Array, "b 3 3"], offset: Float[Array, "b 3"]
+) -> Float[Array, "b t k p"]:
+  """Applies per-clip colour maps to patch pixels in [0, 1] (channels fastest) and clips to [0, 1]."""
+  rgb = pixels.reshape(*pixels.shape[:-1], -1, 3)
+  mapped = jnp.einsum("btkpc,bcd->btkpd", rgb, matrix) + offset[:, None, None, None]
+  return jnp.clip(mapped, 0.0, 1.0).reshape(pixels.shape)

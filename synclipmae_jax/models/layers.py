@@ -1,0 +1,130 @@
+"""Transformer parts shared by the visual encoder and the decoder, and how they are stacked and scanned.
+
+Parameters are float32; `compute_dtype` is the dtype of the matmuls. Normalisation and softmax statistics are float32.
+Names and arithmetic follow the plain pre-LN ViT (checkpoints.md: Sapiens `MAEViT` == HF `ViTModel`, LN eps 1e-6,
+fused-bias qkv, exact GELU), so that donor weights convert one to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from synclipmae_jax.sharding import constrain
+
+XAVIER = nnx.initializers.xavier_uniform()
+
+
+class LayerNorm(nnx.LayerNorm):
+  """LayerNorm with the two-pass variance: flax's default fast variance errs by 6e-2 on offset data."""
+
+  def __init__(self, width: int, *, epsilon: float = 1e-6, compute_dtype=jnp.float32, rngs: nnx.Rngs):
+    super().__init__(width, epsilon=epsilon, dtype=compute_dtype, use_fast_variance=False, rngs=rngs)
+
+
+def linear(in_features: int, out_features: int, *, compute_dtype, rngs: nnx.Rngs) -> nnx.Linear:
+  """Dense layer with Xavier-uniform kernel and zero bias (MAE's initialisation)."""
+  return nnx.Linear(in_features, out_features, dtype=compute_dtype, kernel_init=XAVIER, rngs=rngs)
+
+
+class Mlp(nnx.Module):
+  """Linear, exact GELU, Linear."""
+
+  def __init__(self, width: int, hidden: int, *, compute_dtype, rngs: nnx.Rngs):
+    self.up = linear(width, hidden, compute_dtype=compute_dtype, rngs=rngs)
+    self.down = linear(hidden, width, compute_dtype=compute_dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "*b n d"]) -> Float[Array, "*b n d"]:
+    return self.down(jax.nn.gelu(self.up(x), approximate=False))
+
+
+class SelfAttention(nnx.Module):
+  """Multi-head self-attention; one fused qkv kernel, order q, k, v, heads inside each."""
+
+  def __init__(self, width: int, heads: int, *, compute_dtype, rngs: nnx.Rngs):
+    if width % heads:
+      raise ValueError(f"width {width} is not divisible by {heads} heads")
+    self.heads = heads
+    self.qkv = linear(width, 3 * width, compute_dtype=compute_dtype, rngs=rngs)
+    self.out = linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+    return self.out(attend(q, k, v, heads=self.heads))
+
+
+class CrossAttention(nnx.Module):
+  """Multi-head attention from tokens to a short context (the three prompt tokens)."""
+
+  def __init__(self, width: int, heads: int, *, compute_dtype, rngs: nnx.Rngs):
+    if width % heads:
+      raise ValueError(f"width {width} is not divisible by {heads} heads")
+    self.heads = heads
+    self.query = linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.key_value = linear(width, 2 * width, compute_dtype=compute_dtype, rngs=rngs)
+    self.out = linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]) -> Float[Array, "b n d"]:
+    k, v = jnp.split(self.key_value(context), 2, axis=-1)
+    return self.out(attend(self.query(x), k, v, heads=self.heads))
+
+
+def attend(
+  q: Float[Array, "b n d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], *, heads: int
+) -> Float[Array, "b n d"]:
+  """Softmax attention, logits and softmax in float32."""
+  q, k, v = (rearrange(x, "b n (h d) -> b n h d", h=heads) for x in (q, k, v))
+  return rearrange(jax.nn.dot_product_attention(q, k, v), "b n h d -> b n (h d)")
+
+
+class EncoderBlock(nnx.Module):
+  """Pre-LN transformer block."""
+
+  def __init__(self, width: int, heads: int, mlp_width: int, *, compute_dtype, rngs: nnx.Rngs):
+    self.norm_attention = LayerNorm(width, compute_dtype=compute_dtype, rngs=rngs)
+    self.attention = SelfAttention(width, heads, compute_dtype=compute_dtype, rngs=rngs)
+    self.norm_mlp = LayerNorm(width, compute_dtype=compute_dtype, rngs=rngs)
+    self.mlp = Mlp(width, mlp_width, compute_dtype=compute_dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    x = constrain(x)
+    x = x + self.attention(self.norm_attention(x))
+    return x + self.mlp(self.norm_mlp(x))
+
+
+def stack_blocks(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+  """One module whose leaves carry `depth` on their first axis, each block with its own random numbers."""
+  return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(depth))
+
+
+def scan_blocks(blocks: nnx.Module, x: Array, *, unroll: bool | int = 1, remat: str = "none") -> Array:
+  """Applies the stacked `blocks` in turn.
+
+  Rolled (`unroll=1`) on an accelerator, where compile time then stays flat in depth; unrolled (True) on CPU, where
+  the rolled loop costs about 12 %.
+  """
+  graph, leaves = nnx.split(blocks)
+
+  def body(x, leaves):
+    return nnx.merge(graph, leaves)(x), None
+
+  return jax.lax.scan(rematerialise(body, remat), x, leaves, unroll=unroll)[0]
+
+
+def rematerialise(body: Callable, policy: str) -> Callable:
+  """The scan body under a rematerialisation policy: `none`, `full` (save the block inputs only) or `dots` (save the
+  results of matmuls without a batch dimension as well)."""
+  match policy:
+    case "none":
+      return body
+    case "full":
+      return jax.checkpoint(body, prevent_cse=False)
+    case "dots":
+      saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      return jax.checkpoint(body, prevent_cse=False, policy=saveable)
+  raise ValueError(f"unknown remat policy {policy!r}: none, full or dots")

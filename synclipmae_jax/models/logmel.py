@@ -1,0 +1,92 @@
+"""A log-mel front end with the interface of the speech encoder, for where no wav2vec2 weights are at hand.
+
+It stands in for wav2vec2 and says so: it has no parameters, no pretraining and no idea of language. It is what the
+embedded demo hears; nothing measured with it says anything about the paper's audio branch.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, reduce
+from flax import nnx
+from jaxtyping import Array, Float
+
+from synclipmae_jax.models import flops
+from synclipmae_jax.models.speech_encoder import frames_of, normalise
+from synclipmae_jax.types import AUDIO_MARGIN, SAMPLE_RATE, SAMPLES_PER_FRAME
+
+SLOTS = 8  # hops of a frame, and vectors of a token
+HOP = SAMPLES_PER_FRAME // SLOTS  # 5 ms
+WINDOW = 5 * HOP  # 25 ms
+CONTEXTS = (0, 1, 2, 4)  # frames heard on each side of a token's own, layer by layer
+FFT = 512
+# White noise of unit variance has power 1 in every band; 50 dB below it there is only codec noise.
+FLOOR = 1e-5
+
+
+class LogMel(nnx.Module):
+  """Four "layers" of log-mel energies of growing context: [N, 640 * Ta + 160] -> [N, Ta, 4, 8 * bands].
+
+  A token of layer i covers its frame and `CONTEXTS[i]` = 0, 1, 2, 4 frames on each side, cut into 8 equal spans, each
+  the mean of its 5-ms hops: layer 0 has the eight hops of the frame itself, the last, the smoothest, 45 ms a span.
+  The level is that of the window (zero mean, unit variance), then fixed constants: nothing depends on sound outside
+  the window. Context beyond the window repeats its first or last hop. No parameters.
+  """
+
+  def __init__(self, *, bands: int = 40, compute_dtype=jnp.float32):
+    self.bands, self.compute_dtype = bands, compute_dtype
+    self.num_layers = len(CONTEXTS)
+    self.width = SLOTS * bands
+    self.features = self.num_layers * self.width
+
+  def __call__(self, waveform: Float[Array, "n samples"]) -> Float[Array, "n ta 4 c"]:
+    """Features of N windows, roughly zero mean and unit variance on speech. Raises InputError for any other length."""
+    frames = frames_of(waveform)
+    hops = log_mel(normalise(waveform), bands=self.bands)
+
+    def layer(context):
+      span = 2 * context + 1
+      at = SLOTS * (np.arange(frames)[:, None] - context) + np.arange(SLOTS * span)
+      heard = jnp.take(hops, at, axis=1, mode="clip")
+      return reduce(heard, "n t (slot span) m -> n t (slot m)", "mean", span=span)
+
+    return jnp.stack([layer(context) for context in CONTEXTS], axis=2).astype(self.compute_dtype)
+
+  def flops(self, frames: int) -> int:
+    """Forward FLOPs of one window: the mel filter bank (a Fourier transform is no matmul)."""
+    return flops.dense(SLOTS * frames, FFT // 2 + 1, self.bands)
+
+
+def log_mel(waveform: Float[Array, "n samples"], *, bands: int) -> Float[Array, "n hops bands"]:
+  """Scaled log-mel energies every 5 ms: [N, 640 * Ta + 160] -> [N, 8 * Ta, bands].
+
+  Hop j of frame t is a Hann window of 25 ms centred on the middle of samples 640 * t + 80 * j onwards. The first and
+  last windows reach 80 samples beyond the margin, where they hear zeros.
+  """
+  beyond = (WINDOW - HOP) // 2 - AUDIO_MARGIN
+  chunks = rearrange(jnp.pad(waveform, ((0, 0), (beyond, beyond))), "n (chunk hop) -> n chunk hop", hop=HOP)
+  count = WINDOW // HOP
+  hops = chunks.shape[1] - count + 1
+  windows = jnp.concatenate([chunks[:, i : i + hops] for i in range(count)], axis=-1)
+  spectrum = jnp.fft.rfft(windows * _hann(), FFT)
+  power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+  energies = jnp.log(power @ _mel_filters(bands) + FLOOR)
+  return (energies + 6.0) / 5.0  # mean and deviation of this on speech
+
+
+@functools.cache
+def _hann() -> np.ndarray:
+  window = np.hanning(WINDOW + 2)[1:-1]
+  return (window / np.sqrt(np.square(window).sum())).astype(np.float32)
+
+
+@functools.cache
+def _mel_filters(bands: int) -> np.ndarray:
+  """[257, bands]: triangles on the mel scale, 60 Hz to 7.6 kHz, each of sum 1."""
+  from librosa.filters import mel  # costs a second to import
+
+  filters = mel(sr=SAMPLE_RATE, n_fft=FFT, n_mels=bands, fmin=60, fmax=7_600, norm=None)
+  return (filters / filters.sum(axis=1, keepdims=True)).T.astype(np.float32)

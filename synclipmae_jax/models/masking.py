@@ -1,0 +1,86 @@
+"""Which patches the encoder sees: the two bypasses of the paper (section 3.2, "Two-Bypass Face-Aware Masking").
+
+Everything here is a pure function of a per-clip key, so a mask depends on (seed, step, clip) and on nothing else.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+# Used where a caller knows no boxes: where `data.prepare` puts the face in its crop, and the mouth in a face box.
+FACE_PRIOR = (0.15, 0.15, 0.85, 0.9)
+MOUTH_PRIOR = (0.25, 0.62, 0.75, 0.95)
+
+
+def patchify(frames: UInt8[Array, "*b s s c"], patch: int) -> UInt8[Array, "*b n p"]:
+  """Pixels of every patch: [..., S, S, 3] -> [..., N, patch * patch * 3], rows first, channels last."""
+  return rearrange(frames, "... (h p) (w q) c -> ... (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(patches: Float[Array, "*b n p"], patch: int) -> Float[Array, "*b s s c"]:
+  """Inverse of `patchify` for square images of three channels."""
+  side = round(patches.shape[-2] ** 0.5)
+  return rearrange(patches, "... (h w) (p q c) -> ... (h p) (w q) c", h=side, p=patch, q=patch)
+
+
+def mouth_or_prior(face_box: Float[Array, "*b 4"], mouth_box: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+  """The mouth box, or, in rows of -1 (no landmarks), the prior inside the face box."""
+  corner, size = face_box[..., :2], face_box[..., 2:] - face_box[..., :2]
+  prior = jnp.concatenate(
+    [corner + size * jnp.asarray(MOUTH_PRIOR[:2]), corner + size * jnp.asarray(MOUTH_PRIOR[2:])], axis=-1
+  )
+  return jnp.where(mouth_box[..., 2:3] > mouth_box[..., :1], mouth_box, prior)
+
+
+def box_coverage(box: Float[Array, "*b 4"], grid: int) -> Float[Array, "*b n"]:
+  """Fraction of every patch that lies inside a box given in fractions of the image."""
+  edges = jnp.arange(grid + 1) / grid
+
+  def overlap(low, high):
+    inside = jnp.minimum(high[..., None], edges[1:]) - jnp.maximum(low[..., None], edges[:-1])
+    return jnp.clip(inside, 0.0) * grid
+
+  columns = overlap(box[..., 0], box[..., 2])
+  rows = overlap(box[..., 1], box[..., 3])
+  return rearrange(rows[..., :, None] * columns[..., None, :], "... h w -> ... (h w)")
+
+
+def keep_weights(
+  face_box: Float[Array, "*b 4"], mouth_box: Float[Array, "*b 4"], *, grid: int, face: float, mouth: float
+) -> Float[Array, "*b n"]:
+  """Weight of every patch in the face-preserving bypass: 1 outside the face, `face` inside, `mouth` on the mouth."""
+  on_face = box_coverage(face_box, grid)
+  on_mouth = box_coverage(mouth_or_prior(face_box, mouth_box), grid)
+  return jnp.maximum(1 + (face - 1) * on_face, 1 + (mouth - 1) * on_mouth)
+
+
+def sample_visible(
+  keys: Key[Array, "b"], *, frames: int, patches: int, visible: int, weights: Float[Array, "b t n"] | None = None
+) -> Int[Array, "b t k"]:
+  """`visible` of `patches` indices per frame, without replacement, with probability rising in `weights`.
+
+  Gumbel top-k: adding Gumbel noise to log weights and keeping the largest is weighted sampling without replacement
+  (Kool et al. 2019). The count is fixed, so shapes are static. Without weights it is uniform.
+  """
+  scores = jax.vmap(lambda key: jax.random.gumbel(key, (frames, patches)))(keys)
+  if weights is not None:
+    scores = scores + jnp.log(weights)
+  return jax.lax.top_k(scores, visible)[1]
+
+
+def top_weighted(weights: Float[Array, "*b n"], visible: int) -> Int[Array, "*b k"]:
+  """The `visible` heaviest patches, ties by position: the noise-free counterpart, for use without a key."""
+  return jax.lax.top_k(weights, visible)[1]
+
+
+def take_patches(patches: Array, indices: Int[Array, "*b k"]) -> Array:
+  """Gathers rows: [..., N, P] and [..., K] -> [..., K, P]."""
+  return jnp.take_along_axis(patches, indices[..., None], axis=-2)
+
+
+def visibility(indices: Int[Array, "*b k"], patches: int) -> Float[Array, "*b n"]:
+  """1 where a patch is visible, 0 where it is masked."""
+  return jax.nn.one_hot(indices, patches).sum(axis=-2)

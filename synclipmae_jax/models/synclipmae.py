@@ -1,0 +1,337 @@
+"""SyncLipMAE assembled: Figure 1 of the paper and nothing else.
+
+    frames ──┬─ uniform mask ──────────────┐                 ┌─ identity (shuffled) ─┐
+             └─ face-preserving mask, jitter ┴─ visual encoder ┼─ vocal | ambient ─────┼─ decoder, twice ─ pixels
+    sound ──── speech encoder (frozen) ─ audio adapter ────────── audio ──────────────┘
+
+`init`, `apply` (training: masks, jitter, decoding) and `embed` (use: one view, no mask, no jitter, no key) are pure
+functions of plain nested dicts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from synclipmae_jax.models import masking
+from synclipmae_jax.models.audio_adapter import AudioAdapter
+from synclipmae_jax.models.augment import LUMA, apply_affine, jitter_affine
+from synclipmae_jax.models.decoder import Decoder
+from synclipmae_jax.models.functional import Functional
+from synclipmae_jax.models.logmel import LogMel
+from synclipmae_jax.models.speech_encoder import audio_windows, centre_tokens
+from synclipmae_jax.models.visual_encoder import FrameTokens, VisualEncoder, normalise_pixels
+from synclipmae_jax.models.wav2vec2 import Wav2Vec2
+from synclipmae_jax.types import SAMPLES_PER_FRAME, Batch, InputError, Params, Tokens
+
+VIEWS = ("two_bypass", "uniform", "face")  # the paper; ablation A1; ablation A2
+EMBED_VISIBLE = ("all", "face_topk")
+SPEECH_ENCODERS = ("wav2vec2", "log_mel")
+
+jax.tree_util.register_dataclass(Tokens, ["identity", "vocal", "ambient", "audio"], [])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outputs:
+  """What one training forward pass yields; F of the T frames are decoded."""
+
+  identity: Float[Array, "b f d"]  # before the shuffle
+  vocal: Float[Array, "b t d"]
+  ambient: Float[Array, "b t d"]
+  audio: Float[Array, "b t d"]
+  speech_features: Float[Array, "b t c"]  # frozen; the last layer of the speech encoder
+  decoded: Int[Array, "b f"]  # which frames were decoded
+  predicted: Float[Array, "b f q n p"]  # normalised pixels; q = video-driven, audio-driven
+  target: Float[Array, "b f n p"]  # normalised pixels of the un-jittered frame
+  masked: Float[Array, "b f n"]  # 1 where the decoder did not see the patch
+  context_view: Float[Array, "b f n p"]  # what each bypass saw, masked patches at 0 (pictures only)
+  motion_view: Float[Array, "b f n p"]
+
+
+class SyncLipMAE:
+  """The model's three pure functions. Sizes and switches are keyword arguments with the meaning of configs/pretrain.py.
+
+  `visual_encoder`, `decoder`, `speech_encoder`, `audio_adapter`: keyword arguments of those modules; `kind` says
+  which of SPEECH_ENCODERS.
+  """
+
+  def __init__(
+    self,
+    *,
+    visual_encoder: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    speech_encoder: Mapping[str, Any],
+    audio_adapter: Mapping[str, Any],
+    clip_frames: int,
+    audio_frames: int,
+    decode_frames: int,
+    mask_ratio: float,
+    face_weight: float,
+    mouth_weight: float,
+    views: str,
+    jitter: Mapping[str, float] | None,
+    shuffle_probability: float,
+    embed_visible: str,
+    compute_dtype=jnp.float32,
+    unroll: bool | int = 1,
+    remat: str = "none",
+  ):
+    if views not in VIEWS or embed_visible not in EMBED_VISIBLE:
+      raise InputError(f"views is one of {VIEWS} and embed_visible of {EMBED_VISIBLE}, got {views!r}, {embed_visible!r}")
+    if not 1 <= decode_frames <= clip_frames <= audio_frames or (audio_frames - clip_frames) % 2:
+      raise InputError(
+        f"need 1 <= decode_frames <= clip_frames <= audio_frames with an even difference of the last two, "
+        f"got {decode_frames}, {clip_frames}, {audio_frames}"
+      )
+    self.clip_frames, self.audio_frames, self.decode_frames = clip_frames, audio_frames, decode_frames
+    self.views, self.jitter, self.embed_visible = views, jitter, embed_visible
+    self.face_weight, self.mouth_weight = face_weight, mouth_weight
+    self.shuffle_probability = shuffle_probability
+    self.image_size, self.patch, self.width = (visual_encoder[k] for k in ("image_size", "patch", "width"))
+    self.grid = self.image_size // self.patch
+    self.patches = self.grid**2
+    self.visible = round(self.patches * (1 - mask_ratio))
+    if not 0 < self.visible < self.patches:
+      raise InputError(f"mask ratio {mask_ratio} leaves {self.visible} of {self.patches} patches visible")
+
+    common = dict(compute_dtype=compute_dtype, unroll=unroll)
+    self._speech = Functional(lambda rngs: _speech_encoder(**speech_encoder, **common, rngs=rngs))
+    speech = self._speech.bind(self._speech.abstract)
+    features = speech.width if audio_adapter["layers"] == "last" else speech.features
+    self._visual = Functional(lambda rngs: VisualEncoder(**visual_encoder, **common, remat=remat, rngs=rngs))
+    self._adapter = Functional(
+      lambda rngs: AudioAdapter(
+        **audio_adapter, in_features=features, width=self.width, compute_dtype=compute_dtype, rngs=rngs
+      )
+    )
+    self._decoder = Functional(
+      lambda rngs: Decoder(
+        **decoder, grid=self.grid, patch=self.patch, token_width=self.width, **common, remat=remat, rngs=rngs
+      )
+    )
+
+  def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
+    """(trainable, frozen) parameters; their top-level keys are the checkpoint items."""
+    visual, adapter, decoder, speech = jax.random.split(key, 4)
+    trainable = {
+      "visual_encoder": self._visual.init(visual),
+      "audio_adapter": self._adapter.init(adapter),
+      "decoder": self._decoder.init(decoder),
+    }
+    return trainable, {"speech_encoder": self._speech.init(speech)}
+
+  def apply(self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> Outputs:
+    """Training forward pass. Every random choice of a clip comes from (key, its stream index) alone."""
+    frames = self.clip_frames
+    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 5))(batch["index"])
+    uniform_key, face_key, jitter_key, frame_key, shuffle_key = (keys[:, i] for i in range(5))
+    patches = masking.patchify(batch["frames"], self.patch)
+    decoded = _choose_frames(frame_key, frames=frames, chosen=self.decode_frames)
+
+    motion_indices = self._motion_mask(face_key, batch)
+    motion_pixels = _to_unit(masking.take_patches(patches, motion_indices))
+    if self.jitter is not None:
+      mean_luma = batch["frames"].mean(axis=(1, 2, 3), dtype=jnp.float32) @ LUMA / 255
+      affine = jax.vmap(lambda k, m: jitter_affine(k, m, **self.jitter))(jitter_key, mean_luma)
+      motion_pixels = apply_affine(motion_pixels, *affine)
+    motion_pixels = normalise_pixels(motion_pixels)
+
+    encoder = self._visual.bind(trainable["visual_encoder"])
+    target = _take_frames(patches, decoded)
+    if self.views == "two_bypass":
+      context_indices = masking.sample_visible(
+        uniform_key, frames=self.decode_frames, patches=self.patches, visible=self.visible
+      )
+      context_pixels = normalise_pixels(_to_unit(masking.take_patches(target, context_indices)))
+      # One encoder call: the context view of the decoded frames and the motion view of all frames, side by side on
+      # the frame axis, never on the sharded clip axis.
+      tokens = encoder(
+        jnp.concatenate([context_pixels, motion_pixels], axis=1),
+        jnp.concatenate([context_indices, motion_indices], axis=1),
+      )
+      identity, visible = tokens.identity[:, : self.decode_frames], tokens.patches[:, : self.decode_frames]
+      vocal, ambient = tokens.vocal[:, self.decode_frames :], tokens.ambient[:, self.decode_frames :]
+    else:
+      tokens = encoder(motion_pixels, motion_indices)
+      identity, visible, context_indices, context_pixels = (
+        _take_frames(x, decoded) for x in (tokens.identity, tokens.patches, motion_indices, motion_pixels)
+      )
+      vocal, ambient = tokens.vocal, tokens.ambient
+
+    hidden = _middle(self._hidden_states(frozen, batch["waveform"]), frames)
+    audio = self._adapter.bind(trainable["audio_adapter"])(hidden)
+
+    predicted = self._decoder.bind(trainable["decoder"])(
+      visible,
+      context_indices,
+      identity=self._shuffle(identity, shuffle_key),
+      ambient=_take_frames(ambient, decoded),
+      conditioning=jnp.stack([_take_frames(vocal, decoded), _take_frames(audio, decoded)], axis=2),
+    )
+    return Outputs(
+      identity=identity,
+      vocal=vocal,
+      ambient=ambient,
+      audio=audio,
+      speech_features=hidden[:, :, -1],
+      decoded=decoded,
+      predicted=predicted,
+      target=normalise_pixels(_to_unit(target)),
+      masked=1 - masking.visibility(context_indices, self.patches),
+      context_view=_scatter(context_pixels, context_indices, self.patches),
+      motion_view=_scatter(
+        _take_frames(motion_pixels, decoded), _take_frames(motion_indices, decoded), self.patches
+      ),
+    )
+
+  def embed(
+    self,
+    trainable: Params,
+    frozen: Params,
+    frames: UInt8[Array, "b t s s 3"],
+    waveform: Float[Array, "b n"],
+    *,
+    face_box: Float[Array, "b t 4"] | None = None,
+    mouth_box: Float[Array, "b t 4"] | None = None,
+  ) -> Tokens:
+    """Tokens of whole clips: `frames` uint8 RGB, `waveform` float32 [B, 640 * T] in [-1, 1], the same instants.
+
+    Boxes (fractions of the image) matter with `embed_visible="face_topk"` only; without them the priors stand in.
+    """
+    clips, total = frames.shape[:2]
+    if waveform.shape != (clips, SAMPLES_PER_FRAME * total):
+      raise ValueError(
+        f"{total} frames need a waveform of {(clips, SAMPLES_PER_FRAME * total)}, got {waveform.shape}"
+      )
+    visual = self.embed_visual(trainable, frames, face_box=face_box, mouth_box=mouth_box)
+    audio = self.embed_audio(trainable, frozen, waveform)
+    return dataclasses.replace(visual, audio=audio)
+
+  def embed_visual(self, trainable: Params, frames, *, face_box=None, mouth_box=None) -> Tokens:
+    """The visual half of `embed`; `audio` is None."""
+    if self.embed_visible == "all":
+      indices = jnp.broadcast_to(jnp.arange(self.patches), (*frames.shape[:2], self.patches))
+    else:
+      shape = (*frames.shape[:2], 4)
+      face_box = jnp.broadcast_to(jnp.asarray(masking.FACE_PRIOR), shape) if face_box is None else face_box
+      mouth_box = jnp.full(shape, -1.0) if mouth_box is None else mouth_box
+      weights = masking.keep_weights(
+        face_box, mouth_box, grid=self.grid, face=self.face_weight, mouth=self.mouth_weight
+      )
+      indices = masking.top_weighted(weights, self.visible)
+    tokens = self.encode(trainable, frames, indices)
+    as_float = lambda x: x.astype(jnp.float32)  # noqa: E731
+    return Tokens(
+      identity=as_float(tokens.identity), vocal=as_float(tokens.vocal), ambient=as_float(tokens.ambient), audio=None
+    )
+
+  def embed_audio(self, trainable: Params, frozen: Params, waveform: Float[Array, "b n"]) -> Float[Array, "b t d"]:
+    """Audio tokens of whole files, each heard in the same window of sound as in training."""
+    total = waveform.shape[1] // SAMPLES_PER_FRAME
+    windows = audio_windows(waveform, audio_frames=self.audio_frames, clip_frames=self.clip_frames)
+    hidden = self._hidden_states(frozen, rearrange(windows, "b w n -> (b w) n"))
+    hidden = rearrange(hidden, "(b w) t l c -> b w t l c", b=len(waveform))
+    hidden = centre_tokens(hidden, clip_frames=self.clip_frames, total_frames=total)
+    return self._adapter.bind(trainable["audio_adapter"])(hidden).astype(jnp.float32)
+
+  def encode(self, trainable: Params, frames: UInt8[Array, "b t s s 3"], indices: Int[Array, "b t k"]) -> FrameTokens:
+    """The visual encoder alone, on the given patches of each frame."""
+    pixels = normalise_pixels(_to_unit(masking.take_patches(masking.patchify(frames, self.patch), indices)))
+    return self._visual.bind(trainable["visual_encoder"])(pixels, indices)
+
+  def decode(self, trainable: Params, patches, indices, *, identity, ambient, conditioning):
+    """The decoder alone, for pictures and factor swaps: see `Decoder.__call__`."""
+    return self._decoder.bind(trainable["decoder"])(
+      patches, indices, identity=identity, ambient=ambient, conditioning=conditioning
+    )
+
+  def flops(self) -> int:
+    """Model FLOPs of one clip's training pass, without the losses: what is trained counts three times."""
+    visual, adapter, decoder, speech = (
+      part.bind(part.abstract) for part in (self._visual, self._adapter, self._decoder, self._speech)
+    )
+    views = self.clip_frames + (self.decode_frames if self.views == "two_bypass" else 0)
+    trained = (
+      views * visual.flops(self.visible)
+      + self.decode_frames * decoder.flops(self.visible)
+      + adapter.flops(self.clip_frames)
+    )
+    return 3 * trained + speech.flops(self.audio_frames)
+
+  def _motion_mask(self, keys: Key[Array, "b"], batch: Batch) -> Int[Array, "b t k"]:
+    """Visible patches of the view the motion tokens come from: face-preserving, or uniform in ablation A1."""
+    weights = None
+    if self.views != "uniform":
+      weights = masking.keep_weights(
+        batch["face_box"], batch["mouth_box"], grid=self.grid, face=self.face_weight, mouth=self.mouth_weight
+      )
+    return masking.sample_visible(
+      keys, frames=self.clip_frames, patches=self.patches, visible=self.visible, weights=weights
+    )
+
+  def _hidden_states(self, frozen: Params, waveform: Float[Array, "b n"]) -> Float[Array, "b t l c"]:
+    return self._speech.bind(frozen["speech_encoder"])(waveform)
+
+  def _shuffle(self, identity: Float[Array, "b f d"], keys: Key[Array, "b"]) -> Float[Array, "b f d"]:
+    """Permutes identity tokens among the frames of each pair of windows of one record, with the given probability.
+
+    Same subject, different motion, and nothing crosses devices (a permutation by subject over the batch compiled to
+    two all-gathers).
+    """
+    frames = identity.shape[1]
+    pairs = rearrange(identity, "(r w) f d -> r (w f) d", w=2)
+
+    def permutation(key):
+      coin, order = jax.random.split(key)
+      stay = jnp.arange(2 * frames)
+      moved = jax.random.permutation(order, 2 * frames)
+      return jnp.where(jax.random.bernoulli(coin, self.shuffle_probability), moved, stay)
+
+    order = jax.vmap(permutation)(rearrange(keys, "(r w) -> r w", w=2)[:, 0])
+    return rearrange(masking.take_patches(pairs, order), "r (w f) d -> (r w) f d", w=2)
+
+
+def _speech_encoder(*, kind: str, compute_dtype, unroll, rngs: nnx.Rngs, **sizes) -> Wav2Vec2 | LogMel:
+  match kind:
+    case "wav2vec2":
+      return Wav2Vec2(**sizes, compute_dtype=compute_dtype, unroll=unroll, rngs=rngs)
+    case "log_mel":
+      return LogMel(**sizes, compute_dtype=compute_dtype)
+  raise InputError(f"unknown speech encoder {kind!r}: one of {', '.join(SPEECH_ENCODERS)}")
+
+
+def _to_unit(pixels: UInt8[Array, "*b p"]) -> Float[Array, "*b p"]:
+  return pixels.astype(jnp.float32) / 255
+
+
+def _choose_frames(keys: Key[Array, "b"], *, frames: int, chosen: int) -> Int[Array, "b f"]:
+  """Which frames of each clip are decoded, in order of time."""
+  if chosen == frames:
+    return jnp.broadcast_to(jnp.arange(frames), (len(keys), frames))
+  return jnp.sort(jax.vmap(lambda key: jax.random.permutation(key, frames)[:chosen])(keys), axis=1)
+
+
+def _take_frames(x: Array, decoded: Int[Array, "b f"]) -> Array:
+  """[B, T, ...] -> [B, F, ...]; no gather when every frame is decoded."""
+  if decoded.shape[1] == x.shape[1]:
+    return x
+  return jax.vmap(lambda x, index: x[index])(x, decoded)
+
+
+def _middle(x: Array, frames: int) -> Array:
+  """The middle `frames` of axis 1."""
+  start = (x.shape[1] - frames) // 2
+  return x[:, start : start + frames]
+
+
+def _scatter(pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"], patches: int) -> Float[Array, "b f n p"]:
+  place = jax.nn.one_hot(indices, patches, dtype=pixels.dtype)
+  return jnp.einsum("bfkn,bfkp->bfnp", place, pixels)

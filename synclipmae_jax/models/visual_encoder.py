@@ -1,0 +1,119 @@
+"""Per-frame ViT with three learnable prompt tokens: identity, vocal motion, ambient motion (paper section 3.2).
+
+The backbone is Sapiens-0.3B's plain pre-LN ViT-L/16 (checkpoints.md section 1); smaller sizes are the same code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from synclipmae_jax.models import flops
+from synclipmae_jax.models.layers import EncoderBlock, LayerNorm, linear, scan_blocks, stack_blocks
+
+# ImageNet statistics on the 0..1 scale (Sapiens' pretraining configuration divides the same numbers by 255).
+PIXEL_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+PIXEL_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrameTokens:
+  """Per-frame tokens of one view, in the encoder's compute dtype."""
+
+  identity: Float[Array, "b f d"]
+  vocal: Float[Array, "b f d"]
+  ambient: Float[Array, "b f d"]
+  patches: Float[Array, "b f k d"]
+
+
+def normalise_pixels(pixels: Float[Array, "*b p"]) -> Float[Array, "*b p"]:
+  """Patch pixels in [0, 1] -> zero mean, unit variance by the ImageNet statistics (channels fastest)."""
+  repeats = pixels.shape[-1] // 3
+  return (pixels - np.tile(PIXEL_MEAN, repeats)) / np.tile(PIXEL_STD, repeats)
+
+
+def denormalise_pixels(pixels: Float[Array, "*b p"]) -> Float[Array, "*b p"]:
+  """Inverse of `normalise_pixels`, clipped to [0, 1]: what a picture shows."""
+  repeats = pixels.shape[-1] // 3
+  return jnp.clip(pixels * np.tile(PIXEL_STD, repeats) + np.tile(PIXEL_MEAN, repeats), 0.0, 1.0)
+
+
+def sincos_position(grid: int, width: int, *, rows_first: bool) -> Float[np.ndarray, "n d"]:
+  """Fixed 2-D sine-cosine table, computed in float64.
+
+  `rows_first` is Sapiens' channel order [sin row | cos row | sin column | cos column]; MAE's has the columns first.
+  """
+  if width % 4:
+    raise ValueError(f"a 2-D sine-cosine table needs a width divisible by 4, got {width}")
+  omega = 10000.0 ** -(np.arange(width // 4) / (width // 4))
+  angles = np.arange(grid)[:, None] * omega
+  axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)  # [grid, width / 2]
+  rows, columns = np.repeat(axis, grid, axis=0), np.tile(axis, (grid, 1))
+  halves = (rows, columns) if rows_first else (columns, rows)
+  return np.concatenate(halves, axis=-1).astype(np.float32)
+
+
+class VisualEncoder(nnx.Module):
+  """ViT over the visible patches of each frame, prompt tokens prepended after masking, without a position."""
+
+  def __init__(
+    self,
+    *,
+    image_size: int,
+    patch: int,
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_width: int,
+    class_token: bool = False,
+    compute_dtype=jnp.float32,
+    unroll: bool | int = 1,
+    remat: str = "none",
+    rngs: nnx.Rngs,
+  ):
+    if image_size % patch:
+      raise ValueError(f"image size {image_size} is not a multiple of the patch size {patch}")
+    self.grid = image_size // patch
+    self.patch = patch
+    self.width = width
+    self.depth = depth
+    self.mlp_width = mlp_width
+    self.compute_dtype = compute_dtype
+    self.unroll = unroll
+    self.remat = remat
+    self.patch_embedding = linear(patch * patch * 3, width, compute_dtype=compute_dtype, rngs=rngs)
+    # A parameter, so that a donor's table can fill it, but never trained (MAE and Sapiens freeze it too).
+    self.position = nnx.Param(jnp.asarray(sincos_position(self.grid, width, rows_first=True)))
+    normal = nnx.initializers.normal(0.02)
+    self.prompt_tokens = nnx.Param(normal(rngs.params(), (3, width)))
+    # Holds the donor's cls token with its own position added.
+    self.class_token = nnx.Param(normal(rngs.params(), (1, width))) if class_token else None
+    self.blocks = stack_blocks(
+      lambda r: EncoderBlock(width, heads, mlp_width, compute_dtype=compute_dtype, rngs=r), depth, rngs
+    )
+    self.norm = LayerNorm(width, compute_dtype=compute_dtype, rngs=rngs)
+
+  def __call__(self, pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"]) -> FrameTokens:
+    """Encodes the visible patches (normalised pixels and where they stand) of F independent frames of B clips."""
+    clips, frames, visible, _ = pixels.shape
+    position = jax.lax.stop_gradient(self.position[...])[indices].astype(self.compute_dtype)
+    x = (self.patch_embedding(pixels) + position).reshape(clips * frames, visible, self.width)
+    prefix = [self.prompt_tokens[...]] + ([self.class_token[...]] if self.class_token is not None else [])
+    prefix = jnp.concatenate(prefix).astype(x.dtype)
+    x = jnp.concatenate([jnp.broadcast_to(prefix, (len(x), *prefix.shape)), x], axis=1)
+    x = scan_blocks(self.blocks, x, unroll=self.unroll, remat=self.remat)
+    x = self.norm(x).reshape(clips, frames, len(prefix) + visible, self.width)
+    return FrameTokens(
+      identity=x[:, :, 0], vocal=x[:, :, 1], ambient=x[:, :, 2], patches=x[:, :, len(prefix) :]
+    )
+
+  def flops(self, visible: int) -> int:
+    """Forward FLOPs of one view of one frame."""
+    tokens = 3 + (self.class_token is not None) + visible
+    blocks = self.depth * flops.transformer_block(tokens, self.width, self.mlp_width)
+    return flops.dense(visible, 3 * self.patch**2, self.width) + blocks

@@ -1,0 +1,65 @@
+import colorsys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synclipmae_jax.models.augment import apply_affine, jitter_affine
+
+OFF = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, probability=1.0)
+FULL = dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8)
+
+
+def jittered(pixels, key=0, mean=0.4, **strengths):
+  matrix, offset = jitter_affine(jax.random.key(key), jnp.float32(mean), **{**OFF, **strengths})
+  return np.asarray(apply_affine(pixels[None, None, None], matrix[None], offset[None])[0, 0, 0])
+
+
+@pytest.fixture
+def pixels():
+  return np.random.default_rng(0).uniform(0.3, 0.6, 12).astype(np.float32)
+
+
+def test_zero_strength_or_probability_changes_nothing(pixels):
+  np.testing.assert_allclose(jittered(pixels), pixels, atol=1e-5)
+  np.testing.assert_allclose(jittered(pixels, **{**FULL, "probability": 0.0}), pixels, atol=1e-5)
+
+
+def test_brightness_scales_within_its_range(pixels):
+  ratios = [jittered(pixels, key, brightness=0.4) / pixels for key in range(30)]
+  assert np.ptp(ratios, axis=1).max() < 1e-4
+  assert 0.6 <= np.min(ratios) < 0.8 and 1.2 < np.max(ratios) <= 1.4
+
+
+def test_contrast_pivots_on_the_mean(pixels):
+  out = jittered(pixels, 3, mean=0.45, contrast=0.4)
+  factor = (out - 0.45) / (pixels - 0.45)
+  assert np.ptp(factor) < 1e-3 and abs(factor[0] - 1) > 0.01
+
+
+def test_saturation_and_hue_keep_luma_and_grey(pixels):
+  luma = lambda x: x.reshape(-1, 3) @ [0.299, 0.587, 0.114]  # noqa: E731
+  for strengths in (dict(saturation=0.5), dict(hue=0.1)):
+    out = jittered(pixels, 5, **strengths)
+    assert np.abs(out - pixels).max() > 0.005
+    np.testing.assert_allclose(luma(out), luma(pixels), atol=3e-3)
+    np.testing.assert_allclose(jittered(np.full(3, 0.5, np.float32), 5, **strengths), 0.5, atol=3e-3)
+
+
+def test_hue_turns_by_the_drawn_angle():
+  red = np.array([0.6, 0.35, 0.35], np.float32)
+  turns = []
+  for key in range(20):
+    before, after = colorsys.rgb_to_hsv(*red)[0], colorsys.rgb_to_hsv(*jittered(red, key, hue=0.1))[0]
+    turns.append((after - before + 0.5) % 1 - 0.5)
+  assert 0.03 < np.max(np.abs(turns)) < 0.15 and min(turns) < 0 < max(turns)
+
+
+def test_result_stays_in_range_and_is_one_draw_a_clip(pixels):
+  matrix, offset = jitter_affine(jax.random.key(1), jnp.float32(0.4), **FULL)
+  clip = np.random.default_rng(1).uniform(0, 1, (1, 2, 5, 12)).astype(np.float32)
+  out = np.asarray(apply_affine(clip, matrix[None], offset[None]))
+  assert 0 <= out.min() and out.max() <= 1
+  alone = np.asarray(apply_affine(clip[:, 1:, 3:4], matrix[None], offset[None]))
+  np.testing.assert_allclose(out[:, 1:, 3:4], alone, atol=1e-6)

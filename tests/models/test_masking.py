@@ -1,0 +1,90 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synclipmae_jax.models import masking
+
+GRID, VISIBLE = 16, 64
+
+
+def clip_keys(count, seed=0):
+  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
+
+
+def boxes(clips, frames, box):
+  return jnp.broadcast_to(jnp.asarray(box, jnp.float32), (clips, frames, 4))
+
+
+@pytest.fixture(scope="module")
+def weights():
+  face = boxes(64, 16, (0.25, 0.25, 0.75, 0.875))
+  mouth = boxes(64, 16, (0.375, 0.625, 0.625, 0.75))
+  return masking.keep_weights(face, mouth, grid=GRID, face=6.0, mouth=12.0)
+
+
+def sample(weights=None, seed=0, clips=64):
+  return masking.sample_visible(
+    clip_keys(clips, seed), frames=16, patches=GRID**2, visible=VISIBLE, weights=weights
+  )
+
+
+def test_every_frame_keeps_exactly_k_distinct_patches(weights):
+  for indices in (sample(), sample(weights)):
+    assert indices.shape == (64, 16, VISIBLE)
+    ordered = np.sort(indices, axis=-1)
+    assert np.all(np.diff(ordered, axis=-1) > 0)
+    assert ordered.min() >= 0 and ordered.max() < GRID**2
+
+
+def test_uniform_bypass_keeps_every_patch_equally_often():
+  kept = masking.visibility(sample(), GRID**2).mean(axis=(0, 1))
+  expected, frames = VISIBLE / GRID**2, 64 * 16
+  deviation = np.sqrt(expected * (1 - expected) / frames)
+  assert np.abs(kept - expected).max() < 5 * deviation
+
+
+def test_face_bypass_prefers_the_face_and_most_of_all_the_mouth(weights):
+  kept = np.asarray(masking.visibility(sample(weights), GRID**2).mean(axis=(0, 1)))
+  weight = np.asarray(weights[0, 0])
+  outside, face, mouth = (kept[weight == w].mean() for w in (1.0, 6.0, 12.0))
+  assert mouth > 1.4 * face > 1.4 * 2.5 * outside
+  # The first draw of weighted sampling without replacement picks in proportion to the weights.
+  first = masking.sample_visible(clip_keys(512), frames=16, patches=GRID**2, visible=1, weights=weights[:1])
+  share = np.bincount(np.ravel(first), minlength=GRID**2) / first.size
+  expected = weight / weight.sum()
+  np.testing.assert_allclose(share[weight == 12].sum(), expected[weight == 12].sum(), rtol=0.1)
+  np.testing.assert_allclose(share[weight == 1].sum(), expected[weight == 1].sum(), rtol=0.1)
+
+
+def test_masks_depend_on_key_and_clip_only(weights):
+  again = sample(weights)
+  np.testing.assert_array_equal(sample(weights), again)
+  assert np.any(sample(weights, seed=1) != again)
+  alone = masking.sample_visible(
+    clip_keys(64)[5:6], frames=16, patches=GRID**2, visible=VISIBLE, weights=weights[5:6]
+  )
+  np.testing.assert_array_equal(alone[0], again[5])
+  assert np.any(again[5] != again[6]) and np.any(again[5, 0] != again[5, 1])
+
+
+def test_mouth_prior_stands_in_row_by_row_where_no_landmarks_are_known():
+  face = boxes(1, 2, (0.2, 0.2, 0.8, 1.0))
+  mouth = jnp.array([[[-1.0, -1, -1, -1], [0.1, 0.2, 0.3, 0.4]]])
+  got = np.asarray(masking.mouth_or_prior(face, mouth))
+  np.testing.assert_allclose(got[0, 0], [0.35, 0.696, 0.65, 0.96], atol=1e-6)
+  np.testing.assert_allclose(got[0, 1], [0.1, 0.2, 0.3, 0.4], atol=1e-6)
+
+
+def test_coverage_is_the_overlapped_area():
+  box = jnp.array([0.1, 0.2, 0.6, 0.7])
+  coverage = masking.box_coverage(box, 4)
+  np.testing.assert_allclose(coverage.sum() / 16, 0.25, rtol=1e-6)
+  assert coverage[5] == 1.0 and coverage[15] == 0.0  # patch (1, 1) lies inside, patch (3, 3) outside
+
+
+def test_patchify_round_trip_and_layout():
+  frames = np.random.default_rng(0).integers(0, 255, (2, 3, 32, 32, 3)).astype(np.uint8)
+  patches = masking.patchify(frames, 8)
+  np.testing.assert_array_equal(patches[1, 2, 6].reshape(8, 8, 3), frames[1, 2, 8:16, 16:24])
+  np.testing.assert_array_equal(masking.unpatchify(patches, 8), frames)

@@ -1,0 +1,148 @@
+"""The objectives against independent float64 NumPy, and their gradients against finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synclipmae_jax import losses
+
+
+def unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def contrast_float64(audio, vocal, *, temperature, group, window=0, form="log_sum", features=None, similarity=None):
+  """One anchor at a time, straight from the formula."""
+  clips, frames, _ = audio.shape
+  total = []
+  for first in range(0, clips, group):
+    members = [(c, t) for c in range(first, first + group) for t in range(frames)]
+    a = unit(np.array([audio[c, t] for c, t in members], np.float64))
+    v = unit(np.array([vocal[c, t] for c, t in members], np.float64))
+    for i, (clip, time) in enumerate(members):
+      positives = []
+      for j, (other, then) in enumerate(members):
+        close = abs(time - then) <= window
+        if similarity is not None and other == clip:
+          centred = features[clip].astype(np.float64) - features[clip].astype(np.float64).mean(axis=0)
+          close |= unit(centred[time]) @ unit(centred[then]) >= similarity
+        if other == clip and close:
+          positives.append(j)
+      for scores in (a[i] @ v.T, v[i] @ a.T):
+        p = np.exp(scores / temperature)
+        p = p / p.sum()
+        total.append(-np.log(p[positives].sum()) if form == "log_sum" else -np.log(p[positives]).mean())
+  return np.mean(total)
+
+
+@pytest.fixture
+def tokens():
+  random = np.random.default_rng(0)
+  return [random.normal(size=(6, 5, 8)).astype(np.float32) for _ in range(3)]
+
+
+@pytest.mark.parametrize("form", ["log_sum", "mean_log"])
+@pytest.mark.parametrize("group", [1, 2, 6])
+@pytest.mark.parametrize("window", [0, 1])
+@pytest.mark.parametrize("similarity", [None, 0.3])
+def test_contrast_is_the_formula(tokens, form, group, window, similarity):
+  audio, vocal, features = tokens
+  settings = dict(group=group, window=window, form=form, similarity=similarity)
+  got = losses.contrast(audio, vocal, temperature=jnp.float32(0.1), audio_features=features, **settings)
+  want = contrast_float64(audio, vocal, temperature=0.1, features=features, **settings)
+  np.testing.assert_allclose(got.loss, want, rtol=2e-6)
+
+
+def test_contrast_gradient_by_finite_differences(tokens):
+  audio, vocal, features = tokens
+  settings = dict(group=2, window=1, similarity=0.3)
+  loss = lambda a, v, tau: losses.contrast(a, v, temperature=tau, audio_features=features, **settings).loss  # noqa: E731
+  slope = jax.grad(loss, argnums=(0, 1, 2))(audio, vocal, jnp.float32(0.1))
+  random = np.random.default_rng(1)
+  step = 1e-6
+  for argument, gradient in enumerate(slope):
+    direction = random.normal(size=np.shape(gradient))
+    ends = []
+    for sign in (1, -1):
+      moved = [np.float64(audio), np.float64(vocal), np.float64(0.1)]
+      moved[argument] = moved[argument] + sign * step * direction
+      ends.append(contrast_float64(moved[0], moved[1], temperature=moved[2], features=features, **settings))
+    np.testing.assert_allclose(np.sum(gradient * direction), (ends[0] - ends[1]) / (2 * step), rtol=1e-4)
+
+
+def test_one_frame_shift_of_the_audio_raises_the_contrast():
+  """With the default window of 0 a constant one-frame error is expensive; with 1 it would cost almost nothing."""
+  random = np.random.default_rng(2)
+  tokens = random.normal(size=(4, 16, 32)).astype(np.float32)
+  shifted = np.roll(tokens, 1, axis=1)
+  at = lambda audio, window: float(  # noqa: E731
+    losses.contrast(audio, tokens, temperature=jnp.float32(0.07), group=4, window=window).loss
+  )
+  assert at(tokens, 0) < 0.1
+  assert at(shifted, 0) > 5.0
+  assert at(shifted, 1) < 1.5
+
+
+def test_contrast_counts_hits_and_positives(tokens):
+  audio, _, _ = tokens
+  exact = losses.contrast(audio, audio, temperature=jnp.float32(0.07), group=6)
+  assert exact.accuracy == 1.0 and exact.positives == 1.0
+  wide = losses.contrast(audio, audio, temperature=jnp.float32(0.07), group=6, window=1)
+  np.testing.assert_allclose(wide.positives, (2 + 3 + 3 + 3 + 2) / 5, rtol=1e-6)
+
+
+def test_contrast_has_no_gradient_into_the_audio_features(tokens):
+  audio, vocal, features = tokens
+  loss = lambda f: losses.contrast(  # noqa: E731
+    audio, vocal, temperature=jnp.float32(0.1), group=6, audio_features=f, similarity=0.3
+  ).loss
+  assert not np.any(jax.grad(loss)(features))
+
+
+def test_contrast_refuses_groups_that_do_not_divide(tokens):
+  with pytest.raises(ValueError, match="groups of 4 clips do not divide 6"):
+    losses.contrast(tokens[0], tokens[1], temperature=jnp.float32(0.1), group=4)
+
+
+@pytest.mark.parametrize("patches", ["masked", "all"])
+def test_reconstruction_is_the_formula(patches):
+  random = np.random.default_rng(3)
+  predicted, target = random.normal(size=(2, 3, 2, 6, 12)), random.normal(size=(2, 3, 6, 12))
+  masked = np.zeros((2, 3, 6))
+  for b, f in np.ndindex(2, 3):
+    masked[b, f, random.permutation(6)[:4]] = 1
+  got = losses.reconstruction(jnp.float32(predicted), jnp.float32(target), jnp.float32(masked), patches=patches)
+  for q in range(2):
+    errors = [
+      np.mean((predicted[b, f, q, n] - target[b, f, n]) ** 2)
+      for b, f, n in np.ndindex(2, 3, 6)
+      if patches == "all" or masked[b, f, n]
+    ]
+    np.testing.assert_allclose(got[q], np.mean(errors), rtol=1e-5)
+
+
+def cross_covariance_float64(x, y):
+  """Entry by entry, with NumPy's own covariance (which divides by n - 1)."""
+  x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+  entries = [np.cov(x[:, i], y[:, j])[0, 1] for i, j in np.ndindex(x.shape[1], y.shape[1])]
+  return np.sum(np.square(entries)) / x.shape[1]
+
+
+@pytest.mark.parametrize("clips", [2, 40], ids=["fewer tokens than width", "more tokens than width"])
+def test_cross_covariance_is_the_formula(clips):
+  random = np.random.default_rng(4)
+  x = random.normal(size=(clips, 3, 16)) + 5
+  y = 0.5 * x[..., ::-1] + random.normal(size=(clips, 3, 16))
+  got = losses.cross_covariance(jnp.float32(x), jnp.float32(y))
+  np.testing.assert_allclose(got, cross_covariance_float64(x, y), rtol=1e-4)
+  gradient = jax.grad(losses.cross_covariance)(jnp.float32(x), jnp.float32(y))
+  direction = random.normal(size=x.shape)
+  ends = [cross_covariance_float64(x + step * direction, y) for step in (1e-5, -1e-5)]
+  np.testing.assert_allclose(np.sum(gradient * direction), (ends[0] - ends[1]) / 2e-5, rtol=1e-3)
+
+
+def test_independent_factors_have_almost_no_cross_covariance():
+  random = np.random.default_rng(5)
+  x, y = (jnp.float32(random.normal(size=(64, 64, 8))) for _ in range(2))
+  assert losses.cross_covariance(x, y) < 0.02 * losses.cross_covariance(x, x)
