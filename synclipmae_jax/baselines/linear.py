@@ -1,0 +1,190 @@
+"""What a linear map can hear from lips: the baseline beside which every synchronisation score of a run is printed.
+
+Canonical correlation analysis between log-mel frames and either the grey pixels of the mouth (the *linear baseline*)
+or, where the corpus knows them, the true mouth parameters (the *ceiling*: what is left to a linear map when seeing is
+solved). Both are fitted in closed form on the run's training clips, are applied to held-out clips, and are judged by
+the functions that judge the model. Both sides lose their mean over the clip first: it holds the speaker, the light
+and the microphone, and a linear map cannot set them aside by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import librosa
+import numpy as np
+
+from synclipmae_jax.types import SAMPLE_RATE, SAMPLES_PER_FRAME, EvalClip
+
+MELS = 40
+WINDOW = 1024  # samples, 64 ms, centred on the video frame
+CONTEXT = 1  # mel frames on each side: 3 in all
+CROP = 24  # pixels a side after resampling
+PIXEL_COMPONENTS = 80
+MOUTH_MARGIN = 1.5  # side of the crop over the longer side of the mouth box
+FACE_PRIOR = (0.5, 0.78, 0.5)  # centre x, centre y, side of the crop in the face box, where no mouth is known
+MOUTH_TRUTH = "mouth/"
+
+
+def log_mel(waveform: np.ndarray, frames: int) -> np.ndarray:
+  """Log-mel energies [frames, 40] of 64 ms windows centred on the video frames; level-free (clip mean power is 1)."""
+  wanted = (frames - 1) * SAMPLES_PER_FRAME + WINDOW
+  margin = (WINDOW - SAMPLES_PER_FRAME) // 2
+  padded = np.pad(np.asarray(waveform, np.float64), (margin, max(0, wanted - margin - len(waveform))))[:wanted]
+  windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::SAMPLES_PER_FRAME]
+  power = np.abs(np.fft.rfft(windows * np.hanning(WINDOW))) ** 2
+  mel = power @ librosa.filters.mel(sr=SAMPLE_RATE, n_fft=WINDOW, n_mels=MELS, fmin=60.0, fmax=7600.0).T
+  return np.log(mel / max(mel.mean(), np.finfo(np.float64).tiny) + 1e-4)
+
+
+def audio_features(clip: EvalClip) -> np.ndarray:
+  """Log-mel of each frame and its neighbours, without the clip's mean: [T, 3 * 40]."""
+  mel = log_mel(clip.waveform, len(clip.frames))
+  padded = np.pad(mel, ((CONTEXT, CONTEXT), (0, 0)), mode="edge")
+  return _centred(np.concatenate([padded[i : i + len(mel)] for i in range(2 * CONTEXT + 1)], axis=1))
+
+
+def mouth_region(clip: EvalClip) -> tuple[float, float, float]:
+  """(centre x, centre y, side) in pixels of the one square that is cut from every frame of the clip.
+
+  The median of the mouth boxes where landmarks are known, else a prior inside the median face box. One region a clip:
+  a box that follows the lips would itself tell how wide they are open.
+  """
+  size = clip.frames.shape[1]
+  known = clip.mouth_box[(clip.mouth_box >= 0).all(axis=1)]
+  x0, y0, x1, y1 = size * np.median(known if len(known) else clip.face_box, axis=0)
+  width, height = x1 - x0, y1 - y0
+  if len(known):
+    return (x0 + x1) / 2, (y0 + y1) / 2, MOUTH_MARGIN * max(width, height)
+  x, y, side = FACE_PRIOR
+  return x0 + x * width, y0 + y * height, side * width
+
+
+def mouth_pixels(clip: EvalClip) -> np.ndarray:
+  """Grey mouth crop in [0, 1] without the clip's mean: [T, 24 * 24]."""
+  x, y, side = mouth_region(clip)
+  rows, columns = (_area_weights(centre, side, clip.frames.shape[1]) for centre in (y, x))
+  grey = clip.frames @ (np.array([0.299, 0.587, 0.114], np.float32) / 255)  # [T, S, S]
+  return _centred((rows @ grey @ columns.T).reshape(len(grey), -1))
+
+
+def mouth_parameters(clip: EvalClip) -> np.ndarray | None:
+  """True parameters of the visible mouth without the clip's mean: [T, P']; None where the corpus has none."""
+  columns = [i for i, name in enumerate(clip.truth_names) if name.startswith(MOUTH_TRUTH)]
+  return _centred(clip.truth[:, columns]) if clip.truth is not None and columns else None
+
+
+def _centred(features: np.ndarray) -> np.ndarray:
+  features = np.asarray(features, np.float64)
+  return features - features.mean(axis=0)
+
+
+def _area_weights(centre: float, side: float, size: int) -> np.ndarray:
+  """[24, size] resampling by area: cell i averages the pixels that it covers, pulled back inside the image."""
+  side = float(np.clip(side, 1.0, size))
+  start = float(np.clip(centre - side / 2, 0.0, size - side))
+  edges = start + side * np.arange(CROP + 1) / CROP
+  pixel = np.arange(size)
+  covered = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+  weights = np.maximum(covered, 0.0)
+  return weights / weights.sum(axis=1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cca:
+  """Paired linear maps x @ x_weights and y @ y_weights of centred data whose columns correlate pairwise."""
+
+  x_weights: np.ndarray  # [p, d]
+  y_weights: np.ndarray  # [q, d]
+  correlations: np.ndarray  # [d], decreasing
+
+
+def fit_cca(x: np.ndarray, y: np.ndarray, *, ridge: float = 1e-3) -> Cca:
+  """Canonical correlation analysis in closed form: whiten both sides, then the SVD of their cross-covariance.
+
+  Each pair of columns is scaled by its correlation: a cosine weighs all columns alike, and the uncorrelated ones would
+  drown the rest (Gong et al. 2014, "A Multi-View Embedding Space", do the same).
+
+  Args:
+    x: [n, p] and
+    y: [n, q], paired rows of mean zero.
+    ridge: added to each covariance, in units of its mean eigenvalue.
+  """
+  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  x_white, y_white = _whitener(x, ridge), _whitener(y, ridge)
+  u, correlations, vt = np.linalg.svd(x_white.T @ (x.T @ y / len(x)) @ y_white, full_matrices=False)
+  return Cca(x_weights=x_white @ u * correlations, y_weights=y_white @ vt.T * correlations, correlations=correlations)
+
+
+def _whitener(x: np.ndarray, ridge: float) -> np.ndarray:
+  values, vectors = np.linalg.eigh(x.T @ x / len(x))
+  values = values + ridge * values.mean()
+  kept = values > 1e-12 * max(values.max(), np.finfo(np.float64).tiny)
+  return vectors[:, kept] / np.sqrt(values[kept])
+
+
+def _principal_components(x: np.ndarray, count: int) -> np.ndarray:
+  """[p, count] directions of largest variance of centred rows."""
+  return np.linalg.eigh(x.T @ x)[1][:, ::-1][:, :count]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearSync:
+  """A fitted pair of linear maps; called on a clip it gives per-frame audio and video tokens, as a model does."""
+
+  video_features: Callable[[EvalClip], np.ndarray | None]
+  video_weights: np.ndarray  # [features, d]
+  audio_weights: np.ndarray  # [3 * 40, d]
+  correlations: np.ndarray  # [d] on the training clips
+
+  def __call__(self, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
+    """(audio [T, d], video [T, d]), each on its own timeline. Raises ValueError where the clip lacks the truth."""
+    video = self.video_features(clip)
+    if video is None:
+      raise ValueError(f"{clip.key} has no true mouth parameters")
+    return audio_features(clip) @ self.audio_weights, video @ self.video_weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearFits:
+  """The linear baseline, and its ceiling where every training clip carries the truth."""
+
+  pixels: LinearSync
+  parameters: LinearSync | None
+
+
+def fit_linear(clips: Iterable[EvalClip]) -> LinearFits | None:
+  """Fits both maps on training clips, each video frame paired with the sound of its true lag; None without clips.
+
+  Clips are read once and not kept: what stays of a frame is 6 kB of features.
+  """
+  audio, pixels, truth = [], [], []
+  for clip in clips:
+    lag, frames = clip.lag or 0, len(clip.frames)
+    seen = slice(max(0, lag), frames + min(0, lag))
+    audio.append(audio_features(clip)[max(0, -lag) : frames - max(0, lag)])
+    pixels.append(mouth_pixels(clip)[seen])
+    parameters = mouth_parameters(clip)
+    truth.append(None if parameters is None else parameters[seen])
+  if not audio:
+    return None
+  sound = np.concatenate(audio)
+
+  def fit(video_features, video: np.ndarray, basis: np.ndarray) -> LinearSync:
+    cca = fit_cca(sound, video @ basis)
+    return LinearSync(
+      video_features=video_features,
+      video_weights=basis @ cca.y_weights,
+      audio_weights=cca.x_weights,
+      correlations=cca.correlations,
+    )
+
+  video = np.concatenate(pixels)
+  parameters = None
+  if all(rows is not None for rows in truth):
+    rows = np.concatenate(truth)
+    parameters = fit(mouth_parameters, rows, np.eye(rows.shape[1]))
+  return LinearFits(
+    pixels=fit(mouth_pixels, video, _principal_components(video, PIXEL_COMPONENTS)), parameters=parameters
+  )
