@@ -1,0 +1,207 @@
+"""Pretraining.
+
+    python -m synclipmae_jax.main --config=configs/pretrain.py --workdir=DIR          the paper's run, on a pod
+    python -m synclipmae_jax.main --config=configs/pretrain.py:demo --workdir=DIR     the embedded default, on two cores
+    python -m synclipmae_jax.main --config=configs/pretrain.py:demo,A1 --workdir=DIR  an ablation of the paper's appendix
+    python -m synclipmae_jax.main --config=configs/pretrain.py:demo --config.optimizer.peak_lr=5e-4 ...  any field
+
+Presets: `paper` (default), `demo`, `long` (the demo with a longer budget), `tiny` (tests, seconds).
+Ablations: A1 one uniform view, A2 one face-weighted view, A3 two views without jitter, B1 last audio layer only,
+C1 prompts concatenated instead of cross-attended.
+
+Where a value comes from stands behind it: `paper`, `inferred` (from the paper's numbers or its reviews) or
+`borrowed from ...`. What the presets for small machines change is theirs alone.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(arg: str = "paper") -> ConfigDict:
+  """`arg` is a preset and, behind a comma, at most one ablation: `demo,A1`."""
+  preset, *ablations = arg.split(",")
+  presets = {"paper": _paper, "demo": _demo, "long": _long, "tiny": _tiny}
+  if preset not in presets:
+    raise ValueError(f"unknown preset {preset!r} of configs/pretrain.py: one of {', '.join(presets)}")
+  config = presets[preset]()
+  if len(ablations) > 1:
+    raise ValueError(f"at most one ablation, got {', '.join(ablations)}")
+  for name in ablations:
+    _ablate(config, name)
+  config.name = arg
+  return config.lock()
+
+
+def _paper() -> ConfigDict:
+  config = ConfigDict()
+  config.task = "pretrain"
+  config.seed = 0
+
+  # What the frames and the sound are before any model sees them; stamped into checkpoints.
+  config.data = ConfigDict(
+    dict(
+      # [(directory of records, weight)]; the paper mixes seven corpora (section 5) and gives no weights.
+      sources=config_dict.placeholder(tuple),
+      synthtalk=None,  # the embedded corpus instead: dict(train=clips, test=clips, seconds, size, seed)
+      image_size=256,  # inferred: reviewers call the inputs low-resolution; LatentSync's faces are 256
+      clip_frames=16,  # borrowed from VideoMAE and StableSyncNet: 16 frames
+      audio_frames=64,  # ours: the sound the speech encoder hears around the 16 frames
+      workers=8,
+      eval_clips=100,  # paper: 100 random clips where a corpus has no split
+      eval_split="test",
+    )
+  )
+
+  config.model = ConfigDict(
+    dict(
+      visual_encoder=dict(  # paper: Sapiens-0.3B
+        patch=16, width=1024, depth=24, heads=16, mlp_width=4096, class_token=True
+      ),
+      decoder=dict(width=512, depth=8, heads=16, mlp_width=2048, conditioning="cross_attention"),  # paper: ViTMAE-B
+      speech_encoder=dict(kind="wav2vec2", alignment="waveform"),  # paper: wav2vec 2.0 base, frozen, resampled
+      audio_adapter=dict(layers="all"),  # paper: all layers, concatenated; the MLP is ours
+      decode_frames=16,  # paper: every frame
+      mask_ratio=0.75,  # inferred: a review of the paper gives it for bypass 1; the paper has "also" for bypass 2
+      face_weight=6.0,  # inferred: "higher keep probability"
+      mouth_weight=12.0,  # ours
+      views="two_bypass",  # paper
+      jitter=dict(  # borrowed from Barlow Twins and BYOL
+        brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8
+      ),
+      shuffle_probability=0.5,  # ours: the paper says "randomly"
+      embed_visible="all",  # ours
+      compute_dtype="bfloat16",
+      unroll=False,  # a rolled scan compiles in time flat in depth; on CPU unrolled runs 12 % faster
+      remat="full",
+    )
+  )
+
+  config.loss = ConfigDict(
+    dict(
+      weights=dict(  # borrowed: CAV-MAE and VICReg orders of magnitude; the paper gives none
+        reconstruction=1.0, contrast=0.1, covariance=0.04
+      ),
+      reconstruct_patches="masked",  # borrowed from MAE
+      negatives_clips=48,  # inferred: the paper's batch per GPU
+      contrast_form="log_sum",  # ours: silent frames need not all be equally likely
+      positive_window=0,  # ours: with 1, a constant one-frame error costs almost nothing
+      positive_similarity=config_dict.placeholder(float),  # the paper's audio self-similarity threshold; off
+      temperature_init=0.07,  # borrowed from CLIP
+      temperature_range=(0.01, 0.5),  # ours
+    )
+  )
+
+  config.optimizer = ConfigDict(
+    dict(  # borrowed from MAE and Sapiens: AdamW (0.9, 0.95), decay 0.05, clip 1
+      peak_lr=5e-4,  # borrowed from AV-HuBERT: MAE's rule would give 3.6e-3 at this batch
+      floor_lr=1e-6,
+      warmup_steps=20_000,
+      b1=0.9,
+      b2=0.95,
+      weight_decay=0.05,
+      clip_norm=1.0,
+    )
+  )
+
+  config.train = ConfigDict(
+    dict(
+      steps=400_000,  # paper
+      batch_clips=6_144,  # paper: 128 GPUs x 48
+      accumulation=1,
+      mesh=(("data", -1), ("fsdp", 8)),
+      log_every=50,
+      pictures_every=5_000,
+      eval_every=10_000,
+      checkpoint_every=2_000,
+      keep_last=2,
+      keep_best=1,
+      tensorboard=True,
+    )
+  )
+
+  config.init = ConfigDict(
+    dict(
+      visual_encoder=config_dict.placeholder(str),  # directory of a converted item (paper: Sapiens-0.3B)
+      speech_encoder=config_dict.placeholder(str),  # directory of a converted item (paper: wav2vec 2.0 base)
+      require=("visual_encoder", "speech_encoder"),  # items that must come from a directory
+      allow_random_frozen=False,
+    )
+  )
+  return config
+
+
+def _demo() -> ConfigDict:
+  """Two cores, no accelerator, nothing downloaded: SynthTalk, a small model of the same code, a log-mel front end."""
+  config = _paper()
+  config.data.update(
+    dict(
+      synthtalk=dict(train=240, test=64, seconds=6.0, size=112, seed=0),
+      image_size=64,
+      workers=0,
+      eval_clips=64,
+    )
+  )
+  config.model.visual_encoder = dict(patch=8, width=128, depth=4, heads=4, mlp_width=512, class_token=False)
+  config.model.decoder.update(dict(width=64, depth=2, heads=4, mlp_width=256))
+  config.model.speech_encoder = dict(kind="log_mel", bands=40)
+  config.model.update(
+    dict(decode_frames=4, mask_ratio=0.625, compute_dtype="float32", unroll=True, remat="none")
+  )
+  config.loss.negatives_clips = 16
+  config.loss.weights.contrast = 1.0
+  config.optimizer.update(dict(peak_lr=1e-3, warmup_steps=50))
+  config.train.update(
+    dict(
+      steps=600,
+      batch_clips=16,
+      mesh=(("data", -1),),
+      log_every=10,
+      pictures_every=200,
+      eval_every=200,
+      checkpoint_every=200,
+      tensorboard=False,
+    )
+  )
+  config.init.require = ()
+  return config
+
+
+def _long() -> ConfigDict:
+  """The demo at a longer budget: at most 90 minutes on two cores."""
+  config = _demo()
+  config.train.update(dict(steps=4_000, eval_every=1_000, checkpoint_every=500, pictures_every=1_000))
+  config.optimizer.warmup_steps = 200
+  return config
+
+
+def _tiny() -> ConfigDict:
+  """Every part in seconds, for tests; it learns next to nothing."""
+  config = _demo()
+  config.data.update(dict(image_size=32, clip_frames=8, audio_frames=24, eval_clips=6))
+  config.data.synthtalk.update(dict(train=6, test=6, seconds=3.0, size=64))
+  config.model.visual_encoder.update(dict(width=32, depth=2, heads=2, mlp_width=64))
+  config.model.decoder.update(dict(width=16, depth=2, heads=2, mlp_width=32))
+  config.model.speech_encoder.bands = 20
+  config.model.decode_frames = 2
+  config.loss.negatives_clips = 4
+  config.train.update(
+    dict(steps=4, batch_clips=8, log_every=1, pictures_every=4, eval_every=4, checkpoint_every=2)
+  )
+  config.optimizer.warmup_steps = 2
+  return config
+
+
+def _ablate(config: ConfigDict, name: str) -> None:
+  """The paper's appendix, Table 6."""
+  match name:
+    case "A1":
+      config.model.views, config.model.jitter = "uniform", None
+    case "A2":
+      config.model.views, config.model.jitter = "face", None
+    case "A3":
+      config.model.jitter = None
+    case "B1":
+      config.model.audio_adapter.layers = "last"
+    case "C1":
+      config.model.decoder.conditioning = "concatenate"
+    case _:
+      raise ValueError(f"unknown ablation {name!r}: A1, A2, A3, B1 or C1")

@@ -1,0 +1,257 @@
+"""Pictures of a pretraining run, for a person: arrays in, PNG files out.
+
+matplotlib is imported when a picture is drawn, its figures are made without pyplot: no backend, no display, no state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from synclipmae_jax.metrics.bootstrap import clip_bootstrap
+from synclipmae_jax.metrics.sync import LAGS, MAX_LAG, ClipTokens, LagState, lag_scores, unit
+from synclipmae_jax.types import FPS
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+INK, TRUTH, MUTED = "#1f4e79", "#d1495b", "#8a8a8a"
+COLOURS = ("#1f4e79", "#d1495b", "#3a7d44", "#e09f3e", "#6d597a", "#8a8a8a")
+
+
+def reconstruction(
+  path: str | os.PathLike,
+  *,
+  original: np.ndarray,
+  uniform_visible: np.ndarray,
+  face_view: np.ndarray,
+  face_visible: np.ndarray,
+  video_driven: np.ndarray,
+  audio_driven: np.ndarray,
+  titles: Sequence[str] = (),
+) -> None:
+  """What the encoder saw and what the decoder made of it, a column a frame.
+
+  Images are [F, S, S, 3], uint8 or float in 0..1. The pasted rows show the visible patches of the uniform view as they
+  are and the decoder's pixels elsewhere: what it did not predict is not held against it.
+
+  Args:
+    path: of the PNG.
+    original: un-jittered frames.
+    uniform_visible: bool [F, N], the patches of view 1, row by row (N a square).
+    face_view: jittered frames of view 2.
+    face_visible: bool [F, N], the patches of view 2.
+    video_driven: decoded from identity, ambient and vocal tokens.
+    audio_driven: decoded with the audio token in place of the vocal one.
+    titles: of the columns.
+  """
+  original, face_view, video_driven, audio_driven = map(_image, (original, face_view, video_driven, audio_driven))
+  visible = _pixels(uniform_visible, original.shape[1])
+  rows = {
+    "original": original,
+    "view 1: uniform": _masked(original, visible),
+    "view 2: face-aware,\njittered": _masked(face_view, _pixels(face_visible, original.shape[1])),
+    "video-driven": video_driven,
+    "video-driven,\nvisible pasted": np.where(visible, original, video_driven),
+    "audio-driven": audio_driven,
+    "audio-driven,\nvisible pasted": np.where(visible, original, audio_driven),
+  }
+  _save(_image_grid(rows, titles), path)
+
+
+def factor_swap(
+  path: str | os.PathLike,
+  *,
+  identity_of: np.ndarray,
+  mouth_of: np.ndarray,
+  pose_of: np.ndarray,
+  decoded: np.ndarray,
+  titles: Sequence[str] = (),
+) -> None:
+  """Each column: three people, and the picture decoded from the first's identity, the second's mouth, the third's pose.
+
+  All [R, S, S, 3], uint8 or float in 0..1.
+  """
+  rows = {"identity of": identity_of, "mouth of": mouth_of, "pose of": pose_of, "decoded": decoded}
+  _save(_image_grid({label: _image(images) for label, images in rows.items()}, titles), path)
+
+
+def similarity(path: str | os.PathLike, clips: Sequence[ClipTokens]) -> None:
+  """cos(audio at t, vocal at t') of each clip, the band of lags that is searched, the true lag. No clips, no file."""
+  if not clips:
+    return
+  matrices = [unit(clip.audio) @ unit(clip.vocal).T for clip in clips]
+  limit = max(np.abs(matrix).max() for matrix in matrices)
+  figure = _figure(4.2 * len(clips) + 0.8, 4.4)
+  axes = figure.subplots(1, len(clips), squeeze=False)[0]
+  for axis, clip, matrix in zip(axes, clips, matrices, strict=True):
+    seconds = clip.frames / FPS
+    extent = (0, seconds, 0, seconds)
+    image = axis.imshow(matrix, extent=extent, origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit)
+    lines = [(lag, MUTED, "--", f"searched, ±{MAX_LAG}" if lag > 0 else None) for lag in (-MAX_LAG, MAX_LAG)]
+    for lag, colour, style, label in lines + [(clip.true_lag, "black", ":", _lag_label(clip))]:
+      # The video shows the sound of time t at t + lag.
+      axis.plot([lag / FPS, lag / FPS + seconds], [0, seconds], style, color=colour, linewidth=1, label=label)
+    axis.set(xlim=(0, seconds), ylim=(0, seconds), xlabel="video time, s", ylabel="audio time, s")
+    axis.set_title(clip.key, fontsize=9)
+    axis.legend(loc="lower right", fontsize=7)
+  figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
+  _save(figure, path)
+
+
+def lag(path: str | os.PathLike, clips: Sequence[ClipTokens], *, state: LagState) -> None:
+  """The score s(l, t) of some clips over time with its mean; found against true lag and the mean score of all clips.
+
+  The last column is drawn from `state`, the clips whose true lag lies inside the search. Without any, no file.
+  """
+  scored = [clip for clip in state.clips if abs(clip.true_lag) < MAX_LAG]
+  if not scored:
+    return
+  figure = _figure(3.4 * (len(clips) + 1), 5.6)
+  axes = figure.subplots(2, len(clips) + 1, squeeze=False, height_ratios=(3, 2))
+  for (heat, curve), clip in zip(axes.T[:-1], clips, strict=True):
+    scores = lag_scores(clip.audio, clip.vocal)
+    start = MAX_LAG / FPS
+    heat.imshow(
+      scores.T,
+      extent=(start, start + len(scores) / FPS, -MAX_LAG - 0.5, MAX_LAG + 0.5),
+      origin="lower",
+      aspect="auto",
+      cmap="viridis",
+    )
+    heat.axhline(clip.true_lag, color=TRUTH, linestyle=":")
+    heat.set(xlabel="audio time, s", ylabel="lag, frames")
+    heat.set_title(clip.key, fontsize=9)
+    _lag_curve(curve, LAGS, scores.mean(axis=0))
+    curve.axvline(clip.true_lag, color=TRUTH, linestyle=":", label=_lag_label(clip))
+    curve.legend(fontsize=7)
+  heat, curve = axes.T[-1]
+  reach = MAX_LAG - max(abs(clip.true_lag) for clip in scored)
+  around = np.arange(-reach, reach + 1)
+  curves = np.stack([clip.curve[clip.true_lag + MAX_LAG + around] for clip in scored])
+  found = [int(LAGS[clip.curve.argmax()]) for clip in scored]
+  heat.plot([-MAX_LAG, MAX_LAG], [-MAX_LAG, MAX_LAG], ":", color=TRUTH)
+  heat.scatter([clip.true_lag for clip in scored], found, s=14, alpha=0.6, color=INK)
+  heat.set(xlabel="true lag, frames", ylabel="lag of the whole clip, frames")
+  heat.set_title(f"{len(curves)} clips", fontsize=9)
+  estimates = clip_bootstrap(curves)
+  _lag_curve(curve, around, np.array([e.value for e in estimates]))
+  low, high = [e.low for e in estimates], [e.high for e in estimates]
+  curve.fill_between(around, low, high, color=INK, alpha=0.2, label="95 %")
+  curve.axvline(0, color=TRUTH, linestyle=":")
+  curve.set_xlabel("lag minus true lag, frames")
+  curve.legend(fontsize=7)
+  _save(figure, path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Panel:
+  """One axis of `curves`: which records' values over the steps, and the levels to hold them against."""
+
+  title: str
+  series: Mapping[str, str]  # label -> key in the records; a nested key is written with "/"
+  references: Mapping[str, float] = dataclasses.field(default_factory=dict)  # label -> level
+  log: bool = False
+
+
+def curves(path: str | os.PathLike, records: Iterable[Mapping[str, Any]], *, panels: Sequence[Panel]) -> None:
+  """Curves over training steps. `records` hold "step" and whatever was logged there; absent keys leave gaps.
+
+  A step that a resumed run logged again counts as it was logged last.
+  """
+  records = list(records)
+  columns = min(3, len(panels))
+  rows = -(-len(panels) // columns)
+  figure = _figure(4.2 * columns, 3.0 * rows)
+  axes = figure.subplots(rows, columns, squeeze=False).ravel()
+  for axis in axes[len(panels) :]:
+    axis.set_axis_off()
+  for axis, panel in zip(axes, panels, strict=False):
+    for (label, key), colour in zip(panel.series.items(), COLOURS, strict=False):
+      points = {r["step"]: value for r in records if (value := _lookup(r, key)) is not None}
+      steps = sorted(points)
+      values = [points[step] for step in steps]
+      marker = "o" if len(steps) < 30 else None
+      axis.plot(steps, values, color=colour, marker=marker, markersize=3, linewidth=1.4, label=label)
+    for (label, level), style in zip(panel.references.items(), ("--", ":", "-."), strict=False):
+      axis.axhline(level, color=MUTED, linestyle=style, linewidth=1, label=label)
+    axis.set_yscale("log" if panel.log else "linear")
+    axis.set_title(panel.title, fontsize=10)
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=7)
+  _save(figure, path)
+
+
+def _lookup(record: Mapping[str, Any], key: str) -> Any:
+  """The value under "a/b", flat or nested; None where it is absent."""
+  if key in record:
+    return record[key]
+  head, _, rest = key.partition("/")
+  inner = record.get(head)
+  return _lookup(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def _lag_curve(axis, lags: np.ndarray, scores: np.ndarray) -> None:
+  axis.plot(lags, scores, color=INK)
+  axis.plot(lags[scores.argmax()], scores.max(), "o", color=INK, markersize=5, label=f"best {lags[scores.argmax()]:+d}")
+  axis.set(xlabel="lag, frames", ylabel="mean cosine")
+  axis.grid(alpha=0.25)
+
+
+def _lag_label(clip: ClipTokens) -> str:
+  return f"true lag {clip.lag:+d}" if clip.lag is not None else "true lag unknown"
+
+
+def _image(images: np.ndarray) -> np.ndarray:
+  """[F, S, S, 3] uint8 or float -> float in 0..1."""
+  images = np.asarray(images)
+  return images / 255 if images.dtype == np.uint8 else np.clip(images.astype(np.float64), 0, 1)
+
+
+def _pixels(visible: np.ndarray, size: int) -> np.ndarray:
+  """[F, N] over a square grid of patches -> [F, S, S, 1] over pixels."""
+  visible = np.asarray(visible, bool)
+  side = int(round(visible.shape[1] ** 0.5))
+  if side * side != visible.shape[1] or size % side:
+    raise ValueError(f"{visible.shape[1]} patches do not tile a square image of {size} pixels")
+  grid = visible.reshape(-1, side, side)
+  return grid.repeat(size // side, axis=1).repeat(size // side, axis=2)[..., None]
+
+
+def _masked(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
+  return np.where(visible, images, 0.75)
+
+
+def _image_grid(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> Figure:
+  count = len(next(iter(rows.values())))
+  figure = _figure(1.25 * count + 1.1, 1.25 * len(rows) + 0.3)
+  axes = figure.subplots(len(rows), count, squeeze=False)
+  for line, (label, images) in zip(axes, rows.items(), strict=True):
+    for axis, image in zip(line, images, strict=True):
+      axis.imshow(image)
+      axis.set(xticks=[], yticks=[])
+      axis.spines[:].set_visible(False)
+    line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+  for axis, title in zip(axes[0], titles, strict=False):
+    axis.set_title(title, fontsize=8)
+  return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+  from matplotlib.figure import Figure
+
+  return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+  """Written whole or not at all: a picture may be looked at while the run redraws it."""
+  path = pathlib.Path(path)
+  partial = path.with_name(path.name + ".tmp")
+  figure.savefig(partial, format="png", dpi=110)
+  partial.replace(path)

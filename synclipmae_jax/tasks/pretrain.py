@@ -1,0 +1,133 @@
+"""Pretraining: masked reconstruction, audio-vocal contrast, decorrelation of the three factors (paper section 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from synclipmae_jax import losses
+from synclipmae_jax.models import flops
+from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAE
+from synclipmae_jax.sharding import RULES, Rules
+from synclipmae_jax.types import Batch, InputError, Params, audio_context_samples
+
+
+class Pretrain:
+  """The pretraining task (`types.Task`).
+
+  `weights`: of the terms `reconstruction`, `contrast`, `covariance`.
+  `negatives_clips`: clips whose tokens are each other's negatives; it divides every micro-batch. `None`: all of the
+  micro-batch.
+  """
+
+  name = "pretrain"
+  rules: Rules = RULES
+
+  def __init__(
+    self,
+    model: SyncLipMAE,
+    *,
+    weights: Mapping[str, float],
+    reconstruct_patches: str,
+    negatives_clips: int | None,
+    contrast_form: str,
+    positive_window: int,
+    positive_similarity: float | None,
+    temperature_init: float,
+    temperature_range: tuple[float, float],
+  ):
+    low, high = temperature_range
+    if not 0 < low <= temperature_init <= high:
+      raise InputError(f"the temperature {temperature_init} must lie in its range [{low}, {high}], above 0")
+    self.model = model
+    self.weights = dict(weights)
+    self.reconstruct_patches = reconstruct_patches
+    self.negatives_clips = negatives_clips
+    self.contrast_form = contrast_form
+    self.positive_window = positive_window
+    self.positive_similarity = positive_similarity
+    self.temperature_init = temperature_init
+    self.temperature_range = temperature_range
+
+  def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
+    trainable, frozen = self.model.init(key)
+    log_temperature = jnp.asarray(math.log(self.temperature_init), jnp.float32)
+    return {**trainable, "contrast": {"log_temperature": log_temperature}}, frozen
+
+  def loss(
+    self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
+  ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
+    """Weighted sum of the terms, and each term by itself."""
+    return self.objective(trainable, self.model.apply(trainable, frozen, batch, key))
+
+  def objective(self, trainable: Params, outputs: Outputs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The losses of one forward pass. The covariance takes the identity tokens before the shuffle, and for its two
+    identity pairs the decoded frames (all of them in the paper)."""
+    video, audio = losses.reconstruction(
+      outputs.predicted, outputs.target, outputs.masked, patches=self.reconstruct_patches
+    )
+    temperature = jnp.exp(trainable["contrast"]["log_temperature"])
+    contrast = losses.contrast(
+      outputs.audio,
+      outputs.vocal,
+      temperature=temperature,
+      group=self.negatives_clips or len(outputs.audio),
+      window=self.positive_window,
+      form=self.contrast_form,
+      audio_features=outputs.speech_features,
+      similarity=self.positive_similarity,
+    )
+    vocal, ambient = (
+      jnp.take_along_axis(x, outputs.decoded[..., None], axis=1) for x in (outputs.vocal, outputs.ambient)
+    )
+    covariance = (
+      losses.cross_covariance(outputs.identity, vocal)
+      + losses.cross_covariance(outputs.identity, ambient)
+      + losses.cross_covariance(outputs.vocal, outputs.ambient)
+    )
+    total = (
+      self.weights["reconstruction"] * (video + audio)
+      + self.weights["contrast"] * contrast.loss
+      + self.weights["covariance"] * covariance
+    )
+    return total, {
+      "loss": total,
+      "reconstruction_video": video,
+      "reconstruction_audio": audio,
+      "contrast": contrast.loss,
+      "covariance": covariance,
+      "contrast_accuracy": contrast.accuracy,
+      "positives": contrast.positives,
+      "temperature": temperature,
+    }
+
+  def constrain_params(self, trainable: Params) -> Params:
+    """Clamps the temperature after every update."""
+    low, high = map(math.log, self.temperature_range)
+    log_temperature = jnp.clip(trainable["contrast"]["log_temperature"], low, high)
+    return {**trainable, "contrast": {"log_temperature": log_temperature}}
+
+  def model_flops(self, clips: int) -> float:
+    """Of one training step; what is trained counts three times, the frozen speech encoder once."""
+    width, frames, decoded = self.model.width, self.model.clip_frames, self.model.decode_frames
+    group = self.negatives_clips or clips
+    contrast = clips // group * flops.dense(group * frames, width, group * frames)
+    covariance = 2 * flops.dense(width, clips * decoded, width) + flops.dense(width, clips * frames, width)
+    return clips * self.model.flops() + 3 * (contrast + covariance)
+
+
+def abstract_batch(model: SyncLipMAE, clips: int) -> Batch:
+  """Shapes and dtypes of a batch of `clips` clips, for tracing without data."""
+  shape: dict[str, Any] = {
+    "frames": ((model.clip_frames, model.image_size, model.image_size, 3), jnp.uint8),
+    "waveform": ((audio_context_samples(model.audio_frames),), jnp.float32),
+    "face_box": ((model.clip_frames, 4), jnp.float32),
+    "mouth_box": ((model.clip_frames, 4), jnp.float32),
+    "index": ((), jnp.uint32),
+  }
+  return {name: jax.ShapeDtypeStruct((clips, *dims), dtype) for name, (dims, dtype) in shape.items()}

@@ -1,0 +1,237 @@
+"""Audio-visual synchronisation as a measurement: tokens in, `eval.json` and a table out (paper section 5, tables 1, 2).
+
+Chance, a linear baseline and a linear ceiling stand beside the model's numbers. They are measured on the very same
+clips by the very same functions; none of them is a constant. Knows neither data nor training: it is handed clips and
+functions from a clip to its two token sequences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from synclipmae_jax.baselines.linear import fit_linear
+from synclipmae_jax.metrics import retrieval, sync
+from synclipmae_jax.metrics.bootstrap import Estimate
+from synclipmae_jax.metrics.retrieval import RetrievalState
+from synclipmae_jax.metrics.sync import ClipTokens, LagState
+from synclipmae_jax.types import EvalClip
+
+TokensOf = Callable[[EvalClip], tuple[Any, Any]]  # -> (audio [T, D], vocal [T, D])
+
+# The protocol's numbers, in the order of the paper's tables; the rest of the columns are extra.
+PROTOCOL = tuple(f"{name}/k{k}" for k in sync.WINDOWS for name in ("acc", "offset")) + tuple(
+  f"r_precision/top{k}" for k in retrieval.TOPS
+)
+SYNTHETIC_NOTE = "synthetic, says nothing about real faces"
+SYNTHETIC_CORPUS = "synthtalk"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyncScores:
+  """What one pair of token functions scores on a set of clips, with the chance level of those clips."""
+
+  estimates: Mapping[str, Estimate]  # "acc/k1" …: every column of metrics.sync and metrics.retrieval
+  chance: Mapping[str, float]  # same names
+  lags: LagState  # per clip: keys, scored frames, the mean score curve
+  skipped: tuple[str, ...]  # keys of the clips with fewer than sync.MIN_FRAMES frames
+  lag_assumed: tuple[str, ...]  # keys of the clips of unknown lag, judged as if it were 0
+  synthetic: bool
+  pool_note: str | None
+  examples: tuple[ClipTokens, ...]  # the first few clips, for the pictures
+
+
+def score_tokens(tokens_of: TokensOf, clips: Iterable[EvalClip], *, examples: int = 3) -> SyncScores:
+  """Scores `tokens_of` on every clip of at least sync.MIN_FRAMES frames. Clips are read once and not kept.
+
+  Raises ValueError where the tokens are not [T, D], one for each frame of the clip, or are not finite.
+  """
+  lags, pairs = LagState(), RetrievalState()
+  skipped, assumed, synthetic = [], [], False
+  for clip in clips:
+    synthetic |= clip.corpus.startswith(SYNTHETIC_CORPUS)
+    if len(clip.frames) < sync.MIN_FRAMES:
+      skipped.append(clip.key)
+      continue
+    audio, vocal = tokens_of(clip)
+    tokens = ClipTokens(key=clip.key, audio=audio, vocal=vocal, lag=clip.lag)
+    if tokens.frames != len(clip.frames):
+      raise ValueError(f"{clip.key}: {tokens.frames} tokens for {len(clip.frames)} frames")
+    if clip.lag is None:
+      assumed.append(clip.key)
+    lags = lags.merge(LagState.from_clip(tokens))
+    pairs = pairs.merge(RetrievalState.from_clip(tokens))
+  return SyncScores(
+    estimates=lags.compute() | pairs.compute(),
+    chance=lags.chance() | retrieval.CHANCE,
+    lags=lags,
+    skipped=tuple(skipped),
+    lag_assumed=tuple(assumed),
+    synthetic=synthetic,
+    pool_note=pairs.pool_note,
+    examples=pairs.clips[:examples],
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class References:
+  """What the model is held against; both are fitted on training clips and measured on the evaluation clips."""
+
+  linear: SyncScores | None = None  # None where no training clips were given
+  ceiling: SyncScores | None = None  # None also where the true mouth parameters are unknown
+
+
+def measure_references(clips: Sequence[EvalClip], train_clips: Iterable[EvalClip]) -> References:
+  """Linear baseline and ceiling on `clips`. They do not depend on the model: measure once a run and keep them."""
+  fits = fit_linear(train_clips)
+  if fits is None:
+    return References()
+  known = fits.parameters is not None and all(clip.truth is not None for clip in clips)
+  return References(
+    linear=score_tokens(fits.pixels, clips),
+    ceiling=score_tokens(fits.parameters, clips) if known else None,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyncReport:
+  """The model's scores beside their references; `to_json` is `eval.json`, `table` is what a run prints at its end."""
+
+  model: SyncScores
+  references: References
+  name: str = "SyncLipMAE"
+  remark: str = ""  # the caller's own sentence about these clips
+
+  @property
+  def notes(self) -> list[str]:
+    """Sentences without which the numbers would mislead."""
+    model = self.model
+    notes = [SYNTHETIC_NOTE] if model.synthetic else []
+    notes += [self.remark] if self.remark else []
+    if model.lag_assumed:
+      notes.append(f"the true lag of {len(model.lag_assumed)} clips is unknown: 0 is assumed")
+    if model.skipped:
+      notes.append(f"{len(model.skipped)} clips of fewer than {sync.MIN_FRAMES} frames were skipped")
+    return notes + ([model.pool_note] if model.pool_note else [])
+
+  def scalars(self) -> dict[str, float]:
+    """The model's defined numbers by flat name ("acc/k5", "r_precision/top1" …), for a metric writer."""
+    return {name: e.value for name, e in self.model.estimates.items() if not math.isnan(e.value)}
+
+  def to_json(self) -> dict[str, Any]:
+    """Fractions in 0..1, offsets in frames, null where a number is not defined; the notes say why."""
+    protocol = {name: self.model.estimates[name] for name in PROTOCOL}
+    extra = {name: e for name, e in self.model.estimates.items() if name not in PROTOCOL}
+    linear, ceiling = self.references.linear, self.references.ceiling
+    clips = self.model.lags.clips
+    return {
+      **_nest(protocol, _value),
+      "chance": _nest({name: self.model.chance[name] for name in PROTOCOL}, _number),
+      "linear_baseline": _protocol(linear, _value),
+      "ceiling": _protocol(ceiling, _value),
+      "ci95": _nest(self.model.estimates, _interval),
+      "clips": len(clips),
+      **_nest(extra, _value),
+      "chance_extra": _nest({name: self.model.chance[name] for name in extra}, _number),
+      "linear_baseline_ci95": _protocol(linear, _interval),
+      "ceiling_ci95": _protocol(ceiling, _interval),
+      "frames": sum(clip.frames for clip in clips),
+      "skipped": list(self.model.skipped),
+      "lag_assumed_zero": list(self.model.lag_assumed),
+      "pool_note": self.model.pool_note,
+      "note": "; ".join(self.notes),
+    }
+
+  def write(self, path: str | os.PathLike) -> None:
+    """Writes `to_json` as strict JSON; a reader finds the old file or the new one, never half of one."""
+    path = pathlib.Path(path)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
+
+  def table(self) -> str:
+    """Markdown: chance, linear baseline, the model with its 95 % interval and its ratio to linear, the ceiling."""
+    model, linear, ceiling = self.model.estimates, self.references.linear, self.references.ceiling
+    rows = {"": [_heading(name) for name in PROTOCOL]}
+    rows["chance"] = [_cell(name, self.model.chance[name]) for name in PROTOCOL]
+    if linear:
+      rows["linear baseline"] = [_cell(name, linear.estimates[name].value) for name in PROTOCOL]
+    rows[self.name] = [_cell(name, model[name].value) for name in PROTOCOL]
+    rows["  95 % interval, +-"] = [_cell(name, (model[name].high - model[name].low) / 2) for name in PROTOCOL]
+    if linear:
+      rows["  times linear"] = [_ratio(model[name].value, linear.estimates[name].value) for name in PROTOCOL]
+    if ceiling:
+      rows["ceiling (true mouth)"] = [_cell(name, ceiling.estimates[name].value) for name in PROTOCOL]
+    first, width = max(map(len, rows)), max(len(cell) for cells in rows.values() for cell in cells)
+    lines = [
+      f"| {label:<{first}} | {' | '.join(f'{cell:>{width}}' for cell in cells)} |" for label, cells in rows.items()
+    ]
+    lines.insert(1, f"|{'-' * (first + 2)}|" + f"{'-' * (width + 1)}:|" * len(PROTOCOL))
+    clips = self.model.lags.clips
+    frames = sum(clip.frames for clip in clips)
+    lines += [
+      f"{len(clips)} clips, {frames} scored frames. Acc (%): within {sync.TOLERANCE} frame of the true lag; Off: error "
+      "in frames;",
+      f"search +-{sync.MAX_LAG} frames, smoothing window K. R@k (%): {retrieval.POOL} candidates, 1 right, the others "
+      "from other clips.",
+    ]
+    return "\n".join(lines + [f"Note: {note}." for note in self.notes])
+
+
+def evaluate_sync(
+  tokens_of: TokensOf,
+  clips: Iterable[EvalClip],
+  *,
+  references: References | None = None,
+  name: str = "SyncLipMAE",
+  remark: str = "",
+) -> SyncReport:
+  """Measures `tokens_of` on `clips` and sets it beside `references` (from `measure_references` on the same clips)."""
+  return SyncReport(
+    model=score_tokens(tokens_of, clips), references=references or References(), name=name, remark=remark
+  )
+
+
+def _nest(flat: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
+  """{"acc/k1": x} -> {"acc": {"k1": convert(x)}}."""
+  nested: dict[str, dict[str, Any]] = {}
+  for path, value in flat.items():
+    group, name = path.split("/")
+    nested.setdefault(group, {})[name] = convert(value)
+  return nested
+
+
+def _protocol(scores: SyncScores | None, convert: Callable[[Estimate], Any]) -> dict[str, Any] | None:
+  return _nest({name: scores.estimates[name] for name in PROTOCOL}, convert) if scores else None
+
+
+def _number(value: float) -> float | None:
+  return None if math.isnan(value) else float(value)
+
+
+def _value(estimate: Estimate) -> float | None:
+  return _number(estimate.value)
+
+
+def _interval(estimate: Estimate) -> list[float] | None:
+  return None if math.isnan(estimate.low) else [estimate.low, estimate.high]
+
+
+def _heading(name: str) -> str:
+  group, which = name.split("/")
+  return f"R@{which[3:]}" if group == "r_precision" else f"{group.capitalize()[:3]} {which.upper()}"
+
+
+def _cell(name: str, value: float) -> str:
+  if math.isnan(value):
+    return "-"
+  return f"{value:.2f}" if name.startswith("offset") else f"{100 * value:.1f}"
+
+
+def _ratio(value: float, reference: float) -> str:
+  return f"{value / reference:.2f}" if reference > 0 and not math.isnan(value) else "-"
