@@ -1,0 +1,55 @@
+"""What a training step carries, and how it comes into being: abstract first, then born sharded."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from synclipmae_jax import sharding
+from synclipmae_jax.train.optim import Optimizer
+from synclipmae_jax.types import Params, Task
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """Everything that changes from step to step; frozen parameters are a separate, undonated argument."""
+
+  step: Any  # int32 []: updates applied so far
+  trainable: Params
+  opt_state: Any
+
+
+def abstract_state(task: Task, optimizer: Optimizer, mesh: Mesh) -> tuple[TrainState, Params]:
+  """(state, frozen) as ShapeDtypeStructs that carry their shardings; nothing is computed or compiled.
+
+  The same description serves initialisation, restoring, the train step and ahead-of-time compilation. Optimiser
+  moments are placed like the parameters they belong to.
+  """
+  state, frozen = jax.eval_shape(lambda key: _init(task, optimizer, key), jax.eval_shape(lambda: jax.random.key(0)))
+  replicated = NamedSharding(mesh, PartitionSpec())
+  trainable = sharding.shardings(state.trainable, mesh, task.rules)
+  opt_state = optax.tree_utils.tree_map_params(
+    optimizer, lambda _, place: place, state.opt_state, trainable, transform_non_params=lambda _: replicated
+  )
+  places = TrainState(replicated, trainable, opt_state), sharding.shardings(frozen, mesh, task.rules)
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (state, frozen), places
+  )
+
+
+def init_state(task: Task, optimizer: Optimizer, mesh: Mesh, key) -> tuple[TrainState, Params]:
+  """(state, frozen) at step 0, every leaf created on the devices that will keep it."""
+  places = jax.tree.map(lambda x: x.sharding, abstract_state(task, optimizer, mesh))
+  return jax.jit(lambda key: _init(task, optimizer, key), out_shardings=places)(key)
+
+
+def _init(task: Task, optimizer: Optimizer, key) -> tuple[TrainState, Params]:
+  # A weakly typed leaf (from a Python number) would lose its weakness in the first update and compile the step twice.
+  trainable, frozen = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), task.init(key))
+  return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)), frozen

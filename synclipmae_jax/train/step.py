@@ -1,0 +1,115 @@
+"""One training step: a single jitted pure function, the same on one CPU and on a pod."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from synclipmae_jax.sharding import BATCH_AXES, batch_sharding
+from synclipmae_jax.train.optim import Optimizer
+from synclipmae_jax.train.state import TrainState, abstract_state
+from synclipmae_jax.types import InputError, Task
+
+
+def check_batch(
+  batch_size: int, *, mesh: Mesh, accumulation: int = 1, negatives_clips: int | None = None, processes: int = 1
+) -> None:
+  """Refuses a global batch that does not divide, in one sentence and before anything is compiled."""
+  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape)
+  group = _group(negatives_clips)
+  if accumulation < 1:
+    raise InputError(f"accumulation must be at least 1, got {accumulation}")
+  if batch_size < 1 or batch_size % (2 * processes):
+    raise InputError(f"batch of {batch_size} clips must give each of {processes} process(es) whole pairs of clips")
+  if group % 2:
+    raise InputError(f"negatives_clips must be even, since the two clips of a pair stay together; got {group}")
+  if batch_size % (accumulation * ways):
+    raise InputError(
+      f"batch of {batch_size} clips does not divide into {accumulation} micro-batch(es) over {ways} device(s)"
+      f" of mesh {dict(mesh.shape)}; use a multiple of {math.lcm(accumulation * ways, accumulation * group)}"
+    )
+  if batch_size % (accumulation * group):
+    raise InputError(
+      f"batch of {batch_size} clips does not divide into {accumulation} micro-batch(es) of whole groups of {group}"
+      f" clips; use a multiple of {math.lcm(accumulation * ways, accumulation * group)}"
+    )
+
+
+def make_train_step(
+  task: Task, optimizer: Optimizer, *, mesh: Mesh, accumulation: int = 1, negatives_clips: int | None = None
+):
+  """Jitted `(state, frozen, batch, key) -> (state, metrics)`; the state is donated, all shardings are explicit.
+
+  `key` is the run's base key; the step number is folded in here. `metrics` are replicated float32 scalars: the
+  task's own, `loss`, `grad_norm` (before clipping), `learning_rate`, and the bool `finite`. An update with a
+  non-finite loss or gradient is not applied: the state comes back as it went in.
+
+  With `accumulation` A, groups of `negatives_clips` clips (default: pairs) stay whole: the batch is seen as
+  [groups, A, clips of a group] and micro-batch a takes [:, a], so each device keeps its own clips and every group has
+  the same members with and without accumulation. Gradients and metrics are averaged in float32.
+  """
+  abstract, frozen = abstract_state(task, optimizer, mesh)
+  places, frozen_places = jax.tree.map(lambda x: x.sharding, (abstract, frozen))
+  replicated = NamedSharding(mesh, PartitionSpec())
+  group = _group(negatives_clips)
+
+  @functools.partial(
+    jax.jit,
+    in_shardings=(places, frozen_places, batch_sharding(mesh), replicated),
+    out_shardings=(places, replicated),
+    donate_argnums=0,
+  )
+  def train_step(state: TrainState, frozen, batch, key):
+    # The models' activation constraints read the ambient mesh; naming it here spares every caller `set_mesh`.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      key = jax.random.fold_in(key, state.step)
+
+      def gradient(micro_batch):
+        value_and_grad = jax.value_and_grad(task.loss, has_aux=True)
+        (loss, metrics), grads = value_and_grad(state.trainable, frozen, micro_batch, key)
+        return _float32(grads), _float32({**metrics, "loss": loss})
+
+      def accumulate(total, micro_batch):
+        grads, metrics = gradient(micro_batch)
+        return jax.tree.map(jnp.add, total, grads), metrics
+
+      if accumulation == 1:
+        grads, metrics = gradient(batch)
+      else:
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.trainable)
+        micro_batches = jax.tree.map(lambda x: _micro_batches(x, accumulation, group, mesh), batch)
+        total, stacked = jax.lax.scan(accumulate, zeros, micro_batches)
+        grads = jax.tree.map(lambda g: g / accumulation, total)
+        metrics = jax.tree.map(lambda m: m.mean(0), stacked)
+
+      grad_norm = optax.tree.norm(grads)
+      finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+      trainable = task.constrain_params(optax.apply_updates(state.trainable, updates))
+      proposed = TrainState(state.step + 1, trainable, opt_state)
+      # A select and not a branch: it fuses into the update, which reads the old values anyway.
+      new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
+      metrics |= {"grad_norm": grad_norm, "learning_rate": optimizer.schedule(state.step), "finite": finite}
+      return new_state, metrics
+
+  return train_step
+
+
+def _group(negatives_clips: int | None) -> int:
+  return 2 if negatives_clips is None else negatives_clips
+
+
+def _micro_batches(x: jax.Array, accumulation: int, group: int, mesh: Mesh) -> jax.Array:
+  """[B, ...] -> [A, B / A, ...]: whole groups are dealt out in turn."""
+  x = x.reshape(-1, accumulation, group, *x.shape[1:]).swapaxes(0, 1)
+  x = x.reshape(accumulation, -1, *x.shape[3:])
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec)))
+
+
+def _float32(tree):
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import numpy as np
+import pytest
+from toy_task import ToyTask, toy_batches
+
+from synclipmae_jax import sharding
+from synclipmae_jax.train import checkpoint
+from synclipmae_jax.train.loop import NonFiniteLoss, run
+from synclipmae_jax.train.optim import make_optimizer
+from synclipmae_jax.types import InputError
+
+BATCH = 16
+HERE, ROOT = pathlib.Path(__file__).parent, pathlib.Path(__file__).parents[2]
+
+
+def train(workdir, total_steps, *, task=None, opened=None, poisoned=None, **options):
+  settings = {"log_every": 1, "checkpoint_every": 100, "batch_size": BATCH, **options}
+  return run(
+    task or ToyTask(),
+    workdir=workdir,
+    train_batches=toy_batches(BATCH, opened=opened, poisoned=poisoned),
+    total_steps=total_steps,
+    optimizer=make_optimizer(peak_lr=1e-2, warmup_steps=2, total_steps=20),
+    mesh=sharding.make_mesh({"fsdp": 1}, jax.devices()[:1]),
+    **settings,
+  )
+
+
+def log_of(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workdir):
+  return {line["step"]: line["loss"] for line in log_of(workdir)}
+
+
+def equal(tree, other):
+  for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+class Score:
+  """Falls from step to step; remembers its calls."""
+
+  name = "sync"
+
+  def __init__(self):
+    self.calls = []
+
+  def __call__(self, trainable, frozen, *, step, final):
+    assert "projection" in frozen and "head" in trainable
+    self.calls.append((step, final))
+    return {"acc": 1.0 / step, "clips": 3}
+
+
+def test_four_steps_are_two_and_two_bit_for_bit(tmp_path):
+  whole, opened = train(tmp_path / "whole", 4), []
+  train(tmp_path / "parts", 2, opened=opened)
+  parts = train(tmp_path / "parts", 4, opened=opened)
+  assert (parts.step, parts.stopped, opened) == (4, None, [0, 2])
+  equal(whole.trainable, parts.trainable)
+  assert losses(tmp_path / "whole") == losses(tmp_path / "parts") and len(losses(tmp_path / "parts")) == 4
+  optimizer_states = [checkpoint.load_item(tmp_path / part, "opt_state") for part in ("whole", "parts")]
+  equal(*optimizer_states)
+
+
+def test_resuming_goes_back_to_the_newest_whole_checkpoint_and_logs_each_step_once(tmp_path, capsys):
+  train(tmp_path, 5, checkpoint_every=2, keep_last=3)
+  before, log = losses(tmp_path), tmp_path / "metrics.jsonl"
+  with log.open("a") as file:
+    file.write('{"step": 6, "lo')  # killed while writing
+  next((tmp_path / "checkpoints" / "5" / "head" / "d").iterdir()).unlink()
+  train(tmp_path, 6, checkpoint_every=2, keep_last=3)
+  after = [line["step"] for line in log_of(tmp_path)]
+  assert after == [1, 2, 3, 4, 5, 6] and {step: losses(tmp_path)[step] for step in before} == before
+  said = capsys.readouterr().out
+  assert "checkpoint 5 is damaged (missing head/d/" in said and "at step 4 of 6" in said
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+  with pytest.raises(NonFiniteLoss, match="not finite at step 5 .*loss nan.*last good checkpoint: .*checkpoints/4"):
+    train(tmp_path, 20, poisoned=4, checkpoint_every=2, log_every=100)
+  assert load_step(tmp_path) == 4
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "frozen"]
+  assert train(tmp_path, 6).step == 6  # the workdir goes on with a healthy loss
+
+
+def test_a_loss_that_is_no_number_right_before_a_save_is_not_saved(tmp_path):
+  with pytest.raises(NonFiniteLoss, match="at step 4 .*checkpoints/2"):
+    train(tmp_path, 20, poisoned=3, checkpoint_every=2)
+  assert load_step(tmp_path) == 2
+
+
+def load_step(workdir):
+  return checkpoint.load_meta(workdir)["step"]
+
+
+def test_refusals_come_in_one_sentence_and_before_any_compile(tmp_path, monkeypatch):
+  train(tmp_path, 1)
+  monkeypatch.setattr("synclipmae_jax.train.loop.make_train_step", lambda *_, **__: pytest.fail("compiled"))
+  with pytest.raises(InputError, match="made with another model(.|\n)*head/kernel"):
+    train(tmp_path, 2, task=ToyTask(width=8))
+  with pytest.raises(InputError, match="batch of 16 clips does not divide"):
+    train(tmp_path / "other", 2, accumulation=3)
+  assert not (tmp_path / "other").exists()
+  with pytest.raises(InputError, match="at step 1 already"):
+    train(tmp_path, 0)
+
+
+def test_a_stream_of_another_batch_size_is_refused(tmp_path):
+  with pytest.raises(InputError, match="batches of 16 clips, batch_size says 32"):
+    train(tmp_path, 1, batch_size=32)
+
+
+def test_evaluations_are_logged_scored_and_keep_the_best(tmp_path):
+  score = Score()
+  options = {"evaluators": [score], "eval_every": 2, "keep_last": 1, "keep_best": 1, "best_metric": "sync/acc"}
+  result = train(tmp_path, 5, stamp={"config": {"a": 1}}, **options)
+  assert score.calls == [(2, False), (4, False), (5, True)] and result.metrics == {"sync/acc": 0.2, "sync/clips": 3}
+  assert [line.get("sync/acc") for line in log_of(tmp_path)] == [None, 0.5, None, 0.25, 0.2]
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "5", "frozen"]
+  meta = checkpoint.load_meta(tmp_path)
+  assert meta["metrics"] == result.metrics and meta["config"] == {"a": 1}
+
+  # A finished run, started again, takes no step and shows its result again.
+  again, opened = Score(), []
+  assert train(tmp_path, 5, opened=opened, **{**options, "evaluators": [again]}).metrics == result.metrics
+  assert again.calls == [(5, True)] and not opened and len(log_of(tmp_path)) == 5
+
+
+def test_a_signal_cuts_an_evaluation_short_and_the_next_run_makes_up_for_it(tmp_path):
+  def interrupted(*_, **__):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(30)
+
+  interrupted.name = "sync"
+  began = time.monotonic()
+  result = train(tmp_path, 4, evaluators=[interrupted], eval_every=2)
+  assert (result.step, result.stopped) == (2, "sigint") and time.monotonic() - began < 25 and load_step(tmp_path) == 2
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # pytest's Ctrl-C works again
+  score = Score()
+  assert train(tmp_path, 4, evaluators=[score], eval_every=2).stopped is None
+  assert score.calls == [(2, False), (4, True)]
+
+
+def test_starts_from_items_of_other_checkpoints(tmp_path):
+  donor = train(tmp_path / "donor", 2)
+  items = {"encoder": tmp_path / "donor", "projection": tmp_path / "donor"}
+  seen = {}
+
+  def look(trainable, frozen, *, step):
+    seen.setdefault("parameters", (trainable, frozen))
+    return {"noise": np.zeros((4, 4, 3), np.uint8)}
+
+  started = train(tmp_path / "new", 0, seed=5, initial_items=items, pictures=look)
+  equal(started.trainable["encoder"], donor.trainable["encoder"])
+  equal(started.frozen, donor.frozen)
+  assert not np.array_equal(started.trainable["head"]["kernel"], donor.trainable["head"]["kernel"])
+  assert (tmp_path / "new" / "pictures" / "noise_0000000.png").exists()
+  with pytest.raises(InputError, match="no item 'decoder'"):
+    train(tmp_path / "third", 1, initial_items={"decoder": tmp_path / "donor"})
+
+
+def test_other_frozen_parameters_than_those_trained_with_are_refused(tmp_path):
+  train(tmp_path, 1)
+  other = train(tmp_path / "other", 1, seed=7)
+  frozen = tmp_path / "checkpoints" / "frozen"
+  frozen.rename(tmp_path / "aside")
+  checkpoint.save_items(frozen, other.frozen, {"frozen_sha256": checkpoint.tree_hash(other.frozen)})
+  with pytest.raises(InputError, match="frozen parameters are not those"):
+    train(tmp_path, 2)
+
+
+CHILD = textwrap.dedent("""
+  import sys
+  sys.path[:0] = [{root!r}, {here!r}]
+  import jax, time
+  from toy_task import ToyTask, toy_batches
+  from synclipmae_jax import sharding
+  from synclipmae_jax.train.loop import run
+  from synclipmae_jax.train.optim import make_optimizer
+
+  def slowly(first_step):
+    for batch in toy_batches({batch})(first_step):
+      time.sleep({pause})
+      yield batch
+
+  result = run(
+    ToyTask(), workdir={workdir!r}, train_batches=slowly, batch_size={batch}, total_steps={total},
+    optimizer=make_optimizer(peak_lr=1e-2, warmup_steps=2, total_steps=20),
+    mesh=sharding.make_mesh({{"fsdp": 1}}, jax.devices()[:1]), log_every=1, checkpoint_every={every}, tensorboard=True,
+  )
+  assert not any(name.split(".")[0] == "tensorflow" for name in sys.modules), "TensorFlow was imported"
+  print("ended", result.step, result.stopped)
+""")
+
+
+def start(workdir, *, total, pause=0.05, every=1000):
+  code = CHILD.format(
+    root=str(ROOT), here=str(HERE), workdir=str(workdir), batch=BATCH, total=total, pause=pause, every=every
+  )
+  return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(child, ready, seconds=60):
+  end = time.monotonic() + seconds
+  while not ready():
+    assert child.poll() is None and time.monotonic() < end, child.communicate()
+    time.sleep(0.01)
+
+
+def logged(workdir, steps):
+  log = workdir / "metrics.jsonl"
+  return lambda: log.exists() and log.read_text().count("\n") >= steps
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_resumes_bit_for_bit(tmp_path, number):
+  child = start(tmp_path / "stopped", total=1000)
+  wait_for(child, logged(tmp_path / "stopped", 3))
+  child.send_signal(number)
+  out, err = child.communicate(timeout=60)
+  assert child.returncode == 0, err
+  step = load_step(tmp_path / "stopped")
+  assert f"ended {step} {number.name.lower()}" in out and f"saved step {step}" in out
+  assert "run the same command again" in out and 3 <= step < 1000
+  resumed = train(tmp_path / "stopped", step + 2)
+  whole = train(tmp_path / "whole", step + 2)
+  equal(resumed.trainable, whole.trainable)
+  assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+  assert list((tmp_path / "stopped" / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_resumes_bit_for_bit(tmp_path):
+  """Saves at every step, so that most kills fall into a save."""
+  total, rng, kills = 40, np.random.default_rng(0), 0
+  while kills < 6:
+    child = start(tmp_path / "killed", total=total, pause=0.02, every=1)
+    steps = len(losses(tmp_path / "killed")) if (tmp_path / "killed" / "metrics.jsonl").exists() else 0
+    wait_for(child, lambda child=child, steps=steps: logged(tmp_path / "killed", steps + 2)() or child.poll() == 0)
+    time.sleep(rng.uniform(0, 0.3))
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    kills += 1
+  resumed = train(tmp_path / "killed", total)
+  whole = train(tmp_path / "whole", total)
+  equal(resumed.trainable, whole.trainable)
+  assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
