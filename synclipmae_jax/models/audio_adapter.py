@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from synclipmae_jax.models import flops
-from synclipmae_jax.models.layers import LayerNorm, linear
+from synclipmae_jax.models.layers import LayerNorm, Linear
 from synclipmae_jax.types import InputError
 
 
@@ -36,8 +36,8 @@ class AudioAdapter(nnx.Module):
     self.layers = layers
     self.in_features, self.width = in_features, width
     self.norm = LayerNorm(in_features, compute_dtype=compute_dtype, rngs=rngs)
-    self.hidden = linear(in_features, width, compute_dtype=compute_dtype, rngs=rngs)
-    self.out = linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.hidden = Linear(in_features, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.out = Linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
 
   def __call__(self, states: Float[Array, "*b l c"]) -> Float[Array, "*b d"]:
     """[..., L, C] hidden states -> [..., D] audio tokens."""

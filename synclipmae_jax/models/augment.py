@@ -25,7 +25,7 @@ def jitter_affine(
   saturation: float,
   hue: float,
   probability: float,
-) -> tuple[Float[Array, "3 3"], Float[Array, "3"]]:
+) -> tuple[Float[Array, "3 3"], Float[Array, 3]]:
   """(matrix, offset) of one clip's jitter on RGB in [0, 1]: `rgb @ matrix + offset`, to be clipped to [0, 1].
 
   Strengths as in torchvision's ColorJitter (factor in 1 ± strength; hue in turns, rotated in the YIQ plane);

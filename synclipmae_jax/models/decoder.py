@@ -19,9 +19,9 @@ from synclipmae_jax.models import flops
 from synclipmae_jax.models.layers import (
   CrossAttention,
   LayerNorm,
+  Linear,
   Mlp,
   SelfAttention,
-  linear,
   rematerialise,
   stack_blocks,
 )
@@ -100,8 +100,8 @@ class Decoder(nnx.Module):
     self.compute_dtype = compute_dtype
     self.unroll = unroll
     self.remat = remat
-    self.embed_patches = linear(token_width, width, compute_dtype=compute_dtype, rngs=rngs)
-    self.embed_prompts = linear(token_width, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.embed_patches = Linear(token_width, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.embed_prompts = Linear(token_width, width, compute_dtype=compute_dtype, rngs=rngs)
     self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
     self.position = nnx.Param(jnp.asarray(sincos_position(grid, width, rows_first=False)))
     self.blocks = stack_blocks(
@@ -112,7 +112,7 @@ class Decoder(nnx.Module):
       rngs,
     )
     self.norm = LayerNorm(width, compute_dtype=compute_dtype, rngs=rngs)
-    self.to_pixels = linear(width, patch * patch * 3, compute_dtype=compute_dtype, rngs=rngs)
+    self.to_pixels = Linear(width, patch * patch * 3, compute_dtype=compute_dtype, rngs=rngs)
 
   def restore(self, tokens: Float[Array, "b f k d"], indices: Int[Array, "b f k"]) -> Float[Array, "b f n d"]:
     """Visible tokens at their places, the mask token elsewhere, positions added.

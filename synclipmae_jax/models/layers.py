@@ -27,17 +27,26 @@ class LayerNorm(nnx.LayerNorm):
     super().__init__(width, epsilon=epsilon, dtype=compute_dtype, use_fast_variance=False, rngs=rngs)
 
 
-def linear(in_features: int, out_features: int, *, compute_dtype, rngs: nnx.Rngs) -> nnx.Linear:
-  """Dense layer with Xavier-uniform kernel and zero bias (MAE's initialisation)."""
-  return nnx.Linear(in_features, out_features, dtype=compute_dtype, kernel_init=XAVIER, rngs=rngs)
+class Linear(nnx.Linear):
+  """Dense layer with Xavier-uniform kernel and zero bias (MAE's initialisation).
+
+  Leading dimensions are flattened for the product: with three-dimensional operands XLA's CPU backend takes about twice
+  as long for the gradient of an MLP.
+  """
+
+  def __init__(self, in_features: int, out_features: int, *, compute_dtype, rngs: nnx.Rngs):
+    super().__init__(in_features, out_features, dtype=compute_dtype, kernel_init=XAVIER, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 
 
 class Mlp(nnx.Module):
   """Linear, exact GELU, Linear."""
 
   def __init__(self, width: int, hidden: int, *, compute_dtype, rngs: nnx.Rngs):
-    self.up = linear(width, hidden, compute_dtype=compute_dtype, rngs=rngs)
-    self.down = linear(hidden, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.up = Linear(width, hidden, compute_dtype=compute_dtype, rngs=rngs)
+    self.down = Linear(hidden, width, compute_dtype=compute_dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*b n d"]) -> Float[Array, "*b n d"]:
     return self.down(jax.nn.gelu(self.up(x), approximate=False))
@@ -50,8 +59,8 @@ class SelfAttention(nnx.Module):
     if width % heads:
       raise ValueError(f"width {width} is not divisible by {heads} heads")
     self.heads = heads
-    self.qkv = linear(width, 3 * width, compute_dtype=compute_dtype, rngs=rngs)
-    self.out = linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.qkv = Linear(width, 3 * width, compute_dtype=compute_dtype, rngs=rngs)
+    self.out = Linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
@@ -65,9 +74,9 @@ class CrossAttention(nnx.Module):
     if width % heads:
       raise ValueError(f"width {width} is not divisible by {heads} heads")
     self.heads = heads
-    self.query = linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
-    self.key_value = linear(width, 2 * width, compute_dtype=compute_dtype, rngs=rngs)
-    self.out = linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.query = Linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.key_value = Linear(width, 2 * width, compute_dtype=compute_dtype, rngs=rngs)
+    self.out = Linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]) -> Float[Array, "b n d"]:
     k, v = jnp.split(self.key_value(context), 2, axis=-1)

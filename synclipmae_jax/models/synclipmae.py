@@ -266,7 +266,7 @@ class SyncLipMAE:
     )
     return 3 * trained + speech.flops(self.audio_frames)
 
-  def _motion_mask(self, keys: Key[Array, "b"], batch: Batch) -> Int[Array, "b t k"]:
+  def _motion_mask(self, keys: Key[Array, b], batch: Batch) -> Int[Array, "b t k"]:
     """Visible patches of the view the motion tokens come from: face-preserving, or uniform in ablation A1."""
     weights = None
     if self.views != "uniform":
@@ -280,7 +280,7 @@ class SyncLipMAE:
   def _hidden_states(self, frozen: Params, waveform: Float[Array, "b n"]) -> Float[Array, "b t l c"]:
     return self._speech.bind(frozen["speech_encoder"])(waveform)
 
-  def _shuffle(self, identity: Float[Array, "b f d"], keys: Key[Array, "b"]) -> Float[Array, "b f d"]:
+  def _shuffle(self, identity: Float[Array, "b f d"], keys: Key[Array, b]) -> Float[Array, "b f d"]:
     """Permutes identity tokens among the frames of each pair of windows of one record, with the given probability.
 
     Same subject, different motion, and nothing crosses devices (a permutation by subject over the batch compiled to
@@ -312,7 +312,7 @@ def _to_unit(pixels: UInt8[Array, "*b p"]) -> Float[Array, "*b p"]:
   return pixels.astype(jnp.float32) / 255
 
 
-def _choose_frames(keys: Key[Array, "b"], *, frames: int, chosen: int) -> Int[Array, "b f"]:
+def _choose_frames(keys: Key[Array, b], *, frames: int, chosen: int) -> Int[Array, "b f"]:
   """Which frames of each clip are decoded, in order of time."""
   if chosen == frames:
     return jnp.broadcast_to(jnp.arange(frames), (len(keys), frames))

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from synclipmae_jax.models import flops
-from synclipmae_jax.models.layers import EncoderBlock, LayerNorm, linear, scan_blocks, stack_blocks
+from synclipmae_jax.models.layers import EncoderBlock, LayerNorm, Linear, scan_blocks, stack_blocks
 
 # ImageNet statistics on the 0..1 scale (Sapiens' pretraining configuration divides the same numbers by 255).
 PIXEL_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -86,7 +86,7 @@ class VisualEncoder(nnx.Module):
     self.compute_dtype = compute_dtype
     self.unroll = unroll
     self.remat = remat
-    self.patch_embedding = linear(patch * patch * 3, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.patch_embedding = Linear(patch * patch * 3, width, compute_dtype=compute_dtype, rngs=rngs)
     # A parameter, so that a donor's table can fill it, but never trained (MAE and Sapiens freeze it too).
     self.position = nnx.Param(jnp.asarray(sincos_position(self.grid, width, rows_first=True)))
     normal = nnx.initializers.normal(0.02)

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from synclipmae_jax.models import flops
-from synclipmae_jax.models.layers import LayerNorm, Mlp, SelfAttention, linear, stack_blocks
+from synclipmae_jax.models.layers import LayerNorm, Linear, Mlp, SelfAttention, stack_blocks
 from synclipmae_jax.models.speech_encoder import frames_of, normalise
 from synclipmae_jax.sharding import constrain
 from synclipmae_jax.types import AUDIO_MARGIN, InputError
@@ -107,7 +107,7 @@ class Wav2Vec2(nnx.Module):
 
     self.feature_extractor = FeatureExtractor(conv_width, compute_dtype=compute_dtype, rngs=rngs)
     self.norm_features = LayerNorm(conv_width, epsilon=EPSILON, compute_dtype=compute_dtype, rngs=rngs)
-    self.projection = linear(conv_width, width, compute_dtype=compute_dtype, rngs=rngs)
+    self.projection = Linear(conv_width, width, compute_dtype=compute_dtype, rngs=rngs)
     self.positional_conv = nnx.Conv(
       width,
       width,

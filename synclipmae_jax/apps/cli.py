@@ -1,0 +1,28 @@
+"""`synclipmae COMMAND …`: what a person runs. Training is `python -m synclipmae_jax.main`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {"prepare": "a folder of videos -> clean clips, a manifest, and records to train from"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Hands the arguments to a command; the command's exit status."""
+  arguments = list(sys.argv[1:] if argv is None else argv)
+  if not arguments or arguments[0] in ("-h", "--help"):
+    print(f"{__doc__}\n\nCommands (each has --help):")
+    for name, purpose in COMMANDS.items():
+      print(f"  {name:10} {purpose}")
+    return 0 if arguments else 2
+  command, *rest = arguments
+  if command not in COMMANDS:
+    print(f"synclipmae: there is no command {command!r}: {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2
+  return importlib.import_module(f"synclipmae_jax.apps.{command}").main(rest)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
