@@ -1,0 +1,73 @@
+"""`synclipmae prepare --raw DIR --out DIR`: a folder of videos -> clean clips, a manifest, and records to train from.
+
+Any frame rate, size, sample rate and number of channels becomes 25 frames/s and 16 kHz mono on one clock, cropped to
+the face. Every file is named in OUT/manifest.jsonl with its outcome and the reason. Run it again to go on, or after
+adding files: what is done stays.
+
+Exit status: 0 where at least one clip was made, 1 where none was, 2 for wrong arguments, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from synclipmae_jax.data import corpora
+from synclipmae_jax.data.clips import FACES
+from synclipmae_jax.data.prepare import prepare
+from synclipmae_jax.types import InputError
+
+_SHOWN = 20  # refusals printed; the manifest has all
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser("synclipmae prepare", description=__doc__.split("\n\n")[0])
+  parser.add_argument("--raw", required=True, help="folder of mp4, mov, mkv and webm files, searched to any depth")
+  parser.add_argument("--out", required=True, help="folder for clips, manifest and records")
+  parser.add_argument("--corpus", default="auto", choices=("auto", *corpora.NAMES), help="how the files are arranged")
+  parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the face (auto: the .faces.npz beside "
+                      "a file, else skimage_lbp)")  # fmt: skip
+  parser.add_argument("--size", type=int, default=256, help="pixels of a side of the square clips (default 256)")
+  parser.add_argument("--min-seconds", type=float, default=1.6, help="shortest clip (default 1.6)")
+  parser.add_argument("--max-seconds", type=float, default=10.0, help="longest clip (default and most 10)")
+  parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+  parser.add_argument("--json", action="store_true", help="print the summary as one JSON object, and no progress bar")
+  args = parser.parse_args(argv)
+  try:
+    manifest = prepare(
+      args.raw, args.out, corpus=args.corpus, faces=args.faces, size=args.size, min_seconds=args.min_seconds,
+      max_seconds=args.max_seconds, workers=args.workers, progress=not args.json,
+    )  # fmt: skip
+  except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+    print(f"synclipmae prepare: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\ninterrupted: the finished files are kept, the same command goes on from there", file=sys.stderr)
+    return 130
+  summary = manifest.summary()
+  if args.json:
+    print(json.dumps(summary))
+  else:
+    _print(summary, args.out)
+  return 0 if summary["clips"] else 1
+
+
+def _print(summary: dict, out: str) -> None:
+  print(
+    f"{summary['accepted']} of {summary['files']} files accepted: {summary['clips']} clips, {summary['seconds']:.1f} s"
+    + (f" ({summary['upscaled_clips']} enlarged)" if summary["upscaled_clips"] else "")
+  )
+  if summary["reasons"]:
+    print(f"{summary['rejected']} refused:")
+  for file, reason in list(summary["reasons"].items())[:_SHOWN]:
+    print(f"  {file}: {reason}")
+  if len(summary["reasons"]) > _SHOWN:
+    print(f"  … and {len(summary['reasons']) - _SHOWN} more")
+  print(f"manifest: {out}/manifest.jsonl" + (f"\nrecords:  {summary['records']}" if summary["records"] else ""))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,104 @@
+"""Sound in and out: any track to 16 kHz mono on the clock of the pictures, and the clips' own FLAC.
+
+Sample n belongs to second n / 16000 of the clock of `data.video` (second 0 is the first picture). Each run of packets
+without a gap is resampled in one piece and laid down at the time its timestamp says; where the timestamps leave a gap
+or drift off the sample count by more than 10 ms, a new run begins. What no packet covers is zero.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from synclipmae_jax.data.video import check_length, declared_end, open_media
+from synclipmae_jax.types import SAMPLE_RATE, InputError
+
+_MAX_DRIFT = Fraction(1, 100)  # seconds between a packet's timestamp and the sample count before it
+
+
+def read_chunks(path: str | os.PathLike, *, origin: Fraction) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields (first sample, float32 [n] in [-1, 1]) in order: 16 kHz mono, sample 0 at second `origin` of the container.
+
+  Raises InputError for a file without sound, or one whose sound breaks off or cannot be decoded.
+  """
+  with open_media(path) as container:
+    stream = container.streams.best("audio")
+    if stream is None:
+      raise InputError("it has no sound track")
+    position = 0  # of the next sample to be laid down
+
+    def lay(frames) -> Iterator[tuple[int, np.ndarray]]:
+      nonlocal position
+      for frame in frames:
+        samples = frame.to_ndarray().reshape(-1)
+        yield position, samples
+        position += len(samples)
+
+    resampler, run_format, run_end = None, None, Fraction(0)  # the end of the run in seconds of the container
+    for frame in container.decode(stream):
+      begin = run_end if frame.pts is None else frame.pts * frame.time_base
+      frame_format = (frame.sample_rate, frame.layout.name, frame.format.name)
+      if frame_format != run_format or abs(begin - run_end) > _MAX_DRIFT:
+        if resampler is not None:
+          yield from lay(resampler.resample(None))
+        resampler, run_format, run_end = av.AudioResampler("fltp", "mono", SAMPLE_RATE), frame_format, begin
+        position = round((begin - origin) * SAMPLE_RATE)
+      run_end += Fraction(frame.samples, frame.sample_rate)
+      frame.pts = None  # the resampler only counts samples; the clock is ours
+      yield from lay(resampler.resample(frame))
+    if resampler is None:
+      raise InputError("its sound track is empty")
+    yield from lay(resampler.resample(None))
+    check_length("sound", end=float(run_end), declared=declared_end(stream))
+
+
+class Track:
+  """Reads stretches of a file's sound, each `read` beginning no earlier than the one before; holds only the stretch."""
+
+  def __init__(self, path: str | os.PathLike, *, origin: Fraction):
+    self._chunks = read_chunks(path, origin=origin)
+    self._held: list[tuple[int, np.ndarray]] = []
+
+  def read(self, first: int, last: int) -> np.ndarray:
+    """Samples [first, last) as float32; zero where the file has no sound."""
+    self._held = [chunk for chunk in self._held if _end(chunk) > first]
+    while not self._held or _end(self._held[-1]) < last:
+      if (chunk := next(self._chunks, None)) is None:
+        break
+      if _end(chunk) > first:
+        self._held.append(chunk)
+    out = np.zeros(last - first, np.float32)
+    for start, samples in self._held:
+      low, high = max(first, start), min(last, start + len(samples))
+      if low < high:
+        out[low - first : high - first] = samples[low - start : high - start]
+    return out
+
+
+def _end(chunk: tuple[int, np.ndarray]) -> int:
+  return chunk[0] + len(chunk[1])
+
+
+def encode_flac(waveform: np.ndarray) -> bytes:
+  """FLAC, 16 bit, of float [n] in [-1, 1] at 16 kHz; what is louder is clipped."""
+  samples = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+  out = io.BytesIO()
+  with av.open(out, "w", format="flac") as container:
+    stream = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
+    frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+    frame.sample_rate, frame.pts = SAMPLE_RATE, 0
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  return out.getvalue()
+
+
+def decode_flac(flac: bytes) -> np.ndarray:
+  """float32 [n] in [-1, 1] of 16 kHz mono FLAC, bit-exact with what `encode_flac` was given after rounding."""
+  with av.open(io.BytesIO(flac), format="flac") as container:
+    frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+  return np.concatenate(frames).astype(np.float32) / 32768.0

@@ -1,0 +1,211 @@
+"""One file -> its clips (one face, one shot, sound throughout, cropped, on one clock), or the reason why there is none.
+
+A file is read twice, one picture in memory at a time: small, to find the face, the cuts and the sound; then to cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synclipmae_jax.data import audio, faces, video
+from synclipmae_jax.data.corpora import SourceItem
+from synclipmae_jax.data.scenes import SceneCuts
+from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+FACES = ("auto", *faces.BACKENDS)
+CLIP_FILES = (".mp4", ".flac", ".npz")  # of clip NN of a folder: NN.mp4, NN.flac, NN.npz
+VERSION = 1  # of what this file makes: raise it, and prepared clips are made anew
+_LOOK = 256  # pixels of the short side, for finding faces and cuts
+_MAX_UPSCALE = 2.0  # a crop of fewer source pixels than half the size holds no lips worth learning
+_UNHEARD = 2  # frames that the sound may miss at an end: encoders trim it so
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """What decides the clips of a file; a change of any makes them anew."""
+
+  size: int = 256
+  faces: str = "auto"
+  min_seconds: float = 1.6
+  max_seconds: float = 10.0
+
+  def __post_init__(self):
+    if self.size < 32 or self.size % 2:
+      raise InputError(f"the size must be an even number of pixels, at least 32, not {self.size}")
+    if self.faces not in FACES:
+      raise InputError(f"unknown face backend {self.faces!r}: choose one of {', '.join(FACES)}")
+    if not 0 < self.min_seconds <= self.max_seconds <= 10:
+      raise InputError(f"clips must last 0 < min <= max <= 10 s, not {self.min_seconds:g} to {self.max_seconds:g}")
+
+  @property
+  def stamp(self) -> dict[str, Any]:
+    """The preprocessing that a model trained on these clips depends on; it travels with records and checkpoints."""
+    return {"size": self.size, "fps": FPS, "sample_rate": SAMPLE_RATE, "crop": faces.CROP_RULE, "version": VERSION}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cut:
+  """What came of a file, as the manifest says it: facts of the source, and one entry a clip."""
+
+  source: dict[str, Any]
+  clips: list[dict[str, Any]]
+
+
+def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Callable[[], None]) -> Cut:
+  """Writes the clips of a file into `folder`; calls `check` at every frame, which may raise to stop it.
+
+  Raises InputError with the reason where the file yields no clip.
+  """
+  if item.path.suffix.lower() not in VIDEO_SUFFIXES:
+    raise InputError(f"it is not a video file ({', '.join(VIDEO_SUFFIXES)})")
+  if item.path.exists() and not item.path.is_file():  # a pipe would be waited for
+    raise InputError("it is not a regular file")
+  info = video.probe(item.path)
+  backend = settings.faces
+  if backend == "auto":
+    backend = "precomputed" if item.faces_path and item.faces_path.exists() else "skimage_lbp"
+  scenes = SceneCuts()
+  small = scenes.watch(_checked(video.read_frames(item.path, short_side=_LOOK), check))
+  track = faces.BACKENDS[backend](small, info=info, sidecar=item.faces_path)
+  frames = len(track.box)
+  segments = _segments(track.track, cuts=scenes.cuts, heard=_heard(item.path, info, frames), settings=settings)
+
+  scale = np.tile([info.width, info.height], 2)
+  crops = [faces.crop_path(track.box[a:b] * scale, width=info.width, height=info.height).round() for a, b in segments]
+  large = [settings.size <= _MAX_UPSCALE * crop[0, 2] for crop in crops]
+  if not any(large):
+    side = max(crop[0, 2] for crop in crops)
+    raise InputError(f"its face is too small: a crop of {side:.0f} pixels, for clips of {settings.size}")
+
+  truth = _read_truth(item.truth_path)
+  sound = audio.Track(item.path, origin=info.origin)
+  pictures = _checked(video.read_frames(item.path), check)
+  clips = []
+  for (start, stop), crop in itertools.compress(zip(segments, crops, strict=True), large):
+    stem = folder / f"{len(clips):02d}"
+    sources = _write_pictures(stem.with_suffix(".mp4"), pictures, start, crop, info=info, size=settings.size)
+    waveform = sound.read(start * SAMPLES_PER_FRAME, stop * SAMPLES_PER_FRAME)
+    stem.with_suffix(".flac").write_bytes(audio.encode_flac(waveform))
+    arrays = _crop_boxes(track, start, stop, crop, info)
+    if truth:
+      if len(truth["truth"]) <= sources[-1]:
+        raise InputError(f"its truth file has {len(truth['truth'])} rows, fewer than the video has frames")
+      arrays |= {"truth": truth["truth"][sources], "truth_names": truth["names"]}
+    np.savez(stem.with_suffix(".npz"), landmark_schema=track.schema, **arrays)
+    content = b"".join(stem.with_suffix(end).read_bytes() for end in CLIP_FILES)
+    clips.append({
+      "key": f"{item.key}#{start}", "start": start, "frames": stop - start, "whole": stop - start >= 0.95 * frames,
+      "upscale": round(max(1.0, settings.size / float(crop[0, 2])), 2), "sha256": hashlib.sha256(content).hexdigest(),
+    })  # fmt: skip
+  source = {**dataclasses.asdict(info), "origin": float(info.origin), "frames": frames, "faces": backend}
+  return Cut(source=source, clips=clips)
+
+
+def _checked(frames: Iterator[video.Frame], check: Callable[[], None]) -> Iterator[video.Frame]:
+  for frame in frames:
+    check()
+    yield frame
+
+
+def _write_pictures(
+  path: Path, pictures: Iterator[video.Frame], start: int, crop: np.ndarray, *, info: video.MediaInfo, size: int
+) -> list[int]:
+  """Writes the crops of frames [start, start + len(crop)), taken from the stream; returns their source frames."""
+  sources = []
+  with video.ClipWriter(path, size=size) as writer:
+    for frame in pictures:
+      if frame.index >= start:
+        if frame.image.shape[:2] != (info.height, info.width):
+          raise InputError(f"the size of its picture changes at {frame.index / FPS:.1f} s")
+        x, y, side = crop[frame.index - start].astype(int)
+        writer.write(frame.image[y : y + side, x : x + side])
+        sources.append(frame.source)
+        if len(sources) == len(crop):
+          break
+  return sources
+
+
+def _segments(
+  track: np.ndarray, *, cuts: Sequence[int], heard: np.ndarray, settings: Settings
+) -> list[tuple[int, int]]:
+  """[start, stop) of the clips: one face, one shot, sound throughout; long stretches in equal parts."""
+  shortest, longest = round(settings.min_seconds * FPS), round(settings.max_seconds * FPS)
+  if len(track) < shortest:
+    raise InputError(f"it is too short: {len(track)} frames at {FPS} frames/s, {shortest} are needed")
+  if (track < 0).all():
+    raise InputError("no face is found in it")
+  state = np.where(heard, track, -1)
+  edges = sorted({0, len(state), *cuts, *(np.flatnonzero(np.diff(state)) + 1).tolist()})
+  runs = [(a, b) for a, b in zip(edges, edges[1:]) if state[a] >= 0]  # noqa: B905
+  found = []
+  for a, b in runs:
+    parts = -(-(b - a) // longest)
+    bounds = np.linspace(a, b, parts + 1).round().astype(int).tolist()
+    found += [(first, last) for first, last in zip(bounds, bounds[1:]) if last - first >= shortest]  # noqa: B905
+  if not found:
+    best = max((b - a for a, b in runs), default=0)
+    raise InputError(
+      f"no {settings.min_seconds:g} s of it show one face in one shot with sound: the longest stretch is {best} frames"
+    )
+  return found
+
+
+def _heard(path: Path, info: video.MediaInfo, frames: int) -> np.ndarray:
+  """bool [frames]: there is sound for the frame, or for one at most `_UNHEARD` away.
+
+  Refuses a silent track, and a file both of whose tracks end early.
+  """
+  heard, peak, last = np.zeros(frames, bool), 0.0, 0
+  for start, samples in audio.read_chunks(path, origin=info.origin):
+    first, last = start // SAMPLES_PER_FRAME, -(-(start + len(samples)) // SAMPLES_PER_FRAME)
+    heard[max(0, first - _UNHEARD) : max(0, last + _UNHEARD)] = True
+    peak = max(peak, float(np.abs(samples).max(initial=0)))
+  seconds = float(info.origin) + max(frames, last) / FPS
+  video.check_length("footage", end=seconds, declared=info.end)
+  if peak < 1e-4:
+    raise InputError("its sound track is silent")
+  return heard
+
+
+def _crop_boxes(
+  track: faces.FaceTrack, start: int, stop: int, crop: np.ndarray, info: video.MediaInfo
+) -> dict[str, np.ndarray]:
+  """Face box, mouth box and landmarks of frames [start, stop) as fractions of their crops."""
+  scale, corner, side = np.array([info.width, info.height]), crop[:, :2], crop[:, 2:]
+  face = (track.box[start:stop] * np.tile(scale, 2) - np.tile(corner, 2)) / side
+  landmarks = np.zeros((stop - start, 0, 2), np.float32)
+  mouth = np.full((stop - start, 4), -1.0)
+  if track.landmarks is not None:
+    landmarks = (track.landmarks[start:stop] * scale - corner[:, None]) / side[:, None]
+    if track.mouth:
+      lips = landmarks[:, list(track.mouth)]
+      low, high = lips.min(1), lips.max(1)
+      margin = 0.15 * (high - low).max(1, keepdims=True)
+      box = np.concatenate([low - margin, high + margin], 1).clip(0, 1)
+      mouth = np.where(np.isfinite(box).all(1, keepdims=True), box, -1.0)
+    landmarks = np.nan_to_num(landmarks, nan=-1.0, posinf=-1.0, neginf=-1.0)
+  boxes = {"face_box": face.clip(0, 1), "mouth_box": mouth, "landmarks": landmarks}
+  return {name: value.astype(np.float32) for name, value in boxes.items()}
+
+
+def _read_truth(path: Path | None) -> dict[str, np.ndarray]:
+  """truth float32 [source frames, P] and names [P]; empty where the file has none."""
+  if path is None or not path.exists():
+    return {}
+  try:
+    with np.load(path) as stored:
+      truth, names = stored["truth"].astype(np.float32), stored["names"].astype(str)
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise InputError(f"its truth file {path.name} cannot be read ({error})") from error
+  if truth.shape[1:] != names.shape or not np.isfinite(truth).all():
+    raise InputError(f"its truth file {path.name} must hold finite numbers [n, P] and P names, not {truth.shape}")
+  return {"truth": truth, "names": names}

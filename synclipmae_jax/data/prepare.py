@@ -1,0 +1,239 @@
+"""Raw footage -> clean clips, a manifest that names every file with its outcome and reason, and records.
+
+`data.clips` says what becomes of one file; here many are done, and done once. The clips of a file appear in one rename,
+with `done.json` saying what they were made of: a run that was stopped goes on where it was, and a file or a setting
+that changed is done again.
+
+  OUT/clips/<file>/NN.{mp4,flac,npz}   OUT/manifest.jsonl   OUT/records/
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from synclipmae_jax.data import corpora, records
+from synclipmae_jax.data.clips import CLIP_FILES, VERSION, Settings, cut_file
+from synclipmae_jax.data.corpora import SourceItem
+from synclipmae_jax.types import FPS, InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+  """What became of every file: `entries` as in manifest.jsonl, and the records made of what was accepted."""
+
+  entries: Sequence[dict[str, Any]]
+  records: Path | None
+
+  def summary(self) -> dict[str, Any]:
+    accepted = [entry for entry in self.entries if entry["outcome"] == "accepted"]
+    clips = [clip for entry in accepted for clip in entry["clips"]]
+    return {
+      "files": len(self.entries),
+      "accepted": len(accepted),
+      "rejected": len(self.entries) - len(accepted),
+      "clips": len(clips),
+      "seconds": round(sum(clip["frames"] for clip in clips) / FPS, 2),
+      "upscaled_clips": sum(clip["upscale"] > 1 for clip in clips),
+      "reasons": {entry["file"]: entry["reason"] for entry in self.entries if entry["outcome"] == "rejected"},
+      "records": str(self.records) if self.records else None,
+    }
+
+
+def prepare(
+  raw: str | os.PathLike, out: str | os.PathLike, *, corpus: str = "auto", faces: str = "auto", size: int = 256,
+  min_seconds: float = 1.6, max_seconds: float = 10.0, workers: int = 1, progress: bool = True,
+) -> Manifest:  # fmt: skip
+  """Prepares every file below `raw` into `out`; see the head of this file. Safe to interrupt and to repeat.
+
+  Raises InputError for a wrong argument or a folder without files; a bad file is an entry of the manifest.
+  """
+  settings = Settings(size=size, faces=faces, min_seconds=min_seconds, max_seconds=max_seconds)
+  raw, out = Path(raw).resolve(), Path(out)
+  if not raw.is_dir():
+    raise InputError(f"{raw} is not a folder")
+  if workers < 1:
+    raise InputError(f"the number of workers must be at least 1, not {workers}")
+  ours = {out.resolve() / name for name in ("clips", "records", "manifest.jsonl")}  # `out` may lie inside `raw`
+  items = [item for item in corpora.load(corpus)(raw) if ours.isdisjoint((item.path, *item.path.parents))]
+  if not items:
+    raise InputError(f"there is no file in {raw}")
+  (out / "clips").mkdir(parents=True, exist_ok=True)
+
+  done = {item.key: entry for item in items if (entry := _finished(item, settings, out))}
+  with tqdm(total=len(items), initial=len(done), desc="prepare", unit="file", disable=not progress) as bar:
+    for entry in _run([item for item in items if item.key not in done], settings, out, workers):
+      done[entry["file"]] = entry
+      bar.update()
+
+  entries = [_manifest_line(item, done[item.key]) for item in items]
+  lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
+  _write_atomically(out / "manifest.jsonl", lines)
+  accepted = any(entry["outcome"] == "accepted" for entry in entries)
+  return Manifest(entries=entries, records=records.write_records(out, stamp=settings.stamp) if accepted else None)
+
+
+def _manifest_line(item: SourceItem, entry: dict[str, Any]) -> dict[str, Any]:
+  known = {
+    "corpus": item.corpus, "split": item.split, "identity": item.identity, "split_group": item.split_group,
+    "text": item.text, "lag": item.lag, "emotion": item.emotion, "actions": list(item.actions),
+    "provenance": {**item.provenance, "file": item.key},
+  }  # fmt: skip
+  return {key: entry[key] for key in ("file", "outcome", "reason", "source", "clips", "folder")} | known
+
+
+# -- which files, in which processes --
+
+
+def _folder(item: SourceItem, out: Path) -> Path:
+  name = re.sub(r"[^\w.-]+", "_", item.key, flags=re.ASCII)[-80:]
+  return out / "clips" / f"{name}-{hashlib.sha256(item.key.encode()).hexdigest()[:8]}"
+
+
+def _fingerprint(item: SourceItem, settings: Settings) -> dict[str, Any]:
+  """Changes when the file, what stands beside it or a setting does."""
+
+  def state(path: Path | None) -> list[int] | None:
+    try:
+      stat = path.stat() if path else None
+    except OSError:
+      return None
+    return [stat.st_size, stat.st_mtime_ns] if stat else None
+
+  files = [state(path) for path in (item.path, item.faces_path, item.truth_path)]
+  return {"files": files, "settings": dataclasses.asdict(settings), "version": VERSION}
+
+
+def _finished(item: SourceItem, settings: Settings, out: Path) -> dict[str, Any] | None:
+  """The entry of an earlier run, where it still holds."""
+  folder = _folder(item, out)
+  try:
+    entry = json.loads((folder / "done.json").read_text())
+  except (OSError, ValueError):
+    return None
+  if entry.get("fingerprint") != _fingerprint(item, settings):
+    return None
+  files = [folder / f"{number:02d}{end}" for number in range(len(entry["clips"])) for end in CLIP_FILES]
+  return entry if all(file.exists() for file in files) else None
+
+
+def _run(items: Sequence[SourceItem], settings: Settings, out: Path, workers: int) -> Iterator[dict[str, Any]]:
+  """Yields the entry of every item as it is done. A file that kills its process is tried once more, alone, and then
+  refused; the others do not suffer."""
+  if workers == 1 or len(items) <= 1:
+    for item in items:
+      yield _prepare_file(item, settings, out)
+    return
+  context = multiprocessing.get_context("spawn")
+  stop = context.Event()
+  waiting, alone = list(reversed(items)), []
+  while waiting or alone:
+    limit = 1 if alone else workers
+    queue = alone if alone else waiting
+    with concurrent.futures.ProcessPoolExecutor(limit, context, _start_worker, (stop,)) as pool:
+      running: dict[concurrent.futures.Future, SourceItem] = {}
+      try:
+        while queue or running:
+          while queue and len(running) < 2 * limit and not (queue is alone and running):
+            item = queue.pop()
+            running[pool.submit(_prepare_file, item, settings, out)] = item
+          finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+          for future in finished:
+            entry = future.result()  # BrokenProcessPool: leave the item among the suspects
+            running.pop(future)
+            yield entry
+      except BrokenProcessPool:
+        if queue is alone:
+          (item,) = running.values()
+          reason = "reading it ended the process that read it (out of memory, or a fault of the decoder)"
+          yield _refuse(item, out, reason)
+        else:
+          alone.extend(running.values())
+      except BaseException:  # Ctrl-C, or the consumer has gone
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        raise
+
+
+_stop = None  # in a worker: the event by which the parent asks it to leave the file in hand
+
+
+def _start_worker(stop) -> None:
+  global _stop
+  _stop = stop
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
+  os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a core is enough
+
+
+class _Stopped(BaseException):
+  """Not an Exception: no refusal of the file."""
+
+
+def _check() -> None:
+  if _stop is not None and _stop.is_set():
+    raise _Stopped
+
+
+# -- one file and its folder --
+
+
+def _prepare_file(item: SourceItem, settings: Settings, out: Path) -> dict[str, Any]:
+  """Makes the clips of one file, or finds out why not; its folder appears in one rename."""
+  fingerprint = _fingerprint(item, settings)
+  unfinished = _empty_folder(item, out)
+  try:
+    cut = cut_file(item, settings, unfinished, check=_check)
+  except InputError as error:
+    return _refuse(item, out, str(error), fingerprint=fingerprint)
+  except OSError:  # a full disk is not the fault of the file
+    shutil.rmtree(unfinished, ignore_errors=True)
+    raise
+  except Exception as error:  # whatever one file does to us, the rest goes on; tried again in the next run
+    return _refuse(item, out, f"unexpected {type(error).__name__}: {error}")
+  except BaseException:
+    shutil.rmtree(unfinished, ignore_errors=True)
+    raise
+  entry = {"outcome": "accepted", "reason": "", "source": cut.source, "clips": cut.clips, "fingerprint": fingerprint}
+  return _finish(item, out, unfinished, entry)
+
+
+def _refuse(item: SourceItem, out: Path, reason: str, *, fingerprint: dict[str, Any] | None = None) -> dict[str, Any]:
+  """Without a fingerprint the refusal does not outlast this run."""
+  entry = {"outcome": "rejected", "reason": reason, "source": None, "clips": [], "fingerprint": fingerprint}
+  return _finish(item, out, _empty_folder(item, out), entry)
+
+
+def _empty_folder(item: SourceItem, out: Path) -> Path:
+  folder = _folder(item, out)
+  unfinished = folder.with_name(f".{folder.name}")
+  shutil.rmtree(unfinished, ignore_errors=True)
+  unfinished.mkdir()
+  return unfinished
+
+
+def _finish(item: SourceItem, out: Path, unfinished: Path, entry: dict[str, Any]) -> dict[str, Any]:
+  folder = _folder(item, out)
+  entry |= {"file": item.key, "folder": folder.name}
+  (unfinished / "done.json").write_text(json.dumps(entry))
+  shutil.rmtree(folder, ignore_errors=True)
+  unfinished.rename(folder)
+  return entry
+
+
+def _write_atomically(path: Path, text: str) -> None:
+  unfinished = path.with_name(f".{path.name}")
+  unfinished.write_text(text)
+  unfinished.rename(path)

@@ -1,0 +1,194 @@
+"""Clean clips -> ArrayRecord shards through a TFDS builder, and back. The one schema of a clip is `_features`.
+
+Works without TensorFlow. The folder is named by the hash of the manifest, because TFDS takes a version that exists for
+finished: other clips are another folder.
+
+  OUT/records/<hash of manifest.jsonl>/clips/1.0.0/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from synclipmae_jax.types import InputError
+
+_HASH = 12  # characters of the manifest's hash
+
+# Text holds bytes too (and is the only feature that does without TensorFlow). Nothing is optional in TFDS: absent is
+# length 0, -1 in a mouth box, and has_lag = 0. Two unknown dimensions need an encoding.
+_BYTES = ("mp4", "flac")
+_TEXTS = (
+  "key", "corpus", "split", "identity", "split_group", "text", "landmark_schema", "truth_names", "provenance",
+  "preprocessing",
+)  # fmt: skip
+_JSON = ("truth_names", "provenance", "preprocessing")
+
+
+def _features() -> tfds.features.FeaturesDict:
+  tensor, f4 = tfds.features.Tensor, np.float32
+  return tfds.features.FeaturesDict({
+    **{name: tfds.features.Text() for name in _BYTES + _TEXTS},
+    "n_frames": np.int32,
+    "face_box": tensor(shape=(None, 4), dtype=f4),  # x0, y0, x1, y1 in fractions of the picture, one row a frame
+    "mouth_box": tensor(shape=(None, 4), dtype=f4),  # likewise, a row of -1 where it is not known
+    "landmarks": tensor(shape=(None, None, 2), dtype=f4, encoding="zlib"),  # [T, K, 2], K = 0: absent
+    "emotion": np.int32,  # -1: absent
+    "actions": tensor(shape=(None,), dtype=np.int32),  # 0 or 1 each; length 0: absent
+    "lag": np.int32,
+    "has_lag": np.int32,
+    "truth": tensor(shape=(None, None), dtype=f4, encoding="zlib"),  # [T, P], P = 0: absent
+  })
+
+
+class Clips(tfds.core.GeneratorBasedBuilder):
+  """The clips of one manifest, in its order, one TFDS split for each split that it names."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  name = "clips"
+
+  def __init__(self, *, prepared: Path, stamp: Mapping[str, Any], **kwargs):
+    self._prepared, self._stamp = prepared, stamp
+    self._lines = [json.loads(line) for line in (prepared / "manifest.jsonl").read_text().splitlines()]
+    self._lines = [line for line in self._lines if line["outcome"] == "accepted"]
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    # Lengths in the metadata: who needs clips of 2T frames must not read every clip to find them.
+    lengths: dict[str, list[int]] = {}
+    for line in self._lines:
+      lengths.setdefault(line["split"], []).extend(clip["frames"] for clip in line["clips"])
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=_features(),
+      disable_shuffling=True,
+      metadata=tfds.core.MetadataDict(n_frames=lengths, preprocessing=dict(self._stamp)),
+    )
+
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(split) for split in dict.fromkeys(line["split"] for line in self._lines)}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = (line for line in self._lines if line["split"] == split)
+    clips = ((line, number, clip) for line in lines for number, clip in enumerate(line["clips"]))
+    for index, (line, number, clip) in enumerate(clips):
+      yield index, self._example(line, number, clip)
+
+  def _example(self, line: Mapping[str, Any], number: int, clip: Mapping[str, Any]) -> dict[str, Any]:
+    stem = self._prepared / "clips" / line["folder"] / f"{number:02d}"
+    with np.load(stem.with_suffix(".npz")) as stored:
+      arrays = {name: stored[name] for name in stored.files}
+    frames = clip["frames"]
+    example = {
+      "key": clip["key"],
+      **{name: line[name] for name in ("corpus", "split", "identity", "split_group", "emotion")},
+      "n_frames": frames,
+      "mp4": stem.with_suffix(".mp4").read_bytes(),
+      "flac": stem.with_suffix(".flac").read_bytes(),
+      **{name: arrays[name] for name in ("face_box", "mouth_box", "landmarks")},
+      "landmark_schema": str(arrays["landmark_schema"]),
+      "text": line["text"] if clip["whole"] else "",  # what is said in a file is not what is said in a part of it
+      "actions": np.array(line["actions"], np.int32),
+      "lag": line["lag"] or 0,
+      "has_lag": int(line["lag"] is not None),
+      "truth": arrays.get("truth", np.zeros((frames, 0), np.float32)),
+      "truth_names": json.dumps(arrays.get("truth_names", np.array([])).tolist()),
+      "provenance": json.dumps({**line["provenance"], "start_frame": clip["start"]}),
+      "preprocessing": json.dumps(self._stamp),
+    }
+    _validate(example)
+    return example
+
+
+def _validate(example: Mapping[str, Any]) -> None:
+  """Our sentence before TFDS's, which prints the whole record."""
+  frames = example["n_frames"]
+  for name in ("face_box", "mouth_box", "landmarks", "truth"):
+    value = example[name]
+    if len(value) != frames or value.dtype != np.float32 or not np.isfinite(value).all():
+      raise InputError(
+        f"clip {example['key']}: {name} is {value.dtype} {value.shape}, expected finite float32 with {frames} rows; "
+        "delete its folder under clips/ and prepare it again"
+      )
+  if not example["mp4"] or not example["flac"]:
+    raise InputError(f"clip {example['key']} is empty: delete its folder under clips/ and prepare it again")
+
+
+def write_records(prepared: str | os.PathLike, *, stamp: Mapping[str, Any]) -> Path:
+  """Writes the accepted clips of `prepared`/manifest.jsonl and returns their folder; where it exists, does nothing."""
+  prepared = Path(prepared)
+  builder = Clips(
+    prepared=prepared, stamp=stamp, data_dir=prepared / "records" / _manifest_hash(prepared), file_format="array_record"
+  )
+  tfds.disable_progress_bar()
+  # TFDS talks on stdout, which belongs to the caller, and makes a folder for downloads that nobody asked for.
+  with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+    builder.download_and_prepare(download_dir=downloads)
+  return Path(builder.data_dir)
+
+
+def _manifest_hash(prepared: Path) -> str:
+  return hashlib.sha256((prepared / "manifest.jsonl").read_bytes()).hexdigest()[:_HASH]
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """The records of one split: random access to decoded dicts (texts as str, JSON parsed, arrays as in the schema)."""
+
+  directory: Path
+  split: str
+  n_frames: np.ndarray  # int [number of records]
+  preprocessing: Mapping[str, Any]
+  _source: Any = dataclasses.field(repr=False)
+
+  def __len__(self) -> int:
+    return len(self.n_frames)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = dict(self._source[int(index)])
+    record |= {name: record[name].decode("utf-8", "surrogateescape") for name in _TEXTS}
+    return record | {name: json.loads(record[name]) for name in _JSON}
+
+
+def find_records(directory: str | os.PathLike) -> Path:
+  """The version folder for what `prepare` made in `directory`: that of the present manifest, or the only one there is.
+
+  `directory` may also be OUT/records or the version folder itself. Raises InputError where nothing fits.
+  """
+  directory = Path(directory)
+  if (directory / "features.json").exists():
+    return directory
+  root = directory if directory.name == "records" else directory / "records"
+  versions = sorted(root.glob("*/clips/*/features.json"))
+  if (root.parent / "manifest.jsonl").exists():
+    versions = [path for path in versions if path.parts[-4] == _manifest_hash(root.parent)] or versions
+  if len(versions) == 1:
+    return versions[0].parent
+  if versions:
+    raise InputError(f"{root} holds {len(versions)} versions and no manifest says which: name the folder of one")
+  raise InputError(f"there are no records in {directory}: `synclipmae prepare --raw DIR --out {directory}` makes them")
+
+
+def open_records(directory: str | os.PathLike, *, split: str) -> Records:
+  """Opens the records of a split; see `find_records` for `directory`. Raises InputError naming the splits there are."""
+  path = find_records(directory)
+  builder = tfds.builder_from_directory(path)
+  if split not in builder.info.splits:
+    raise InputError(f"{path} has no split {split!r}: it has {', '.join(builder.info.splits)}")
+  metadata = json.loads((path / "metadata.json").read_text())
+  source = builder.as_data_source(split=split)
+  lengths = np.array(metadata["n_frames"][split])
+  if len(lengths) != len(source):
+    raise InputError(f"{path} is damaged: {len(source)} records, {len(lengths)} expected")
+  return Records(path, split, lengths, metadata["preprocessing"], source)

@@ -1,0 +1,36 @@
+"""python -m synclipmae_jax.data.synthtalk --out DIR --train 240 --test 60: writes the corpus."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from synclipmae_jax.data.synthtalk.corpus import write_corpus
+from synclipmae_jax.types import InputError
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(prog="python -m synclipmae_jax.data.synthtalk", description=write_corpus.__doc__)
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument("--out", required=True, metavar="DIR")
+  parser.add_argument("--train", type=int, default=240, help="clips of the training split (default: %(default)s)")
+  parser.add_argument("--test", type=int, default=60, help="clips of the test split (default: %(default)s)")
+  parser.add_argument("--seconds", type=float, default=6.0, help="length of a clip (default: %(default)s)")
+  parser.add_argument("--size", type=int, default=112, help="width and height in pixels (default: %(default)s)")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+  parser.add_argument("--quiet", action="store_true", help="no progress bar")
+  flags = parser.parse_args()
+  try:
+    print(write_corpus(
+      flags.out, clips={"train": flags.train, "test": flags.test}, seconds=flags.seconds, size=flags.size,
+      seed=flags.seed, workers=flags.workers, progress=not flags.quiet,
+    ))  # fmt: skip
+  except InputError as error:
+    print(error, file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,190 @@
+"""SynthTalk as files: ordinary mp4 (H.264, AAC) with the face track and the ground truth beside each."""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from synclipmae_jax.data.synthtalk import geometry, phones
+from synclipmae_jax.data.synthtalk.clip import SCENE, SPLITS, TRUTH_NAMES, Clip, clip_key, make_clip, parameter_hash
+from synclipmae_jax.data.synthtalk.identity import IDENTITY
+from synclipmae_jax.data.synthtalk.motion import ACTIONS, AMBIENT, EXPRESSIONS
+from synclipmae_jax.types import FPS, SAMPLE_RATE, InputError
+
+VERSION = "1.0.0"
+_SHORTEST, _SMALLEST = 2.0, 32  # seconds, pixels
+_CLIPS_A_WORKER = 8  # starting a process and compiling its renderer takes as long as about so many clips
+
+
+def write_corpus(
+  out: str | os.PathLike,
+  *,
+  clips: Mapping[str, int],
+  seconds: float = 6.0,
+  size: int = 112,
+  seed: int = 0,
+  workers: int | None = None,
+  progress: bool = True,
+) -> Path:
+  """Writes `clips[split]` clips of every split under `out` and returns the path of its corpus.json.
+
+  Each clip is `<split>/<key>.mp4` with `<key>.faces.npz` and `<key>.truth.npz` beside it. Clips that are there are
+  kept, so an interrupted call goes on where it stopped; corpus.json is written last and says that all is there.
+
+  Args:
+    clips: how many clips of "train" and of "test".
+    seconds: length of a clip, at least 2; rounded to whole frames of 25 a second.
+    size: width and height in pixels, even.
+    workers: processes; None takes one a core, 1 stays in this process.
+
+  Raises:
+    InputError: the arguments make no corpus, or `out` holds a corpus made with others.
+  """
+  if unknown := sorted(set(clips) - set(SPLITS)):
+    raise InputError(f"SynthTalk has no split {unknown[0]!r}; it has {' and '.join(SPLITS)}.")
+  if min(clips.values(), default=0) < 0 or not sum(clips.values()):
+    raise InputError(f"Asked for no SynthTalk clips at all: {dict(clips)}.")
+  if seconds < _SHORTEST or size < _SMALLEST or size % 2:
+    raise InputError(
+      f"A SynthTalk clip lasts at least {_SHORTEST:g} s and has an even size of at least {_SMALLEST} px;"
+      f" asked for {seconds:g} s and {size} px."
+    )
+  out = Path(out)
+  description = {
+    "name": "synthtalk",
+    "version": VERSION,
+    "seed": seed,
+    "size": size,
+    "seconds": seconds,
+    "hash": parameter_hash(seed=seed, seconds=seconds),
+    "truth_names": list(TRUTH_NAMES),
+    "landmarks": list(geometry.LANDMARKS),
+    "phones": list(phones.NAMES),
+    "expressions": list(EXPRESSIONS),
+    "actions": list(ACTIONS),
+    "splits": {split: clips[split] for split in SPLITS if clips.get(split)},
+  }
+  done, begun = out / "corpus.json", out / "corpus.unfinished.json"
+  for existing in (done, begun):
+    if existing.exists():
+      _refuse_other(existing, description)
+  if done.exists():
+    return done
+  for split in description["splits"]:
+    (out / split).mkdir(parents=True, exist_ok=True)
+  begun.write_text(json.dumps(description, indent=2) + "\n")
+
+  jobs = [(split, index) for split, count in description["splits"].items() for index in range(count)]
+  write = functools.partial(_write_job, out=out, seed=seed, seconds=seconds, size=size)
+  missing = [job for job in jobs if not _is_written(out, *job)]
+  bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="SynthTalk", unit="clip", disable=not progress)
+  workers = min(workers or os.cpu_count() or 1, len(missing) // _CLIPS_A_WORKER)
+  with bar:
+    if workers <= 1:
+      for job in missing:
+        write(job)
+        bar.update()
+    else:
+      spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads of an initialised jax
+      with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
+        for _ in pool.map(write, missing):
+          bar.update()
+  begun.rename(done)
+  return done
+
+
+def _refuse_other(path: Path, description: dict) -> None:
+  existing = json.loads(path.read_text())
+  for name, wanted in description.items():
+    if existing.get(name) != wanted:
+      raise InputError(
+        f"{path.parent} holds another SynthTalk corpus: its {name} is {existing.get(name)}, not {wanted};"
+        " name another folder or delete that one."
+      )
+
+
+def _is_written(out: Path, split: str, index: int) -> bool:
+  stem = out / split / clip_key(split, index)
+  return all(stem.with_suffix(suffix).exists() for suffix in (".mp4", ".faces.npz", ".truth.npz"))
+
+
+def _start_worker() -> None:
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")  # the renderer leaves the accelerator to the parent
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+
+def _write_job(job: tuple[str, int], *, out: Path, seed: int, seconds: float, size: int) -> None:
+  split, index = job
+  write_clip(make_clip(index, seed=seed, split=split, seconds=seconds), out / split, size=size)
+
+
+def write_clip(clip: Clip, folder: Path, *, size: int) -> Path:
+  """Writes `<key>.mp4` and its two sidecars; the mp4 appears last and only when it is whole."""
+  from synclipmae_jax.data.synthtalk.render import render  # here: reading a corpus must not load jax
+
+  tracks = {
+    "face": dict(zip(IDENTITY, clip.face, strict=True)),
+    "scene": dict(zip(SCENE, clip.scene, strict=True)),
+    "mouth": dict(zip(phones.MOUTH, clip.mouth.T, strict=True)),
+    "ambient": dict(zip(AMBIENT, clip.ambient.T, strict=True)),
+  }
+  points = geometry.landmarks(**tracks, size=size)
+  _save(
+    folder / f"{clip.key}.faces.npz",
+    boxes=geometry.face_boxes(points),
+    landmarks=points,
+    scores=np.ones(clip.frames, np.float32),
+    mouth=geometry.MOUTH_LANDMARKS,
+    schema="synthtalk",
+  )
+  _save(
+    folder / f"{clip.key}.truth.npz",
+    truth=clip.truth,
+    names=np.array(TRUTH_NAMES),
+    phones=clip.phones,
+    lag=clip.lag,
+    identity=clip.identity,
+    voice=clip.voice,
+    text=clip.text,
+    labels=json.dumps({"expression": clip.expression, "actions": clip.actions}),
+  )
+  path = folder / f"{clip.key}.mp4"
+  partial = path.with_suffix(".mp4.part")
+  _encode(partial, render(clip, size=size), clip.waveform(), crf=clip.crf)
+  return partial.replace(path)
+
+
+def _save(path: Path, **arrays) -> None:
+  partial = path.with_suffix(".npz.part")
+  with partial.open("wb") as file:
+    np.savez_compressed(file, **arrays)
+  partial.replace(path)
+
+
+def _encode(path: Path, frames: np.ndarray, waveform: np.ndarray, *, crf: int) -> None:
+  """frames uint8 [T, S, S, 3], waveform float32 [640 * T]; the encoder's delay is in the file's timestamps."""
+  with av.open(str(path), "w", format="mp4") as container:
+    video = container.add_stream("libx264", rate=FPS)
+    video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+    video.options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+    audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+    audio.bit_rate = 64_000
+    for picture in frames:
+      container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+    container.mux(video.encode(None))
+    sound = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
+    sound.sample_rate, sound.pts = SAMPLE_RATE, 0
+    container.mux(audio.encode(sound))
+    container.mux(audio.encode(None))

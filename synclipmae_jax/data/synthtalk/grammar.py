@@ -1,0 +1,89 @@
+"""A closed GRID-like grammar, and the score of a clip: which phone sounds when."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from synclipmae_jax.data.synthtalk import phones
+from synclipmae_jax.data.synthtalk.tracks import smooth
+
+# Diphthongs are spelled as two vowels, as the mouth makes them.
+SLOTS = (
+  {"bin": "b ih n", "lay": "l eh iy", "place": "p l eh iy s", "set": "s eh t"},
+  {"blue": "b l uw", "green": "g r iy n", "red": "r eh d", "white": "w aa iy t"},
+  {"at": "ae t", "by": "b aa iy", "in": "ih n", "with": "w ih dh"},
+  {"a": "eh iy", "b": "b iy", "f": "eh f", "l": "eh l", "m": "eh m", "o": "ao uw", "p": "p iy", "r": "aa r",
+   "s": "eh s", "u": "y uw"},
+  {"zero": "z ih r ao uw", "one": "w ah n", "two": "t uw", "three": "th r iy", "four": "f ao r", "five": "f aa iy v",
+   "six": "s ih k s", "seven": "s eh v ah n", "eight": "eh iy t", "nine": "n aa iy n"},
+  {"again": "ah g eh n", "now": "n aa uw", "please": "p l iy z", "soon": "s uw n"},
+)  # fmt: skip
+PRONUNCIATION = {word: spelled.split() for slot in SLOTS for word, spelled in slot.items()}
+SENTENCE_WORDS = len(SLOTS)
+_SHORTEST_PAUSE = 0.1  # seconds
+_FASTEST, _SLOWEST = 0.8, 1.25  # times the usual duration of a phone
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+  """Phone `phones[k]` lasts from `starts[k]` to `starts[k + 1]` seconds; silence before, between and after."""
+
+  text: str
+  phones: np.ndarray  # int [k]
+  starts: np.ndarray  # float [k], starts[0] = -inf
+
+  def at(self, times: np.ndarray) -> np.ndarray:
+    """Index into the score of the phone that sounds at each time."""
+    return np.searchsorted(self.starts, times, side="right") - 1
+
+
+def held_out(sentence: str) -> bool:
+  """One sentence in five belongs to the test split and is never said in training."""
+  return hashlib.sha256(sentence.encode()).digest()[0] % 5 == 0
+
+
+def sentence(rng: np.random.Generator, *, test: bool) -> list[str]:
+  """The words of one sentence of the asked side of the split."""
+  while True:
+    words = [list(slot)[rng.integers(len(slot))] for slot in SLOTS]
+    if held_out(" ".join(words)) == test:
+      return words
+
+
+def compose(rng: np.random.Generator, *, seconds: float, test: bool) -> Score:
+  """As many whole sentences as fit into `seconds`, unhurried; the rest of the time becomes pauses of random length."""
+  speaking = seconds * rng.uniform(0.72, 0.86)
+  spoken: list[tuple[list[str], np.ndarray, np.ndarray]] = []
+  total = 0.0
+  while True:
+    words = sentence(rng, test=test)
+    ids = np.array([phones.NAMES.index(name) for word in words for name in PRONUNCIATION[word]])
+    lengths = phones.column("duration")[ids] * np.exp(rng.normal(0, 0.18, len(ids)))
+    if spoken and total + lengths.sum() * _FASTEST > speaking:
+      break
+    total += lengths.sum()
+    spoken.append((words, ids, lengths))
+
+  pace = min(_SLOWEST, speaking / total)
+  free = seconds - total * pace - _SHORTEST_PAUSE * (len(spoken) + 1)
+  pauses = _SHORTEST_PAUSE + max(free, 0) * rng.dirichlet(np.full(len(spoken) + 1, 2.0))
+  sequence, durations = [phones.SILENCE], [pauses[0]]
+  for pause, (_, ids, lengths) in zip(pauses[1:], spoken, strict=True):
+    sequence += [*ids, phones.SILENCE]
+    durations += [*lengths * pace, pause]
+  starts = np.concatenate([[-np.inf], np.cumsum(durations)[:-1]])
+  text = " ".join(word for words, _, _ in spoken for word in words)
+  return Score(text=text, phones=np.array(sequence), starts=starts)
+
+
+def trajectory(score: Score, columns: tuple[str, ...], times: np.ndarray, *, blur: float) -> np.ndarray:
+  """[len(times), columns] of the phone table along the score, coarticulated by a Gaussian of `blur` seconds.
+
+  `times` must be evenly spaced and reach about three `blur` beyond what is used: the ends see fewer neighbours.
+  """
+  where = score.at(times)
+  steps = phones.TABLE[score.phones[where]][:, [phones.COLUMNS.index(name) for name in columns]]
+  return smooth(steps, blur / (times[1] - times[0]))

@@ -1,0 +1,28 @@
+"""Smooth curves in time: the blur of coarticulation and the wandering of everything that is not speech."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def _kernel(sigma: float) -> np.ndarray:
+  radius = int(np.ceil(3.5 * sigma))
+  kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+  return kernel / kernel.sum()
+
+
+def smooth(track: np.ndarray, sigma: float) -> np.ndarray:
+  """[steps, ...] blurred along axis 0 by a Gaussian of `sigma` steps; symmetric, so nothing leads or lags."""
+  kernel = _kernel(sigma)
+  edges = [(len(kernel) // 2,) * 2] + [(0, 0)] * (track.ndim - 1)
+  return np.apply_along_axis(np.convolve, 0, np.pad(track, edges, mode="edge"), kernel, mode="valid")
+
+
+def wander(rng: np.random.Generator, steps: int, sigma: float) -> np.ndarray:
+  """[steps] stationary noise of unit variance and correlation time `sigma` steps.
+
+  Drawn longer and trimmed: noise smoothed against a padded edge jumps at its first and last steps.
+  """
+  kernel = _kernel(sigma)
+  kernel /= np.linalg.norm(kernel)
+  return np.convolve(rng.standard_normal(steps + len(kernel) - 1), kernel, mode="valid")

@@ -1,0 +1,152 @@
+"""The whole main job on `tiny`, as a person runs it: a process, a workdir, an exit status."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KEYS = {f"k{k}" for k in (1, 5, 15)}
+
+
+def start(*arguments, preset="tiny", config="configs/pretrain.py"):
+  environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as on anybody's laptop
+  return subprocess.Popen(
+    [sys.executable, "-m", "synclipmae_jax.main", f"--config={config}:{preset}", *map(str, arguments)],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def main(*arguments, **where):
+  process = start(*arguments, **where)
+  out, err = process.communicate(timeout=500)
+  return process.returncode, out, err
+
+
+def metrics(workdir):
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  terms = ("loss", "contrast", "covariance", "reconstruction_video", "reconstruction_audio", "grad_norm")
+  return {line["step"]: [line[name] for name in terms] for line in lines}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A finished run of the main job."""
+  workdir = tmp_path_factory.mktemp("run") / "tiny"
+  status, out, err = main(f"--workdir={workdir}")
+  assert status == 0, err
+  return workdir, out
+
+
+def records(finished):
+  return f"--config.data.sources=(('{finished[0] / 'data' / 'prepared'}', 1.0),)"
+
+
+def test_from_nothing_to_a_measured_score(finished):
+  workdir, out = finished
+  report = json.loads((workdir / "eval.json").read_text())
+  for row in (report, report["chance"], report["linear_baseline"], report["ceiling"], report["ci95"]):
+    assert row["acc"].keys() == row["offset"].keys() == KEYS
+    assert row["r_precision"].keys() == {"top1", "top2", "top3"}
+  assert report["clips"] == 6
+  assert 0 <= report["acc"]["k1"] <= 1
+  assert report["chance"]["r_precision"] == pytest.approx({"top1": 1 / 32, "top2": 2 / 32, "top3": 3 / 32})
+  for name in ("reconstruction", "similarity", "lag", "curves", "factor_swap"):
+    assert (workdir / f"{name}.png").stat().st_size > 5_000
+  assert sorted(metrics(workdir)) == [1, 2, 3, 4]
+  assert "linear baseline" in out and "ceiling" in out and "synthetic" in out and "Next:" in out
+  for part in ("synthesis", "preparing", "training", "evaluation"):
+    assert part in out.split("Time:")[1]
+  meta = json.loads((workdir / "checkpoints" / "4" / "meta.json").read_text())
+  assert meta["preprocessing"]["fps"] == 25 and meta["preprocessing"]["image_size"] == 32
+  items = {path.name for path in (workdir / "checkpoints" / "4").iterdir() if path.is_dir()}
+  assert {"visual_encoder", "audio_adapter", "decoder", "contrast"} <= items
+
+
+def test_a_finished_run_started_again_takes_no_step(finished):
+  workdir, _ = finished
+  before = metrics(workdir)
+  status, out, err = main(f"--workdir={workdir}")
+  assert status == 0, err
+  assert metrics(workdir) == before and "linear baseline" in out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(finished, tmp_path, workers):
+  """Also the proof that two runs with one seed agree, for any number of data workers: the fixture has none."""
+  common = (f"--workdir={tmp_path / 'resumed'}", records(finished), f"--config.data.workers={workers}")
+  status, _, err = main(*common, "--config.train.steps=2")  # all warm-up, whatever the length of the schedule
+  assert status == 0, err
+  status, out, err = main(*common)
+  assert status == 0, err
+  assert "resuming" in out
+  assert metrics(tmp_path / "resumed") == metrics(finished[0])
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
+  workdir = tmp_path / "stopped"
+  process = start(
+    f"--workdir={workdir}", records(finished), "--config.train.steps=100000", "--config.train.checkpoint_every=100000"
+  )
+  while not (workdir / "metrics.jsonl").exists() or len(metrics(workdir)) < 2:
+    assert process.poll() is None, process.communicate()[1]
+    time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 130, err
+  assert "to resume, run the same command again" in out and "Traceback" not in err
+  assert [path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "sentence"),
+  [
+    (("--config.model.dpeth=3",), "no such field: --config.model.dpeth=3"),
+    (("--config.train.steps=many",), "invalid literal"),
+    (("--config.train.batch_clips=7",), "batch of 7 clips"),
+    (("--config.train.mesh=(('data',3),)",), "needs 3 devices, there are 1"),
+    (("--config.model.mask_ratio=1.0",), "mask ratio"),
+    (("--config.data.sources=(('nowhere',1.0),)",), "there are no records in nowhere"),
+    (("--config.model.speech_encoder={'kind':'hubert'}",), "hubert"),
+  ],
+)
+def test_bad_input_is_one_sentence(tmp_path, arguments, sentence):
+  status, out, err = main(f"--workdir={tmp_path / 'w'}", *arguments)
+  assert status == 2
+  assert sentence in err and len(err.strip().splitlines()) == 1, err
+  assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def test_unknown_preset_and_missing_weights(tmp_path):
+  status, _, err = main(f"--workdir={tmp_path}", preset="huge")
+  assert status == 2 and "unknown preset 'huge'" in err
+  status, _, err = main(f"--workdir={tmp_path}", "--config.train.mesh=(('data',-1),)", preset="paper")
+  assert status == 2 and "--config.init.speech_encoder=DIR" in err
+
+
+def test_a_workdir_of_another_model_is_refused_with_both_sides(finished, tmp_path):
+  workdir = tmp_path / "copy"
+  shutil.copytree(finished[0], workdir)
+  before = (workdir / "metrics.jsonl").read_text()
+  status, _, err = main(f"--workdir={workdir}", "--config.model.decoder.width=24", "--config.train.steps=6")
+  assert status == 2 and "16" in err and "24" in err and "decoder" in err
+  assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_help_helps():
+  status = subprocess.run(
+    [sys.executable, "-m", "synclipmae_jax.main", "--help"], cwd=ROOT, capture_output=True, text=True
+  )
+  assert "--workdir" in status.stdout and "resumes" in status.stdout
+  status = subprocess.run([sys.executable, "-m", "synclipmae_jax.apps.cli"], cwd=ROOT, capture_output=True, text=True)
+  assert "prepare" in status.stdout and status.returncode == 2
