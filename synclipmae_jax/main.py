@@ -6,7 +6,7 @@ Started again on the same workdir it resumes. Any field of the configuration can
 --config.optimizer.peak_lr=5e-4. The workdir holds config.json, metrics.jsonl, parameters.txt, checkpoints/, eval.json
 and pictures.
 
-Exit status: 0 done; 1 the loss is no number; 2 wrong input; 130 after Ctrl-C and 143 after SIGTERM, with the state saved.
+Exit status: 0 done; 1 the loss is no number; 2 wrong input; 130 after Ctrl-C, 143 after SIGTERM, the state saved.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -181,12 +182,14 @@ def find_sources(config: ConfigDict, workdir: Path, clock: Clock) -> list[pipeli
     return [pipeline.Source(directory=directory, weight=weight) for directory, weight in config.data.sources]
   if not config.data.synthtalk:
     raise InputError(
-      "there is nothing to train on: give --config.data.sources=\"(('DIR', 1.0),)\" with what `synclipmae prepare` made,"
-      " or use the preset demo, which makes its own data"
+      "there is nothing to train on: give --config.data.sources=\"(('DIR', 1.0),)\" with what `synclipmae prepare`"
+      " made, or use the preset demo, which makes its own data"
     )
   corpus = config.data.synthtalk
   raw, out = workdir / "data" / "synthtalk", workdir / "data" / "prepared"
+  bars = sys.stderr.isatty()  # in a log file they are noise
   if jax.process_index() == 0:
+    print(f"SynthTalk: {corpus.train} clips to train on, {corpus.test} to test on, in {workdir / 'data'}", flush=True)
     with clock("synthesis"):
       write_corpus(
         raw,
@@ -194,9 +197,18 @@ def find_sources(config: ConfigDict, workdir: Path, clock: Clock) -> list[pipeli
         seconds=corpus.seconds,
         size=corpus.size,
         seed=corpus.seed,
+        progress=bars,
       )
     with clock("preparing"):
-      manifest = prepare(raw, out, corpus="synthtalk", faces="precomputed", size=config.data.image_size, workers=2)
+      manifest = prepare(
+        raw,
+        out,
+        corpus="synthtalk",
+        faces="precomputed",
+        size=config.data.image_size,
+        workers=os.cpu_count() or 1,
+        progress=bars,
+      )
     if refused := manifest.summary()["reasons"]:
       print(f"{len(refused)} files were refused, see {out / 'manifest.jsonl'}")
   if jax.process_count() > 1:
@@ -215,8 +227,8 @@ def held_out_clips(config: ConfigDict, sources: Sequence[pipeline.Source]) -> tu
       clips = pipeline.eval_clips(
         directory, split=split, image_size=config.data.image_size, max_clips=config.data.eval_clips
       )
-      remark = "" if split != "train" else f"{directory} has no split {config.data.eval_split!r}: these are training clips"
-      return list(clips), remark
+      remark = f"{directory} has no split {config.data.eval_split!r}: these are training clips"
+      return list(clips), remark if split == "train" else ""
   return [], ""
 
 
@@ -310,13 +322,15 @@ class _Timed:
 
 def next_commands(workdir: Path) -> str:
   """What a newcomer may want to do next."""
-  config = "python -m synclipmae_jax.main --config=configs/pretrain.py"
-  return f"""Results: {workdir}/eval.json, {workdir}/*.png, {workdir}/metrics.jsonl, {workdir}/checkpoints
+  run_ = "python -m synclipmae_jax.main --config=configs/pretrain.py"
+  long, ablation, yours, on_yours = (workdir.with_name(name) for name in ("long", "demo_A1", "yours", "on_yours"))
+  sources = f"--config.data.sources=\"(('{yours}', 1.0),)\""
+  return f"""Results: eval.json, metrics.jsonl, pictures and checkpoints in {workdir}
 Next:
-  {config}:long --workdir={workdir.with_name("long")}            a longer budget
-  {config}:demo,A1 --workdir={workdir.with_name("demo_A1")}       an ablation of the paper's appendix
-  synclipmae prepare --raw YOUR_VIDEOS --out {workdir.with_name("yours")} --size 64
-  {config}:demo --workdir={workdir.with_name("on_yours")} --config.data.sources="(('{workdir.with_name("yours")}', 1.0),)"
+  {run_}:long --workdir={long}   # a longer budget
+  {run_}:demo,A1 --workdir={ablation}   # an ablation of the paper's appendix
+  synclipmae prepare --raw YOUR_VIDEOS --out {yours} --size 64   # your own footage …
+  {run_}:demo --workdir={on_yours} {sources}   # … and a model of it
 """
 
 

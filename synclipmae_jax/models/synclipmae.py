@@ -85,7 +85,9 @@ class SyncLipMAE:
     remat: str = "none",
   ):
     if views not in VIEWS or embed_visible not in EMBED_VISIBLE:
-      raise InputError(f"views is one of {VIEWS} and embed_visible of {EMBED_VISIBLE}, got {views!r}, {embed_visible!r}")
+      raise InputError(
+        f"views is one of {VIEWS} and embed_visible one of {EMBED_VISIBLE}, got {views!r} and {embed_visible!r}"
+      )
     if not 1 <= decode_frames <= clip_frames <= audio_frames or (audio_frames - clip_frames) % 2:
       raise InputError(
         f"need 1 <= decode_frames <= clip_frames <= audio_frames with an even difference of the last two, "

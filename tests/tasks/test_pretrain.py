@@ -1,0 +1,146 @@
+"""The pretraining task under the real train step: every preset, every mesh, with and without accumulation."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from synclipmae_jax import sharding
+from synclipmae_jax.main import build_task
+from synclipmae_jax.tasks.pretrain import abstract_batch
+from synclipmae_jax.train.optim import make_optimizer
+from synclipmae_jax.train.state import init_state
+from synclipmae_jax.train.step import make_train_step
+
+SPEC = importlib.util.spec_from_file_location("pretrain", Path(__file__).parents[2] / "configs" / "pretrain.py")
+CONFIG = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(CONFIG)
+TERMS = ("reconstruction_video", "reconstruction_audio", "contrast", "covariance")
+
+
+def a_batch(task, clips=16, seed=0):
+  random = np.random.default_rng(seed)
+  shapes = abstract_batch(task.model, clips)
+  return {
+    "frames": random.integers(0, 256, shapes["frames"].shape).astype(np.uint8),
+    "waveform": random.normal(0, 0.1, shapes["waveform"].shape).astype(np.float32),
+    "face_box": np.broadcast_to(np.float32([0.1, 0.1, 0.9, 0.9]), shapes["face_box"].shape),
+    "mouth_box": np.full(shapes["mouth_box"].shape, -1, np.float32),
+    "index": np.arange(clips, dtype=np.uint32),
+  }
+
+
+def one_step(config, *, mesh, accumulation=1, clips=16, **task_changes):
+  """Metrics of the first step, and the parameters after it."""
+  with config.unlocked():
+    config.loss.update(task_changes)
+  task = build_task(config)
+  optimizer = make_optimizer(**config.optimizer, total_steps=4)
+  state, frozen = init_state(task, optimizer, mesh, jax.random.key(0))
+  step = make_train_step(
+    task, optimizer, mesh=mesh, accumulation=accumulation, negatives_clips=config.loss.negatives_clips
+  )
+  state, metrics = step(state, frozen, sharding.to_global(a_batch(task, clips), mesh), jax.random.key(1))
+  return jax.device_get((metrics, state.trainable))
+
+
+def mesh_of(devices, **axes):
+  return sharding.make_mesh(axes, devices=jax.devices()[:devices])
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return one_step(CONFIG.get_config("tiny"), mesh=mesh_of(1, data=1))
+
+
+@pytest.mark.parametrize("axes", [dict(data=8), dict(data=2, fsdp=4)], ids=str)
+def test_the_same_global_batch_on_eight_devices(reference, axes):
+  metrics, trainable = one_step(CONFIG.get_config("tiny"), mesh=mesh_of(8, **axes))
+  for term in TERMS:
+    np.testing.assert_allclose(metrics[term], reference[0][term], rtol=2e-5, err_msg=term)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), trainable, reference[1])
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_with_and_without_gradient_accumulation(reference, accumulation):
+  """Every term but the covariance, whose statistics are documented to be those of the micro-batch."""
+  metrics, _ = one_step(CONFIG.get_config("tiny"), mesh=mesh_of(1, data=1), accumulation=accumulation)
+  for term in TERMS[:3]:
+    np.testing.assert_allclose(metrics[term], reference[0][term], rtol=2e-5, err_msg=term)
+
+
+def test_accumulation_on_eight_devices(reference):
+  metrics, _ = one_step(CONFIG.get_config("tiny"), mesh=mesh_of(8, data=8), accumulation=2)
+  for term in TERMS[:3]:
+    np.testing.assert_allclose(metrics[term], reference[0][term], rtol=2e-5, err_msg=term)
+
+
+@pytest.mark.parametrize("preset", [f"tiny,{name}" for name in ("A1", "A2", "A3", "B1", "C1")])
+def test_one_training_step_of_every_ablation(preset, reference):
+  metrics, trainable = one_step(CONFIG.get_config(preset), mesh=mesh_of(1, data=1))
+  assert all(np.isfinite(value) for value in metrics.values()) and metrics["finite"]
+  assert any(metrics[term] != reference[0][term] for term in TERMS)
+  before = jax.device_get(build_task(CONFIG.get_config(preset)).init(jax.random.key(0))[0])
+  assert trainable.keys() == before.keys()
+
+
+def test_every_trained_parameter_gets_a_gradient(reference):
+  """One step moves every leaf but the position tables, and the temperature stays in its range."""
+  config = CONFIG.get_config("tiny")
+  task = build_task(config)
+  state, _ = init_state(task, make_optimizer(**config.optimizer, total_steps=4), mesh_of(1, data=1), _init_key())
+  moved = {
+    path: not np.array_equal(before, after)
+    for (path, before), (_, after) in zip(
+      sharding.tree_paths(jax.device_get(state.trainable)), sharding.tree_paths(reference[1]), strict=True
+    )
+  }
+  still = {path for path, value in moved.items() if not value}
+  assert still == {"visual_encoder/position", "decoder/position"}
+
+
+def _init_key():
+  return jax.random.key(0)
+
+
+def test_the_temperature_is_clamped():
+  task = build_task(CONFIG.get_config("tiny"))
+  for value, clamped in ((-9.0, 0.01), (3.0, 0.5)):
+    params = task.constrain_params({"contrast": {"log_temperature": np.float32(value)}})
+    np.testing.assert_allclose(np.exp(params["contrast"]["log_temperature"]), clamped, rtol=1e-5)
+
+
+def test_parameters_are_born_sharded():
+  config = CONFIG.get_config("tiny")
+  task = build_task(config)
+  mesh = mesh_of(8, data=2, fsdp=4)
+  state, _ = init_state(task, make_optimizer(**config.optimizer, total_steps=4), mesh, jax.random.key(0))
+  kernel = state.trainable["visual_encoder"]["blocks"]["mlp"]["up"]["kernel"]
+  assert kernel.sharding.shard_shape(kernel.shape) == (2, 32 // 4, 64)
+  whole = task.init(jax.random.key(0))[0]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), jax.device_get(state.trainable), whole)
+
+
+def test_an_unmatched_path_is_an_error():
+  with pytest.raises(KeyError, match="decoder/surprise"):
+    sharding.shardings({"decoder": {"surprise": np.zeros((4, 4))}}, mesh_of(8, data=8), sharding.RULES)
+
+
+def test_the_paper_preset_is_whole():
+  """Nothing is allocated: the loss of the paper-size model traces, and its sharding rules place every leaf."""
+  config = CONFIG.get_config("paper")
+  task = build_task(config)
+  trainable, frozen = jax.eval_shape(task.init, jax.random.key(0))
+  loss, metrics = jax.eval_shape(task.loss, trainable, frozen, abstract_batch(task.model, 48), jax.random.key(0))
+  assert loss.shape == () and set(TERMS) <= metrics.keys()
+  mesh = mesh_of(8, data=1, fsdp=8)
+  placed = sharding.shardings({**trainable, **frozen}, mesh, task.rules)
+  large = [
+    leaf.size / np.prod(place.shard_shape(leaf.shape))
+    for leaf, place in zip(jax.tree.leaves({**trainable, **frozen}), jax.tree.leaves(placed), strict=True)
+    if leaf.size > 1_000_000
+  ]
+  assert large and min(large) == 8
+  assert 5e12 < task.model_flops(48) / 48 < 3e13  # of a clip of 16 frames
