@@ -1,0 +1,46 @@
+"""Which patches `embed` should look at: all of a frame, or as many of the heaviest as in training.
+
+    python benchmarks/embed_visible.py runs/demo
+
+Scores one finished run both ways on its own held-out clips and prints accuracy, retrieval and the ratio of the times.
+The answer is the default of `model.embed_visible` in configs/pretrain.py.
+"""
+
+import functools
+import sys
+import time
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from synclipmae_jax.data.pipeline import eval_clips
+from synclipmae_jax.main import build_task
+from synclipmae_jax.models.synclipmae import EMBED_VISIBLE
+from synclipmae_jax.tasks.pretrain_evaluation import embed_clip
+from synclipmae_jax.tasks.sync_evaluation import PROTOCOL, score_tokens
+from synclipmae_jax.train import checkpoint
+
+
+def main(workdir: Path) -> None:
+  step = checkpoint.resolve_step(workdir)
+  config = ConfigDict(checkpoint.load_meta(step)["config"])
+  clips = list(
+    eval_clips(workdir / "data" / "prepared", split=config.data.eval_split, image_size=config.data.image_size)
+  )
+  trainable = {name: checkpoint.load_item(step, name) for name in ("visual_encoder", "audio_adapter")}
+  seconds = {}
+  for visible in EMBED_VISIBLE:
+    config.model.embed_visible = visible
+    embed = jax.jit(build_task(config).model.embed)
+    tokens_of = functools.partial(embed_clip, embed, trainable, {"speech_encoder": {}})
+    tokens_of(clips[0])  # compile
+    started = time.perf_counter()
+    estimates = score_tokens(tokens_of, clips).estimates
+    seconds[visible] = time.perf_counter() - started
+    print(f"{visible:10}", "  ".join(f"{name} {estimates[name].value:.3f}" for name in PROTOCOL))
+  print(f"time, face_topk : all = {seconds['face_topk'] / seconds['all']:.2f}")
+
+
+if __name__ == "__main__":
+  main(Path(sys.argv[1]))
