@@ -156,6 +156,7 @@ def _demo() -> ConfigDict:
   )
   config.loss.negatives_clips = 16
   config.loss.weights.contrast = 1.0
+  config.loss.reconstruct_patches = "all"  # so that its pictures are whole
   config.optimizer.update(dict(peak_lr=1e-3, warmup_steps=50))
   config.train.update(
     dict(

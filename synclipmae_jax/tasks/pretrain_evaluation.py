@@ -144,7 +144,7 @@ class PretrainPictures:
       face_visible=np.any(out.motion_view[:, 0] != 0, axis=-1),
       video_driven=image(out.predicted[:, 0, 0]),
       audio_driven=image(out.predicted[:, 0, 1]),
-      titles=[clip.key for clip in self._clips],
+      titles=[Path(clip.key).name.split(".")[0] for clip in self._clips],
     )
 
   def _draw_factor_swap(self, trainable: Params) -> None:
