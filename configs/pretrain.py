@@ -57,7 +57,14 @@ def _paper() -> ConfigDict:
         patch=16, width=1024, depth=24, heads=16, mlp_width=4096, class_token=True
       ),
       decoder=dict(width=512, depth=8, heads=16, mlp_width=2048, conditioning="cross_attention"),  # paper: ViTMAE-B
-      speech_encoder=dict(kind="wav2vec2", alignment="waveform"),  # paper: wav2vec 2.0 base, frozen, resampled
+      speech_encoder=dict(
+        kind="wav2vec2",  # paper; log_mel needs no weights
+        wav2vec2=dict(  # paper: base, frozen, the waveform resampled to one token a frame
+          alignment="waveform", include_embedding_output=False,
+          width=768, depth=12, heads=12, mlp_width=3072, conv_width=512, pos_kernel=128, pos_groups=16,
+        ),
+        log_mel=dict(bands=40),
+      ),
       audio_adapter=dict(layers="all"),  # paper: all layers, concatenated; the MLP is ours
       decode_frames=16,  # paper: every frame
       mask_ratio=0.75,  # inferred: a review of the paper gives it for bypass 1; the paper has "also" for bypass 2
@@ -144,7 +151,7 @@ def _demo() -> ConfigDict:
   )
   config.model.visual_encoder = dict(patch=8, width=128, depth=4, heads=4, mlp_width=256, class_token=False)
   config.model.decoder.update(dict(width=64, depth=2, heads=4, mlp_width=256))
-  config.model.speech_encoder = dict(kind="log_mel", bands=40)
+  config.model.speech_encoder.kind = "log_mel"
   config.model.update(
     dict(
       decode_frames=2,
@@ -189,7 +196,10 @@ def _tiny() -> ConfigDict:
   config.data.synthtalk.update(dict(train=6, test=6, seconds=3.0, size=64))
   config.model.visual_encoder.update(dict(width=32, depth=2, heads=2, mlp_width=64))
   config.model.decoder.update(dict(width=16, depth=2, heads=2, mlp_width=32))
-  config.model.speech_encoder.bands = 20
+  config.model.speech_encoder.log_mel.bands = 20
+  config.model.speech_encoder.wav2vec2.update(
+    dict(width=32, depth=2, heads=2, mlp_width=64, conv_width=16, pos_kernel=16, pos_groups=4)
+  )
   config.model.decode_frames = 2
   config.loss.negatives_clips = 4
   config.train.update(

@@ -59,8 +59,8 @@ class Outputs:
 class SyncLipMAE:
   """The model's three pure functions. Sizes and switches are keyword arguments with the meaning of configs/pretrain.py.
 
-  `visual_encoder`, `decoder`, `speech_encoder`, `audio_adapter`: keyword arguments of those modules; `kind` says
-  which of SPEECH_ENCODERS.
+  `visual_encoder`, `decoder`, `audio_adapter`: keyword arguments of those modules. `speech_encoder`: its `kind`, one of
+  SPEECH_ENCODERS, and under the name of the kind its keyword arguments.
   """
 
   def __init__(
@@ -105,7 +105,7 @@ class SyncLipMAE:
       raise InputError(f"mask ratio {mask_ratio} leaves {self.visible} of {self.patches} patches visible")
 
     common = dict(compute_dtype=compute_dtype, unroll=unroll)
-    self._speech = Functional(lambda rngs: _speech_encoder(**speech_encoder, **common, rngs=rngs))
+    self._speech = Functional(lambda rngs: _speech_encoder(speech_encoder, **common, rngs=rngs))
     speech = self._speech.bind(self._speech.abstract)
     features = speech.width if audio_adapter["layers"] == "last" else speech.features
     self._visual = Functional(lambda rngs: VisualEncoder(**visual_encoder, **common, remat=remat, rngs=rngs))
@@ -301,13 +301,15 @@ class SyncLipMAE:
     return rearrange(masking.take_patches(pairs, order), "r (w f) d -> (r w) f d", w=2)
 
 
-def _speech_encoder(*, kind: str, compute_dtype, unroll, rngs: nnx.Rngs, **sizes) -> Wav2Vec2 | LogMel:
-  match kind:
+def _speech_encoder(
+  sizes: Mapping[str, Any], *, compute_dtype, unroll: bool | int, rngs: nnx.Rngs
+) -> Wav2Vec2 | LogMel:
+  match sizes["kind"]:
     case "wav2vec2":
-      return Wav2Vec2(**sizes, compute_dtype=compute_dtype, unroll=unroll, rngs=rngs)
+      return Wav2Vec2(**sizes["wav2vec2"], compute_dtype=compute_dtype, unroll=unroll, rngs=rngs)
     case "log_mel":
-      return LogMel(**sizes, compute_dtype=compute_dtype)
-  raise InputError(f"unknown speech encoder {kind!r}: one of {', '.join(SPEECH_ENCODERS)}")
+      return LogMel(**sizes["log_mel"], compute_dtype=compute_dtype)
+  raise InputError(f"unknown speech encoder {sizes['kind']!r}: one of {', '.join(SPEECH_ENCODERS)}")
 
 
 def _to_unit(pixels: UInt8[Array, "*b p"]) -> Float[Array, "*b p"]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from synclipmae_jax.metrics.sync import ClipTokens
 from synclipmae_jax.models import masking
 from synclipmae_jax.models.synclipmae import SyncLipMAE
 from synclipmae_jax.models.visual_encoder import denormalise_pixels
@@ -26,7 +27,7 @@ COLUMNS = 8  # frames in a picture
 class SyncEvaluator:
   """Acc, Offset and R-precision of the frozen tokens on held-out clips (`types.Evaluator`).
 
-  Writes DIR/eval.json at every evaluation, and at the last one the pictures that show the scores. The linear
+  Writes DIR/eval.json at every evaluation, and at the last one DIR/lag.png. The linear
   baseline and the ceiling are fitted on `train_clips` once, at the first evaluation.
   """
 
@@ -56,9 +57,7 @@ class SyncEvaluator:
     self.report = evaluate_sync(tokens_of, self.clips, references=self.references, remark=self.remark)
     self.report.write(self.workdir / "eval.json")
     if final:
-      examples = self.report.model.examples
-      pictures.similarity(self.workdir / "similarity.png", examples)
-      pictures.lag(self.workdir / "lag.png", examples, state=self.report.model.lags)
+      pictures.lag(self.workdir / "lag.png", self.report.model.examples, state=self.report.model.lags)
     return self.report.scalars()
 
   def draw_curves(self) -> None:
@@ -114,13 +113,14 @@ def embed_clip(
 
 
 class PretrainPictures:
-  """Reconstructions and factor swaps of a few held-out clips: the same ones, masked alike, at every call."""
+  """Reconstructions, factor swaps and similarities of a few held-out clips: the same, masked alike, at every call."""
 
   def __init__(self, model: SyncLipMAE, *, clips: Sequence[EvalClip], workdir: Path):
     self.model, self.workdir = model, workdir
     long_enough = [clip for clip in clips if len(clip.frames) >= model.clip_frames]
     self._clips = (long_enough * COLUMNS)[:COLUMNS]
     self._apply = jax.jit(model.apply)
+    self._embed = jax.jit(model.embed)
     self._swap = jax.jit(functools.partial(swap_factors, model))
 
   def __call__(self, trainable: Params, frozen: Params, *, step: int) -> Mapping[str, np.ndarray]:
@@ -128,7 +128,13 @@ class PretrainPictures:
       return {}
     self._draw_reconstruction(trainable, frozen)
     self._draw_factor_swap(trainable)
-    return {name: _read_png(self.workdir / f"{name}.png") for name in ("reconstruction", "factor_swap")}
+    pictures.similarity(self.workdir / "similarity.png", [self._tokens(trainable, frozen, c) for c in self._clips[:3]])
+    names = ("reconstruction", "factor_swap", "similarity")
+    return {name: _read_png(self.workdir / f"{name}.png") for name in names}
+
+  def _tokens(self, trainable: Params, frozen: Params, clip: EvalClip) -> ClipTokens:
+    audio, vocal = embed_clip(self._embed, trainable, frozen, clip)
+    return ClipTokens(key=clip.key, audio=audio, vocal=vocal, lag=clip.lag)
 
   def _draw_reconstruction(self, trainable: Params, frozen: Params) -> None:
     batch = middle_batch(self._clips, clip_frames=self.model.clip_frames, audio_frames=self.model.audio_frames)

@@ -16,7 +16,7 @@ from synclipmae_jax.types import InputError, audio_context_samples
 SIZES = dict(
   visual_encoder=dict(image_size=32, patch=8, width=32, depth=2, heads=2, mlp_width=64),
   decoder=dict(width=16, depth=2, heads=2, mlp_width=32),
-  speech_encoder=dict(kind="log_mel", bands=8),
+  speech_encoder=dict(kind="log_mel", log_mel=dict(bands=8)),
   audio_adapter=dict(layers="all"),
   clip_frames=8,
   audio_frames=16,
@@ -198,7 +198,7 @@ def test_the_paper_configuration_has_the_paper_sizes():
       "visual_encoder": dict(
         image_size=256, patch=16, width=1024, depth=24, heads=16, mlp_width=4096, class_token=True
       ),
-      "speech_encoder": dict(kind="wav2vec2", alignment="waveform"),
+      "speech_encoder": dict(kind="wav2vec2", wav2vec2=dict(alignment="waveform")),
     }
   )
   trainable, frozen = jax.eval_shape(paper.init, jax.random.key(0))
@@ -214,7 +214,8 @@ def test_flops_match_the_compiler_on_an_unrolled_step():
   sizes = {
     **SIZES,
     "speech_encoder": dict(
-      kind="wav2vec2", width=32, depth=2, heads=2, mlp_width=64, conv_width=16, pos_kernel=16, pos_groups=4
+      kind="wav2vec2",
+      wav2vec2=dict(width=32, depth=2, heads=2, mlp_width=64, conv_width=16, pos_kernel=16, pos_groups=4),
     ),
   }
   model = SyncLipMAE(**sizes, unroll=True)

@@ -117,7 +117,8 @@ def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
     (("--config.train.mesh=(('data',3),)",), "needs 3 devices, there are 1"),
     (("--config.model.mask_ratio=1.0",), "mask ratio"),
     (("--config.data.sources=(('nowhere',1.0),)",), "there are no records in nowhere"),
-    (("--config.model.speech_encoder={'kind':'hubert'}",), "hubert"),
+    (("--config.model.speech_encoder.kind=hubert",), "unknown speech encoder 'hubert'"),
+    (("--config.model.speech_encoder.kind=wav2vec2",), "--config.init.speech_encoder=DIR"),
   ],
 )
 def test_bad_input_is_one_sentence(tmp_path, arguments, sentence):

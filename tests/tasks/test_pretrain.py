@@ -86,6 +86,24 @@ def test_one_training_step_of_every_ablation(preset, reference):
   assert trainable.keys() == before.keys()
 
 
+@pytest.mark.parametrize("alignment", ["waveform", "feature", "pool2"])
+def test_a_step_with_wav2vec2_leaves_it_alone(alignment):
+  config = CONFIG.get_config("tiny")
+  config.model.speech_encoder.kind = "wav2vec2"
+  config.model.speech_encoder.wav2vec2.alignment = alignment
+  task, mesh = build_task(config), mesh_of(1, data=1)
+  optimizer = make_optimizer(**config.optimizer, total_steps=4)
+  state, frozen = init_state(task, optimizer, mesh, _init_key())
+  before = jax.device_get(frozen)
+  step = make_train_step(task, optimizer, mesh=mesh, negatives_clips=4)
+  state, metrics = step(state, frozen, sharding.to_global(a_batch(task), mesh), jax.random.key(1))
+  assert metrics["finite"]
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(frozen), before)
+  kernel = state.trainable["audio_adapter"]["hidden"]["kernel"]
+  assert kernel.shape == (2 * 32, 32)
+  assert "speech_encoder" not in state.trainable
+
+
 def test_every_trained_parameter_gets_a_gradient(reference):
   """One step moves every leaf but the position tables, and the temperature stays in its range."""
   config = CONFIG.get_config("tiny")
