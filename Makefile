@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 WORKDIR ?= runs/demo
 # Tests run one process a core; JAX stays on the CPU and off any TPU.
-TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto
+TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: demo long test test-slow lint venv clean
 .DEFAULT_GOAL := help

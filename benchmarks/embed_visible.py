@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from synclipmae_jax.data.pipeline import eval_clips
-from synclipmae_jax.main import build_task
+from synclipmae_jax.job import build_task
 from synclipmae_jax.models.synclipmae import EMBED_VISIBLE
 from synclipmae_jax.tasks.pretrain_evaluation import embed_clip
 from synclipmae_jax.tasks.sync_evaluation import PROTOCOL, score_tokens

@@ -27,7 +27,6 @@ def get_config(arg: str = "paper") -> ConfigDict:
     raise ValueError(f"at most one ablation, got {', '.join(ablations)}")
   for name in ablations:
     _ablate(config, name)
-  config.name = arg
   return config.lock()
 
 
@@ -90,7 +89,7 @@ def _paper() -> ConfigDict:
         reconstruction=1.0, contrast=0.1, covariance=0.04
       ),
       reconstruct_patches="masked",  # borrowed from MAE
-      negatives_clips=48,  # inferred: the paper's batch per GPU
+      negatives_clips=48,  # inferred: the paper's batch per GPU; 0 takes all of the micro-batch
       contrast_form="log_sum",  # ours: silent frames need not all be equally likely
       positive_window=0,  # ours: with 1, a constant one-frame error costs almost nothing
       positive_similarity=config_dict.placeholder(float),  # the paper's audio self-similarity threshold; off

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+PATCHES = ("masked", "all")
+FORMS = ("log_sum", "mean_log")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contrast:
@@ -34,7 +37,7 @@ def reconstruction(
   normalised pixels of the un-jittered frame. The count of masked patches is the same in every frame, so the mean over
   a batch is the mean over its micro-batches.
   """
-  if patches not in ("masked", "all"):
+  if patches not in PATCHES:
     raise ValueError(f"unknown reconstruction patches {patches!r}: masked or all")
   error = jnp.square(predicted.astype(jnp.float32) - target[:, :, None].astype(jnp.float32)).mean(axis=-1)
   weight = masked[:, :, None].astype(jnp.float32) if patches == "masked" else jnp.ones_like(error)
@@ -69,7 +72,7 @@ def contrast(
   clips, frames, _ = audio.shape
   if clips % group:
     raise ValueError(f"groups of {group} clips do not divide {clips} clips")
-  if form not in ("log_sum", "mean_log"):
+  if form not in FORMS:
     raise ValueError(f"unknown form of the contrastive loss {form!r}: log_sum or mean_log")
   audio = rearrange(_unit(audio), "(g c) t d -> g (c t) d", c=group)
   vocal = rearrange(_unit(vocal), "(g c) t d -> g (c t) d", c=group)

@@ -33,7 +33,10 @@ def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequ
 
   Raises InputError where the axes do not multiply to the number of devices.
   """
-  sizes = dict(axes)
+  try:
+    sizes = {str(name): int(size) for name, size in dict(axes).items()}
+  except (TypeError, ValueError):
+    raise InputError(f"a mesh is a tuple of (axis, size), like (('data', -1),), not {axes!r}") from None
   count = len(devices) if devices is not None else jax.device_count()
   unknown = [name for name, size in sizes.items() if size == -1]
   if len(unknown) > 1:
@@ -104,16 +107,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in mesh.shape)))
 
 
-def constrain(x: jax.Array, *, batch_axis: int = 0) -> jax.Array:
-  """Pins axis `batch_axis` of an activation to the batch axes of the ambient mesh; without a mesh it does nothing.
+def constrain(x: jax.Array) -> jax.Array:
+  """Pins the first axis of an activation to the batch axes of the ambient mesh; without a mesh it does nothing.
 
   Without this at every block the TPU compiler replicated the batch (52 GiB of temporaries a chip instead of 8).
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
-  if not axes or x.shape[batch_axis] % math.prod(mesh.shape[axis] for axis in axes):
+  if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
     return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * batch_axis, axes))
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

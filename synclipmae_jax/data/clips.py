@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import zipfile
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,9 @@ class Settings:
       raise InputError(f"the size must be an even number of pixels, at least 32, not {self.size}")
     if self.faces not in FACES:
       raise InputError(f"unknown face backend {self.faces!r}: choose one of {', '.join(FACES)}")
-    if not 0 < self.min_seconds <= self.max_seconds <= 10:
-      raise InputError(f"clips must last 0 < min <= max <= 10 s, not {self.min_seconds:g} to {self.max_seconds:g}")
+    if not 1 / FPS <= self.min_seconds <= self.max_seconds <= 10:
+      seconds = f"{self.min_seconds:g} to {self.max_seconds:g}"
+      raise InputError(f"clips must last {1 / FPS:g} <= min <= max <= 10 s, not {seconds}")
 
   @property
   def stamp(self) -> dict[str, Any]:
@@ -67,12 +68,13 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
   """
   if item.path.suffix.lower() not in VIDEO_SUFFIXES:
     raise InputError(f"it is not a video file ({', '.join(VIDEO_SUFFIXES)})")
-  if item.path.exists() and not item.path.is_file():  # a pipe would be waited for
+  # os.path answers where Path raises: a loop of links, a name too long with its new ending, a locked folder.
+  if os.path.exists(item.path) and not os.path.isfile(item.path):  # a pipe would be waited for
     raise InputError("it is not a regular file")
   info = video.probe(item.path)
   backend = settings.faces
   if backend == "auto":
-    backend = "precomputed" if item.faces_path and item.faces_path.exists() else "skimage_lbp"
+    backend = "precomputed" if item.faces_path and os.path.exists(item.faces_path) else "skimage_lbp"
   scenes = SceneCuts()
   small = scenes.watch(_checked(video.read_frames(item.path, short_side=_LOOK), check))
   track = faces.BACKENDS[backend](small, info=info, sidecar=item.faces_path)
@@ -137,7 +139,10 @@ def _write_pictures(
 def _segments(
   track: np.ndarray, *, cuts: Sequence[int], heard: np.ndarray, settings: Settings
 ) -> list[tuple[int, int]]:
-  """[start, stop) of the clips: one face, one shot, sound throughout; long stretches in equal parts."""
+  """[start, stop) of the clips: one face, one shot, sound throughout; long stretches in equal parts.
+
+  Where equal parts would be too short, as when all clips are to last the same, the end of a stretch is left over.
+  """
   shortest, longest = round(settings.min_seconds * FPS), round(settings.max_seconds * FPS)
   if len(track) < shortest:
     raise InputError(f"it is too short: {len(track)} frames at {FPS} frames/s, {shortest} are needed")
@@ -148,9 +153,9 @@ def _segments(
   runs = [(a, b) for a, b in zip(edges, edges[1:]) if state[a] >= 0]  # noqa: B905
   found = []
   for a, b in runs:
-    parts = -(-(b - a) // longest)
-    bounds = np.linspace(a, b, parts + 1).round().astype(int).tolist()
-    found += [(first, last) for first, last in zip(bounds, bounds[1:]) if last - first >= shortest]  # noqa: B905
+    parts = min(-(-(b - a) // longest), (b - a) // shortest)
+    bounds = np.linspace(a, min(b, a + parts * longest), parts + 1).round().astype(int).tolist()
+    found += zip(bounds, bounds[1:])  # noqa: B905
   if not found:
     best = max((b - a for a, b in runs), default=0)
     raise InputError(
@@ -204,8 +209,8 @@ def _read_truth(path: Path | None) -> dict[str, np.ndarray]:
   try:
     with np.load(path) as stored:
       truth, names = stored["truth"].astype(np.float32), stored["names"].astype(str)
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+  except Exception as error:  # a damaged archive shows it in a dozen ways
     raise InputError(f"its truth file {path.name} cannot be read ({error})") from error
-  if truth.shape[1:] != names.shape or not np.isfinite(truth).all():
+  if truth.ndim != 2 or truth.shape[1:] != names.shape or not np.isfinite(truth).all():
     raise InputError(f"its truth file {path.name} must hold finite numbers [n, P] and P names, not {truth.shape}")
   return {"truth": truth, "names": names}

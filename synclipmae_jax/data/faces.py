@@ -8,7 +8,7 @@ with what scikit-image ships, `full_frame` believes that the picture is a face c
 from __future__ import annotations
 
 import dataclasses
-import zipfile
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -52,18 +52,20 @@ def precomputed(frames: Iterable[Frame], *, info: MediaInfo, sidecar: Path | Non
   """From `<stem>.faces.npz`, one row a source frame: boxes [n, 4] and landmarks [n, K, 2] in pixels of the picture,
   scores [n] (0: no face), schema, mouth (indices of the lip landmarks). All but boxes may be absent."""
   source = np.array([frame.source for frame in frames])
-  if sidecar is None or not sidecar.exists():
+  if sidecar is None or not os.path.exists(sidecar):
     raise InputError("it has no .faces.npz beside it")
   try:
     with np.load(sidecar) as stored:
       sheet = {name: stored[name] for name in stored.files}
-    boxes = np.asarray(sheet["boxes"], np.float32).reshape(-1, 4)
-    score = np.broadcast_to(sheet.get("scores", 1), len(boxes))
-    landmarks = np.asarray(sheet.get("landmarks", np.zeros((len(boxes), 0, 2))), np.float32).reshape(len(boxes), -1, 2)
+    boxes = np.asarray(sheet["boxes"], np.float32)
+    score = np.broadcast_to(np.asarray(sheet.get("scores", 1), np.float32), len(boxes))
+    landmarks = np.asarray(sheet.get("landmarks", np.zeros((len(boxes), 0, 2))), np.float32)
+    if boxes.shape[1:] != (4,) or landmarks.ndim != 3 or landmarks.shape[::2] != (len(boxes), 2):
+      raise ValueError(f"boxes {boxes.shape} and landmarks {landmarks.shape} are not [n, 4] and [n, K, 2]")
     mouth = tuple(int(i) for i in sheet.get("mouth", ()))
     if mouth and not 0 <= min(mouth) <= max(mouth) < landmarks.shape[1]:
       raise ValueError(f"mouth names landmark {max(mouth)} of {landmarks.shape[1]}")
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+  except Exception as error:  # a damaged archive shows it in a dozen ways
     raise InputError(f"its face file {sidecar.name} cannot be read ({error})") from error
   shown = source[-1] + 1  # at more than 25 frames/s the last few may never be shown
   if not shown <= len(boxes) <= shown + info.fps / FPS:

@@ -52,6 +52,8 @@ def train_batches(
   """
   if batch_size < 2 or batch_size % 2:
     raise InputError(f"a host's batch must be an even number of clips (two windows a record), not {batch_size}")
+  if seed < 0:
+    raise InputError(f"the seed must not be negative: {seed}")
   if not 0 < clip_frames <= audio_context_frames:
     raise InputError(f"the audio context ({audio_context_frames} frames) must hold the clip ({clip_frames} frames)")
   if not sources or min(source.weight for source in sources) <= 0:

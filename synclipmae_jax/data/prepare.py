@@ -10,7 +10,9 @@ that changed is done again.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -18,6 +20,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -62,17 +65,24 @@ def prepare(
   Raises InputError for a wrong argument or a folder without files; a bad file is an entry of the manifest.
   """
   settings = Settings(size=size, faces=faces, min_seconds=min_seconds, max_seconds=max_seconds)
-  raw, out = Path(raw).resolve(), Path(out)
+  raw, out = Path(os.path.realpath(raw)), Path(out)  # Path.resolve raises RuntimeError for a loop of links
   if not raw.is_dir():
     raise InputError(f"{raw} is not a folder")
   if workers < 1:
     raise InputError(f"the number of workers must be at least 1, not {workers}")
-  ours = {out.resolve() / name for name in ("clips", "records", "manifest.jsonl")}  # `out` may lie inside `raw`
+  made = ("clips", "records", "manifest.jsonl")  # not to be taken for footage: `out` may lie inside `raw`
+  ours = {Path(os.path.realpath(out)) / name for name in made}
   items = [item for item in corpora.load(corpus)(raw) if ours.isdisjoint((item.path, *item.path.parents))]
   if not items:
     raise InputError(f"there is no file in {raw}")
   (out / "clips").mkdir(parents=True, exist_ok=True)
+  with _alone(out):
+    return _prepare_items(items, settings, out, workers=workers, progress=progress)
 
+
+def _prepare_items(
+  items: Sequence[SourceItem], settings: Settings, out: Path, *, workers: int, progress: bool
+) -> Manifest:
   done = {item.key: entry for item in items if (entry := _finished(item, settings, out))}
   with tqdm(total=len(items), initial=len(done), desc="prepare", unit="file", disable=not progress) as bar:
     for entry in _run([item for item in items if item.key not in done], settings, out, workers):
@@ -93,6 +103,19 @@ def _manifest_line(item: SourceItem, entry: dict[str, Any]) -> dict[str, Any]:
     "provenance": {**item.provenance, "file": item.key},
   }  # fmt: skip
   return {key: entry[key] for key in ("file", "outcome", "reason", "source", "clips", "folder")} | known
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+  """Two runs in one folder would mix their files. The system frees the lock of a run that was killed."""
+  with (out / ".lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InputError(f"another run is preparing {out}: wait for it, or name another folder") from None
+    except OSError:
+      pass  # a file system without locks
+    yield
 
 
 # -- which files, in which processes --
@@ -148,8 +171,8 @@ def _run(items: Sequence[SourceItem], settings: Settings, out: Path, workers: in
       try:
         while queue or running:
           while queue and len(running) < 2 * limit and not (queue is alone and running):
-            item = queue.pop()
-            running[pool.submit(_prepare_file, item, settings, out)] = item
+            running[pool.submit(_prepare_file, queue[-1], settings, out)] = queue[-1]
+            queue.pop()  # only now: a pool that broke meanwhile takes nothing
           finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
           for future in finished:
             entry = future.result()  # BrokenProcessPool: leave the item among the suspects
@@ -157,9 +180,9 @@ def _run(items: Sequence[SourceItem], settings: Settings, out: Path, workers: in
             yield entry
       except BrokenProcessPool:
         if queue is alone:
-          (item,) = running.values()
-          reason = "reading it ended the process that read it (out of memory, or a fault of the decoder)"
-          yield _refuse(item, out, reason)
+          for item in running.values():
+            reason = "reading it ended the process that read it (out of memory, or a fault of the decoder)"
+            yield _refuse(item, out, reason)
         else:
           alone.extend(running.values())
       except BaseException:  # Ctrl-C, or the consumer has gone
@@ -174,8 +197,15 @@ _stop = None  # in a worker: the event by which the parent asks it to leave the 
 def _start_worker(stop) -> None:
   global _stop
   _stop = stop
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
   os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a core is enough
+
+
+def _end_with_parent() -> None:
+  """A parent that was killed sets no event: its workers would wait for ever, their half-made folders in hand."""
+  multiprocessing.parent_process().join()
+  os._exit(1)
 
 
 class _Stopped(BaseException):

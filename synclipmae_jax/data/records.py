@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ import tensorflow_datasets as tfds
 from synclipmae_jax.types import InputError
 
 _HASH = 12  # characters of the manifest's hash
+_MEND = "delete its folder under clips/ and prepare it again"
 
 # Text holds bytes too (and is the only feature that does without TensorFlow). Nothing is optional in TFDS: absent is
 # length 0, -1 in a mouth box, and has_lag = 0. Two unknown dimensions need an encoding.
@@ -87,8 +89,11 @@ class Clips(tfds.core.GeneratorBasedBuilder):
 
   def _example(self, line: Mapping[str, Any], number: int, clip: Mapping[str, Any]) -> dict[str, Any]:
     stem = self._prepared / "clips" / line["folder"] / f"{number:02d}"
-    with np.load(stem.with_suffix(".npz")) as stored:
-      arrays = {name: stored[name] for name in stored.files}
+    try:
+      with np.load(stem.with_suffix(".npz")) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    except Exception as error:  # a damaged archive shows it in a dozen ways
+      raise InputError(f"clip {clip['key']} is damaged ({error}): {_MEND}") from error
     frames = clip["frames"]
     example = {
       "key": clip["key"],
@@ -118,19 +123,20 @@ def _validate(example: Mapping[str, Any]) -> None:
     value = example[name]
     if len(value) != frames or value.dtype != np.float32 or not np.isfinite(value).all():
       raise InputError(
-        f"clip {example['key']}: {name} is {value.dtype} {value.shape}, expected finite float32 with {frames} rows; "
-        "delete its folder under clips/ and prepare it again"
+        f"clip {example['key']}: {name} is {value.dtype} {value.shape}, expected finite float32 with {frames} rows: "
+        + _MEND
       )
   if not example["mp4"] or not example["flac"]:
-    raise InputError(f"clip {example['key']} is empty: delete its folder under clips/ and prepare it again")
+    raise InputError(f"clip {example['key']} is empty: {_MEND}")
 
 
 def write_records(prepared: str | os.PathLike, *, stamp: Mapping[str, Any]) -> Path:
   """Writes the accepted clips of `prepared`/manifest.jsonl and returns their folder; where it exists, does nothing."""
   prepared = Path(prepared)
-  builder = Clips(
-    prepared=prepared, stamp=stamp, data_dir=prepared / "records" / _manifest_hash(prepared), file_format="array_record"
-  )
+  folder = prepared / "records" / _manifest_hash(prepared)
+  builder = Clips(prepared=prepared, stamp=stamp, data_dir=folder, file_format="array_record")
+  if not Path(builder.data_dir).exists():
+    shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed has left
   tfds.disable_progress_bar()
   # TFDS talks on stdout, which belongs to the caller, and makes a folder for downloads that nobody asked for.
   with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
@@ -156,9 +162,16 @@ class Records:
     return len(self.n_frames)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    record = dict(self._source[int(index)])
+    try:
+      record = dict(self._source[int(index)])
+    except RuntimeError as error:  # ArrayRecord's checksums
+      raise _damaged(self.directory, str(error)) from error
     record |= {name: record[name].decode("utf-8", "surrogateescape") for name in _TEXTS}
     return record | {name: json.loads(record[name]) for name in _JSON}
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+  return InputError(f"{path} is damaged ({reason}): delete it and run `synclipmae prepare` again")
 
 
 def find_records(directory: str | os.PathLike) -> Path:
@@ -170,9 +183,9 @@ def find_records(directory: str | os.PathLike) -> Path:
   if (directory / "features.json").exists():
     return directory
   root = directory if directory.name == "records" else directory / "records"
-  versions = sorted(root.glob("*/clips/*/features.json"))
-  if (root.parent / "manifest.jsonl").exists():
-    versions = [path for path in versions if path.parts[-4] == _manifest_hash(root.parent)] or versions
+  # Of the manifest that stands there, or of any; not a half-written folder, which has another name.
+  version = _manifest_hash(root.parent) if (root.parent / "manifest.jsonl").exists() else "*"
+  versions = sorted(root.glob(f"{version}/clips/{Clips.VERSION}/features.json"))
   if len(versions) == 1:
     return versions[0].parent
   if versions:
@@ -183,12 +196,15 @@ def find_records(directory: str | os.PathLike) -> Path:
 def open_records(directory: str | os.PathLike, *, split: str) -> Records:
   """Opens the records of a split; see `find_records` for `directory`. Raises InputError naming the splits there are."""
   path = find_records(directory)
-  builder = tfds.builder_from_directory(path)
+  try:
+    builder = tfds.builder_from_directory(path)
+    metadata = json.loads((path / "metadata.json").read_text())
+  except Exception as error:  # JSON, protobuf and TFDS have no error in common
+    raise _damaged(path, str(error)) from error
   if split not in builder.info.splits:
     raise InputError(f"{path} has no split {split!r}: it has {', '.join(builder.info.splits)}")
-  metadata = json.loads((path / "metadata.json").read_text())
   source = builder.as_data_source(split=split)
   lengths = np.array(metadata["n_frames"][split])
   if len(lengths) != len(source):
-    raise InputError(f"{path} is damaged: {len(source)} records, {len(lengths)} expected")
+    raise _damaged(path, f"{len(source)} records, {len(lengths)} expected")
   return Records(path, split, lengths, metadata["preprocessing"], source)

@@ -61,7 +61,7 @@ def open_media(path: str | os.PathLike) -> Iterator[av.container.InputContainer]
   except PermissionError as error:
     raise InputError("the file may not be read") from error
   except (av.error.FFmpegError, OSError) as error:
-    if os.path.getsize(path) == 0:
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
       raise InputError("the file is empty (0 bytes)") from error
     raise InputError(f"it cannot be read as a video ({error.strerror})") from error
   with container:

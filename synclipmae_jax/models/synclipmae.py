@@ -25,6 +25,7 @@ from synclipmae_jax.models.audio_adapter import AudioAdapter
 from synclipmae_jax.models.augment import LUMA, apply_affine, jitter_affine
 from synclipmae_jax.models.decoder import Decoder
 from synclipmae_jax.models.functional import Functional
+from synclipmae_jax.models.layers import rematerialise
 from synclipmae_jax.models.logmel import LogMel
 from synclipmae_jax.models.speech_encoder import audio_windows, centre_tokens
 from synclipmae_jax.models.visual_encoder import FrameTokens, VisualEncoder, normalise_pixels
@@ -52,8 +53,7 @@ class Outputs:
   predicted: Float[Array, "b f q n p"]  # normalised pixels; q = video-driven, audio-driven
   target: Float[Array, "b f n p"]  # normalised pixels of the un-jittered frame
   masked: Float[Array, "b f n"]  # 1 where the decoder did not see the patch
-  context_view: Float[Array, "b f n p"]  # what each bypass saw, masked patches at 0 (pictures only)
-  motion_view: Float[Array, "b f n p"]
+  motion_view: Float[Array, "b f n p"]  # what the motion view saw, jittered, masked patches at 0 (pictures only)
 
 
 class SyncLipMAE:
@@ -88,6 +88,9 @@ class SyncLipMAE:
       raise InputError(
         f"views is one of {VIEWS} and embed_visible one of {EMBED_VISIBLE}, got {views!r} and {embed_visible!r}"
       )
+    rematerialise(lambda: None, remat)  # refuses an unknown policy
+    if min(visual_encoder["depth"], decoder["depth"]) < 1:
+      raise InputError("an encoder and a decoder have at least one block")
     if not 1 <= decode_frames <= clip_frames <= audio_frames or (audio_frames - clip_frames) % 2:
       raise InputError(
         f"need 1 <= decode_frames <= clip_frames <= audio_frames with an even difference of the last two, "
@@ -163,8 +166,8 @@ class SyncLipMAE:
       vocal, ambient = tokens.vocal[:, self.decode_frames :], tokens.ambient[:, self.decode_frames :]
     else:
       tokens = encoder(motion_pixels, motion_indices)
-      identity, visible, context_indices, context_pixels = (
-        _take_frames(x, decoded) for x in (tokens.identity, tokens.patches, motion_indices, motion_pixels)
+      identity, visible, context_indices = (
+        _take_frames(x, decoded) for x in (tokens.identity, tokens.patches, motion_indices)
       )
       vocal, ambient = tokens.vocal, tokens.ambient
 
@@ -188,7 +191,6 @@ class SyncLipMAE:
       predicted=predicted,
       target=normalise_pixels(_to_unit(target)),
       masked=1 - masking.visibility(context_indices, self.patches),
-      context_view=_scatter(context_pixels, context_indices, self.patches),
       motion_view=_scatter(
         _take_frames(motion_pixels, decoded), _take_frames(motion_indices, decoded), self.patches
       ),

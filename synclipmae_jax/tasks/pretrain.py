@@ -21,8 +21,7 @@ class Pretrain:
   """The pretraining task (`types.Task`).
 
   `weights`: of the terms `reconstruction`, `contrast`, `covariance`.
-  `negatives_clips`: clips whose tokens are each other's negatives; it divides every micro-batch. `None`: all of the
-  micro-batch.
+  `negatives_clips`: clips whose tokens are each other's negatives; it divides every micro-batch.
   """
 
   name = "pretrain"
@@ -34,7 +33,7 @@ class Pretrain:
     *,
     weights: Mapping[str, float],
     reconstruct_patches: str,
-    negatives_clips: int | None,
+    negatives_clips: int,
     contrast_form: str,
     positive_window: int,
     positive_similarity: float | None,
@@ -44,6 +43,11 @@ class Pretrain:
     low, high = temperature_range
     if not 0 < low <= temperature_init <= high:
       raise InputError(f"the temperature {temperature_init} must lie in its range [{low}, {high}], above 0")
+    if reconstruct_patches not in losses.PATCHES or contrast_form not in losses.FORMS or positive_window < 0:
+      raise InputError(
+        f"reconstruct_patches is one of {losses.PATCHES}, contrast_form one of {losses.FORMS} and positive_window at"
+        f" least 0, got {reconstruct_patches!r}, {contrast_form!r}, {positive_window}"
+      )
     self.model = model
     self.weights = dict(weights)
     self.reconstruct_patches = reconstruct_patches
@@ -76,7 +80,7 @@ class Pretrain:
       outputs.audio,
       outputs.vocal,
       temperature=temperature,
-      group=self.negatives_clips or len(outputs.audio),
+      group=self.negatives_clips,
       window=self.positive_window,
       form=self.contrast_form,
       audio_features=outputs.speech_features,
@@ -115,8 +119,8 @@ class Pretrain:
   def model_flops(self, clips: int) -> float:
     """Of one training step; what is trained counts three times, the frozen speech encoder once."""
     width, frames, decoded = self.model.width, self.model.clip_frames, self.model.decode_frames
-    group = self.negatives_clips or clips
-    contrast = clips // group * flops.dense(group * frames, width, group * frames)
+    tokens = self.negatives_clips * frames
+    contrast = clips // self.negatives_clips * flops.dense(tokens, width, tokens)
     covariance = 2 * flops.dense(width, clips * decoded, width) + flops.dense(width, clips * frames, width)
     return clips * self.model.flops() + 3 * (contrast + covariance)
 

@@ -6,15 +6,16 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synclipmae_jax.metrics.sync import ClipTokens
 from synclipmae_jax.models import masking
-from synclipmae_jax.models.synclipmae import SyncLipMAE
+from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAE
 from synclipmae_jax.models.visual_encoder import denormalise_pixels
 from synclipmae_jax.tasks import pictures
 from synclipmae_jax.tasks.sync_evaluation import References, SyncReport, evaluate_sync, measure_references
@@ -40,12 +41,13 @@ class SyncEvaluator:
     clips: Sequence[EvalClip],
     train_clips: Callable[[], Iterable[EvalClip]],
     workdir: Path,
+    mesh: Mesh,
     remark: str = "",
   ):
     self.model, self.clips, self.workdir, self.remark = model, clips, workdir, remark
     self.report: SyncReport | None = None
     self._train_clips = train_clips
-    self._embed = jax.jit(model.embed)
+    self._embed = on_every_host(model.embed, mesh)
 
   @functools.cached_property
   def references(self) -> References:
@@ -55,8 +57,9 @@ class SyncEvaluator:
   def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:
     tokens_of = functools.partial(embed_clip, self._embed, trainable, frozen)
     self.report = evaluate_sync(tokens_of, self.clips, references=self.references, remark=self.remark)
-    self.report.write(self.workdir / "eval.json")
-    if final:
+    if jax.process_index() == 0:
+      self.report.write(self.workdir / "eval.json")
+    if final and jax.process_index() == 0:
       pictures.lag(self.workdir / "lag.png", self.report.model.examples, state=self.report.model.lags)
     return self.report.scalars()
 
@@ -92,6 +95,11 @@ class SyncEvaluator:
     )
 
 
+def on_every_host(function: Callable, mesh: Mesh) -> Callable:
+  """jit whose results every process holds whole, wherever the parameters are."""
+  return jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
 def embed_clip(
   embed: Callable, trainable: Params, frozen: Params, clip: EvalClip
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -115,20 +123,38 @@ def embed_clip(
 class PretrainPictures:
   """Reconstructions, factor swaps and similarities of a few held-out clips: the same, masked alike, at every call."""
 
-  def __init__(self, model: SyncLipMAE, *, clips: Sequence[EvalClip], workdir: Path):
+  def __init__(self, model: SyncLipMAE, *, clips: Sequence[EvalClip], workdir: Path, mesh: Mesh):
     self.model, self.workdir = model, workdir
-    long_enough = [clip for clip in clips if len(clip.frames) >= model.clip_frames]
-    self._clips = (long_enough * COLUMNS)[:COLUMNS]
-    self._apply = jax.jit(model.apply)
-    self._embed = jax.jit(model.embed)
-    self._swap = jax.jit(functools.partial(swap_factors, model))
+    self._clips = [clip for clip in clips if len(clip.frames) >= model.clip_frames][:COLUMNS]
+    self._apply = on_every_host(model.apply, mesh)
+    self._embed = on_every_host(model.embed, mesh)
+    self._swap = on_every_host(functools.partial(swap_factors, model), mesh)
 
   def __call__(self, trainable: Params, frozen: Params, *, step: int) -> Mapping[str, np.ndarray]:
     if not self._clips:
       return {}
-    self._draw_reconstruction(trainable, frozen)
-    self._draw_factor_swap(trainable)
-    pictures.similarity(self.workdir / "similarity.png", [self._tokens(trainable, frozen, c) for c in self._clips[:3]])
+    # `apply` shuffles identity inside a pair of clips: here both are the same one.
+    pairs = [clip for clip in self._clips for _ in range(2)]
+    batch = middle_batch(pairs, clip_frames=self.model.clip_frames, audio_frames=self.model.audio_frames)
+    outputs = jax.device_get(self._apply(trainable, frozen, batch, jax.random.key(0)))
+    frames, face, mouth = (
+      np.stack([getattr(clip, name)[len(clip.frames) // 2] for clip in self._clips])
+      for name in ("frames", "face_box", "mouth_box")
+    )
+    mouth_of, pose_of = (Portrait(*(np.roll(x, -turn, axis=0) for x in (frames, face, mouth))) for turn in (1, 2))
+    swapped = jax.device_get(self._swap(trainable, Portrait(frames, face, mouth), mouth_of, pose_of))
+    tokens = [self._tokens(trainable, frozen, clip) for clip in self._clips[:3]]
+    if jax.process_index():
+      return {}
+    self._draw_reconstruction(jax.tree.map(lambda x: x[::2], outputs))
+    pictures.factor_swap(
+      self.workdir / "factor_swap.png",
+      identity_of=frames,
+      mouth_of=mouth_of.frames,
+      pose_of=pose_of.frames,
+      decoded=swapped,
+    )
+    pictures.similarity(self.workdir / "similarity.png", tokens)
     names = ("reconstruction", "factor_swap", "similarity")
     return {name: _read_png(self.workdir / f"{name}.png") for name in names}
 
@@ -136,9 +162,7 @@ class PretrainPictures:
     audio, vocal = embed_clip(self._embed, trainable, frozen, clip)
     return ClipTokens(key=clip.key, audio=audio, vocal=vocal, lag=clip.lag)
 
-  def _draw_reconstruction(self, trainable: Params, frozen: Params) -> None:
-    batch = middle_batch(self._clips, clip_frames=self.model.clip_frames, audio_frames=self.model.audio_frames)
-    out = jax.device_get(self._apply(trainable, frozen, batch, jax.random.key(0)))
+  def _draw_reconstruction(self, out: Outputs) -> None:
     image = lambda patches: np.asarray(  # noqa: E731
       masking.unpatchify(denormalise_pixels(jnp.asarray(patches)), self.model.patch)
     )
@@ -153,30 +177,29 @@ class PretrainPictures:
       titles=[Path(clip.key).name.split(".")[0] for clip in self._clips],
     )
 
-  def _draw_factor_swap(self, trainable: Params) -> None:
-    frames = np.stack([clip.frames[len(clip.frames) // 2] for clip in self._clips])
-    boxes = np.stack([clip.face_box[len(clip.frames) // 2] for clip in self._clips])
-    mouth_of, pose_of = np.roll(frames, -1, axis=0), np.roll(frames, -2, axis=0)
-    decoded = self._swap(trainable, identity_of=frames, face_box=boxes, mouth_of=mouth_of, pose_of=pose_of)
-    pictures.factor_swap(
-      self.workdir / "factor_swap.png",
-      identity_of=frames,
-      mouth_of=mouth_of,
-      pose_of=pose_of,
-      decoded=np.asarray(decoded),
-    )
+
+class Portrait(NamedTuple):
+  """One picture of each of R people, and where the face and the mouth are in it."""
+
+  frames: Any  # uint8 [R, S, S, 3]
+  face_box: Any  # [R, 4]
+  mouth_box: Any  # [R, 4]
 
 
-def swap_factors(model: SyncLipMAE, trainable: Params, *, identity_of, face_box, mouth_of, pose_of) -> jax.Array:
+def swap_factors(
+  model: SyncLipMAE, trainable: Params, identity_of: Portrait, mouth_of: Portrait, pose_of: Portrait
+) -> jax.Array:
   """Pictures [R, S, S, 3] in 0..1 of one person's identity, another's mouth and a third's pose.
 
-  Frames are uint8 [R, S, S, 3]. The decoder sees the patches of the first picture that are least on the face, so that
-  mouth and pose can only come from the tokens.
+  The decoder sees the patches of the first picture that are least on the face, so that mouth and pose can only come
+  from the tokens.
   """
-  identity, vocal, ambient = (model.embed_visual(trainable, x[:, None]) for x in (identity_of, mouth_of, pose_of))
-  on_face = masking.box_coverage(face_box[:, None], model.grid)
-  surroundings = masking.top_weighted(-on_face, model.visible)
-  patches = model.encode(trainable, identity_of[:, None], surroundings).patches
+  identity, vocal, ambient = (
+    model.embed_visual(trainable, one.frames[:, None], face_box=one.face_box[:, None], mouth_box=one.mouth_box[:, None])
+    for one in (identity_of, mouth_of, pose_of)
+  )
+  surroundings = masking.top_weighted(-masking.box_coverage(identity_of.face_box[:, None], model.grid), model.visible)
+  patches = model.encode(trainable, identity_of.frames[:, None], surroundings).patches
   decoded = model.decode(
     trainable,
     patches,
@@ -189,14 +212,16 @@ def swap_factors(model: SyncLipMAE, trainable: Params, *, identity_of, face_box,
 
 
 def middle_batch(clips: Sequence[EvalClip], *, clip_frames: int, audio_frames: int) -> Batch:
-  """A training batch of the middle `clip_frames` frames of each clip, with the sound around them."""
+  """A training batch of the middle `clip_frames` frames of each clip, with the sound that belongs to them: where the
+  file is known to be out of sync, its lag is taken out."""
   lead = (audio_frames - clip_frames) // 2 * SAMPLES_PER_FRAME + AUDIO_MARGIN
+  samples = audio_context_samples(audio_frames)
 
   def window(clip: EvalClip) -> tuple[slice, np.ndarray]:
     start = (len(clip.frames) - clip_frames) // 2
-    sound = np.pad(clip.waveform, (lead, audio_context_samples(audio_frames)))
-    first = start * SAMPLES_PER_FRAME
-    return slice(start, start + clip_frames), sound[first : first + audio_context_samples(audio_frames)]
+    beyond = len(clip.waveform) + samples  # silence enough for any lag
+    first = beyond + (start - (clip.lag or 0)) * SAMPLES_PER_FRAME - lead
+    return slice(start, start + clip_frames), np.pad(clip.waveform, beyond)[first : first + samples]
 
   windows = [window(clip) for clip in clips]
   cut = lambda name: np.stack([getattr(clip, name)[rows] for clip, (rows, _) in zip(clips, windows, strict=True)])  # noqa: E731

@@ -72,7 +72,7 @@ def run(
   `train_batches(step)` opens this host's stream at a step; `batch_size` counts the clips of all hosts. `eval_every`
   None: at the end only. Scores are logged as `<evaluator>/<metric>`, and `best_metric` is such a name. `initial_items`
   (item -> checkpoint that holds it) replaces initial parameters; a checkpoint in the workdir takes precedence.
-  `stamp` (config, its hash, preprocessing, git revision) goes into every checkpoint's meta.json.
+  `stamp` (config, preprocessing, git revision) goes into every checkpoint's meta.json.
 
   Raises InputError, before anything is compiled, for a batch that does not divide, for a workdir made with another
   model and for one whose checkpoints are all damaged; NonFiniteLoss during training.
@@ -129,7 +129,7 @@ def run(
         # Save before anything else happens at this step: what follows may crash, be interrupted or take long.
         last, stop = step == total_steps, interrupt.stop
         due_eval = bool(evaluators) and (last or bool(eval_every and step and step % eval_every == 0))
-        due_save = last or stop or due_eval or (step and step % checkpoint_every == 0)
+        due_save = last or stop or due_eval or bool(checkpoint_every and step and step % checkpoint_every == 0)
         if due_save and saved_step != step:
           steps.settle()  # a loss that is no number must be seen before its step is saved
           checkpoints.save(state, step, frozen_hash=frozen_hash)
@@ -271,7 +271,7 @@ class _Steps:
     else:
       self._log.say(f"compiled and ran the first step in {now - started:.1f} s")
     self._last_read, self.latest = now, values
-    due = step % self._every == 0 or step == self._total
+    due = step == self._total or bool(self._every and step % self._every == 0)
     speed = self._speed(frames)
     if due:
       self._log.scalars(step, values | speed)

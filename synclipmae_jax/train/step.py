@@ -26,8 +26,10 @@ def check_batch(
     raise InputError(f"accumulation must be at least 1, got {accumulation}")
   if batch_size < 1 or batch_size % (2 * processes):
     raise InputError(f"batch of {batch_size} clips must give each of {processes} process(es) whole pairs of clips")
-  if group % 2:
-    raise InputError(f"negatives_clips must be even, since the two clips of a pair stay together; got {group}")
+  if group < 2 or group % 2:
+    raise InputError(
+      f"negatives_clips must be even and at least 2, since the two clips of a pair stay together; got {group}"
+    )
   if batch_size % (accumulation * ways):
     raise InputError(
       f"batch of {batch_size} clips does not divide into {accumulation} micro-batch(es) over {ways} device(s)"

@@ -65,6 +65,9 @@ def test_precomputed_follows_the_source_frames(tmp_path):
   assert track.mouth == (1,) and track.schema == "two"
   with pytest.raises(InputError, match="6 rows, the video 4 frames"):
     faces.precomputed(stream[:4], info=INFO, sidecar=tmp_path / "a.faces.npz")
+  np.savez(tmp_path / "c.faces.npz", boxes=boxes, landmarks=np.zeros((6, 68, 3)))
+  with pytest.raises(InputError, match="are not"):
+    faces.precomputed(stream, info=INFO, sidecar=tmp_path / "c.faces.npz")
   (tmp_path / "b.faces.npz").write_bytes(b"PK\x03\x04 not really")
   with pytest.raises(InputError, match="cannot be read"):
     faces.precomputed(stream, info=INFO, sidecar=tmp_path / "b.faces.npz")

@@ -139,6 +139,7 @@ def test_whole_clips_for_evaluation(corpus):
   ("wrong", "words"),
   [
     ({"batch_size": 3}, "even number"),
+    ({"seed": -1}, "must not be negative"),
     ({"clip_frames": 32}, "must hold the clip"),
     ({"clip_frames": 60, "audio_context_frames": 64}, "no train clip .* has 120 frames .* the longest has 60"),
     ({"image_size": 64}, "prepare them with --size 64"),

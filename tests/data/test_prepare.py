@@ -302,7 +302,8 @@ def test_wrong_arguments_are_one_sentence(tmp_path, capsys):
     (["--raw", str(tmp_path / "none")], "is not a folder"),
     (["--raw", str(tmp_path)], "there is no file in"),
     (["--raw", str(tmp_path), "--size", "33"], "even number"),
-    (["--raw", str(tmp_path), "--min-seconds", "5", "--max-seconds", "2"], "0 < min <= max"),
+    (["--raw", str(tmp_path), "--min-seconds", "5", "--max-seconds", "2"], "0.04 <= min <= max"),
+    (["--raw", str(tmp_path), "--min-seconds", "0.01", "--max-seconds", "0.01"], "0.04 <= min <= max"),
     (["--raw", str(tmp_path), "--workers", "0"], "at least 1"),
   ]:
     assert app.main([*arguments, "--out", str(tmp_path / "out")]) == 2
@@ -387,3 +388,41 @@ def test_two_files_fill_both_splits(tmp_path):
 def test_an_unknown_corpus_is_refused(tmp_path):
   with pytest.raises(InputError, match="unknown corpus"):
     corpora.load("imagenet")
+
+
+def test_two_runs_do_not_share_a_folder_and_links_in_a_circle_end(tmp_path, capsys):
+  raw, out = tmp_path / "raw", tmp_path / "out"
+  raw.mkdir()
+  talk(raw / "a.mp4")
+  (raw / "circle.mp4").symlink_to("circle.mp4")
+  talk(raw / ("long" * 62 + ".mp4"))  # there is no room for .faces.npz in a name
+  out.mkdir()
+  with prepare._alone(out), pytest.raises(InputError, match="another run is preparing"):
+    run(raw, out)
+  found = by_file(run(raw, out, faces="auto"))
+  assert "symbolic links" in found["circle.mp4"]["reason"] and "no face" in found["long" * 62 + ".mp4"]["reason"]
+  (tmp_path / "loop").symlink_to("loop")
+  assert app.main(["--raw", str(tmp_path / "loop"), "--out", str(out)]) == 2
+  assert "is not a folder" in capsys.readouterr().err
+
+
+def test_clips_of_one_length_leave_a_rest(tmp_path):
+  (tmp_path / "raw").mkdir()
+  talk(tmp_path / "raw" / "a.mp4", count=110)
+  (entry,) = run(tmp_path / "raw", tmp_path / "out", min_seconds=2, max_seconds=2).entries
+  assert [(clip["start"], clip["frames"]) for clip in entry["clips"]] == [(0, 50), (50, 50)]
+
+
+def test_a_killed_run_leaves_no_worker(tmp_path):
+  raw, out = tmp_path / "raw", tmp_path / "out"
+  raw.mkdir()
+  for name in ("a.mp4", "b.mp4"):
+    talk(raw / name, count=500)
+  command = [sys.executable, "-m", "synclipmae_jax.apps.prepare", "--raw", raw, "--out", out, "--faces", "full_frame",
+             "--size", "64", "--workers", "2"]  # fmt: skip
+  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+  deadline = time.monotonic() + 60
+  while not list(out.glob("clips/.*")) and time.monotonic() < deadline:
+    time.sleep(0.02)
+  process.kill()
+  process.communicate(timeout=20)  # the workers hold the pipe: it closes when the last of them has gone

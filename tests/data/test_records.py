@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -96,3 +97,27 @@ heavy = {{"jax", "flax", "tensorflow", "torch", "matplotlib", "skimage", "einops
 assert not heavy, heavy
 """
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_damage_is_one_sentence(prepared, tmp_path):
+  shutil.copytree(prepared, tmp_path / "out")
+  path = records.find_records(tmp_path / "out")
+  shard = next(path.glob("*train.array_record*"))
+  whole = shard.read_bytes()
+  flipped = bytearray(whole)
+  flipped[len(whole) // 3] ^= 255
+  for content in (whole[: len(whole) // 2], bytes(flipped)):
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged .*: delete it"):
+      source = records.open_records(tmp_path / "out", split="train")
+      [source[index] for index in range(len(source))]
+  (path / "metadata.json").write_text("{")
+  with pytest.raises(InputError, match="is damaged .*: delete it"):
+    records.open_records(tmp_path / "out", split="train")
+
+
+def test_records_of_another_manifest_do_not_count(prepared, tmp_path):
+  shutil.copytree(prepared, tmp_path / "out")
+  (tmp_path / "out" / "manifest.jsonl").write_text("")
+  with pytest.raises(InputError, match="there are no records"):
+    records.find_records(tmp_path / "out")

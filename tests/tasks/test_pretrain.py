@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from synclipmae_jax import sharding
-from synclipmae_jax.main import build_task
+from synclipmae_jax.job import build_task
 from synclipmae_jax.tasks.pretrain import abstract_batch
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import init_state
