@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from synclipmae_jax import job
+from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.types import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,25 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(finished, tmp_path
   assert status == 0, err
   assert "resuming" in out
   assert metrics(tmp_path / "resumed") == metrics(finished[0])
+
+
+def test_ordinary_footage_of_which_nothing_is_known(finished, tmp_path):
+  """A folder of videos: no truth, no known lag, one clip to evaluate on; prepare, train, evaluate all the same."""
+  raw = tmp_path / "raw"
+  for source in sorted((finished[0] / "data" / "synthtalk" / "train").iterdir())[:9]:
+    if not source.name.endswith(".truth.npz"):
+      raw.mkdir(exist_ok=True)
+      shutil.copy(source, raw)
+  prepare(raw, tmp_path / "prepared", size=32, progress=False)
+  workdir = tmp_path / "run"
+  status, out, err = main(
+    f"--workdir={workdir}", f"--config.data.sources=(('{tmp_path / 'prepared'}', 1.0),)", "--config.train.steps=1"
+  )
+  assert status == 0, err
+  report = json.loads((workdir / "eval.json").read_text(), parse_constant=pytest.fail)
+  assert report["clips"] == 1 and report["ceiling"] is None and report["r_precision"]["top1"] is None
+  assert 0 <= report["acc"]["k5"] <= 1 and "lag of 1 clips is unknown" in report["note"]
+  assert "synthetic" not in out
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):

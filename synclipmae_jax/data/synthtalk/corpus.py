@@ -22,7 +22,7 @@ from synclipmae_jax.data.synthtalk.motion import ACTIONS, AMBIENT, EXPRESSIONS
 from synclipmae_jax.types import FPS, SAMPLE_RATE, InputError
 
 VERSION = "1.0.0"
-_SHORTEST, _SMALLEST = 2.0, 32  # seconds, pixels
+_SHORTEST, _LONGEST, _SMALLEST = 2.0, 600.0, 32  # seconds, seconds, pixels
 _CLIPS_A_WORKER = 8  # starting a process and compiling its renderer takes as long as about so many clips
 
 
@@ -43,7 +43,7 @@ def write_corpus(
 
   Args:
     clips: how many clips of "train" and of "test".
-    seconds: length of a clip, at least 2; rounded to whole frames of 25 a second.
+    seconds: length of a clip, 2 to 600; rounded to whole frames of 25 a second.
     size: width and height in pixels, even.
     workers: processes; None takes one a core, 1 stays in this process.
 
@@ -54,11 +54,13 @@ def write_corpus(
     raise InputError(f"SynthTalk has no split {unknown[0]!r}; it has {' and '.join(SPLITS)}.")
   if min(clips.values(), default=0) < 0 or not sum(clips.values()):
     raise InputError(f"Asked for no SynthTalk clips at all: {dict(clips)}.")
-  if seconds < _SHORTEST or size < _SMALLEST or size % 2:
+  if not _SHORTEST <= seconds <= _LONGEST or size < _SMALLEST or size % 2:
     raise InputError(
-      f"A SynthTalk clip lasts at least {_SHORTEST:g} s and has an even size of at least {_SMALLEST} px;"
+      f"A SynthTalk clip lasts {_SHORTEST:g} to {_LONGEST:g} s and has an even size of at least {_SMALLEST} px;"
       f" asked for {seconds:g} s and {size} px."
     )
+  if seed < 0:
+    raise InputError(f"The seed of SynthTalk is 0 or more, not {seed}.")
   out = Path(out)
   description = {
     "name": "synthtalk",
@@ -82,7 +84,9 @@ def write_corpus(
     return done
   for split in description["splits"]:
     (out / split).mkdir(parents=True, exist_ok=True)
-  begun.write_text(json.dumps(description, indent=2) + "\n")
+  partial = begun.with_suffix(".part")
+  partial.write_text(json.dumps(description, indent=2) + "\n")
+  partial.replace(begun)
 
   jobs = [(split, index) for split, count in description["splits"].items() for index in range(count)]
   write = functools.partial(_write_job, out=out, seed=seed, seconds=seconds, size=size)
