@@ -254,7 +254,7 @@ def revision() -> str | None:
   """The git revision of the code, with + where it was changed; None outside a checkout."""
   here = Path(__file__).parent
   with contextlib.suppress(OSError, subprocess.CalledProcessError):
-    ask = lambda *words: subprocess.run(  # noqa: E731
+    ask = lambda *words: subprocess.run(
       ["git", *words], cwd=here, check=True, capture_output=True, text=True
     ).stdout.strip()
     return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain", "--", str(here)) else "")

@@ -57,7 +57,7 @@ def test_contrast_is_the_formula(tokens, form, group, window, similarity):
 def test_contrast_gradient_by_finite_differences(tokens):
   audio, vocal, features = tokens
   settings = dict(group=2, window=1, similarity=0.3)
-  loss = lambda a, v, tau: losses.contrast(a, v, temperature=tau, audio_features=features, **settings).loss  # noqa: E731
+  loss = lambda a, v, tau: losses.contrast(a, v, temperature=tau, audio_features=features, **settings).loss
   slope = jax.grad(loss, argnums=(0, 1, 2))(audio, vocal, jnp.float32(0.1))
   random = np.random.default_rng(1)
   step = 1e-6
@@ -76,7 +76,7 @@ def test_one_frame_shift_of_the_audio_raises_the_contrast():
   random = np.random.default_rng(2)
   tokens = random.normal(size=(4, 16, 32)).astype(np.float32)
   shifted = np.roll(tokens, 1, axis=1)
-  at = lambda audio, window: float(  # noqa: E731
+  at = lambda audio, window: float(
     losses.contrast(audio, tokens, temperature=jnp.float32(0.07), group=4, window=window).loss
   )
   assert at(tokens, 0) < 0.1
@@ -94,7 +94,7 @@ def test_contrast_counts_hits_and_positives(tokens):
 
 def test_contrast_has_no_gradient_into_the_audio_features(tokens):
   audio, vocal, features = tokens
-  loss = lambda f: losses.contrast(  # noqa: E731
+  loss = lambda f: losses.contrast(
     audio, vocal, temperature=jnp.float32(0.1), group=6, audio_features=f, similarity=0.3
   ).loss
   assert not np.any(jax.grad(loss)(features))

@@ -144,7 +144,7 @@ class Decoder(nnx.Module):
 
     attention, attention_leaves = nnx.split(self.blocks.patch_attention)
     mlp, mlp_leaves = nnx.split(self.blocks.prompted_mlp)
-    at = lambda leaves, index: jax.tree.map(lambda leaf: leaf[index], leaves)  # noqa: E731
+    at = lambda leaves, index: jax.tree.map(lambda leaf: leaf[index], leaves)
 
     first = nnx.merge(attention, at(attention_leaves, 0))
     if self.concatenate:  # the context tells the passes apart from the start

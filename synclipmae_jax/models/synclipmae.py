@@ -232,7 +232,7 @@ class SyncLipMAE:
       )
       indices = masking.top_weighted(weights, self.visible)
     tokens = self.encode(trainable, frames, indices)
-    as_float = lambda x: x.astype(jnp.float32)  # noqa: E731
+    as_float = lambda x: x.astype(jnp.float32)
     return Tokens(
       identity=as_float(tokens.identity), vocal=as_float(tokens.vocal), ambient=as_float(tokens.ambient), audio=None
     )

@@ -106,7 +106,7 @@ def embed_clip(
   """(audio, vocal) tokens [T, D] of one clip. Padding at its end is silence and changes no token before it."""
   count = len(clip.frames)
   missing = -count % PAD_FRAMES
-  pad = lambda x, amount: np.pad(x, [(0, amount)] + [(0, 0)] * (x.ndim - 1), mode="edge")[None]  # noqa: E731
+  pad = lambda x, amount: np.pad(x, [(0, amount)] + [(0, 0)] * (x.ndim - 1), mode="edge")[None]
   waveform = np.pad(clip.waveform, (0, missing * SAMPLES_PER_FRAME))[None]
   tokens = embed(
     trainable,
@@ -163,7 +163,7 @@ class PretrainPictures:
     return ClipTokens(key=clip.key, audio=audio, vocal=vocal, lag=clip.lag)
 
   def _draw_reconstruction(self, out: Outputs) -> None:
-    image = lambda patches: np.asarray(  # noqa: E731
+    image = lambda patches: np.asarray(
       masking.unpatchify(denormalise_pixels(jnp.asarray(patches)), self.model.patch)
     )
     pictures.reconstruction(
@@ -224,7 +224,7 @@ def middle_batch(clips: Sequence[EvalClip], *, clip_frames: int, audio_frames: i
     return slice(start, start + clip_frames), np.pad(clip.waveform, beyond)[first : first + samples]
 
   windows = [window(clip) for clip in clips]
-  cut = lambda name: np.stack([getattr(clip, name)[rows] for clip, (rows, _) in zip(clips, windows, strict=True)])  # noqa: E731
+  cut = lambda name: np.stack([getattr(clip, name)[rows] for clip, (rows, _) in zip(clips, windows, strict=True)])
   return {
     "frames": cut("frames"),
     "waveform": np.stack([sound for _, sound in windows]),

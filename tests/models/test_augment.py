@@ -39,7 +39,7 @@ def test_contrast_pivots_on_the_mean(pixels):
 
 
 def test_saturation_and_hue_keep_luma_and_grey(pixels):
-  luma = lambda x: x.reshape(-1, 3) @ [0.299, 0.587, 0.114]  # noqa: E731
+  luma = lambda x: x.reshape(-1, 3) @ [0.299, 0.587, 0.114]
   for strengths in (dict(saturation=0.5), dict(hue=0.1)):
     out = jittered(pixels, 5, **strengths)
     assert np.abs(out - pixels).max() > 0.005

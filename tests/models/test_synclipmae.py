@@ -200,7 +200,7 @@ def test_the_paper_configuration_has_the_paper_sizes():
     }
   )
   trainable, frozen = jax.eval_shape(paper.init, jax.random.key(0))
-  count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+  count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   assert count(trainable["visual_encoder"]) == 303_099_904 + 3 * 1024 + 256 * 1024
   # 94,371,712 in HF's base model, less the mask embedding and the 128 gains folded into the positional kernel.
   assert count(frozen["speech_encoder"]) == 94_371_712 - 768 - 128
@@ -258,7 +258,7 @@ def test_unknown_switches_are_refused():
 
 
 def test_scanned_unrolled_and_rematerialised_blocks_agree():
-  make = lambda rngs: EncoderBlock(16, 2, 32, compute_dtype=jnp.float32, rngs=rngs)  # noqa: E731
+  make = lambda rngs: EncoderBlock(16, 2, 32, compute_dtype=jnp.float32, rngs=rngs)
   stack = Functional(lambda rngs: stack_blocks(make, 3, rngs))
   params = stack.init(jax.random.key(0))
   x = jax.random.normal(jax.random.key(1), (2, 5, 16))
