@@ -181,7 +181,7 @@ def _demo() -> ConfigDict:
 
 
 def _long() -> ConfigDict:
-  """The demo at a longer budget, with twice the people to learn from: about half an hour on two quiet cores."""
+  """The demo at a longer budget, with twice the clips to learn from: about half an hour on two quiet cores."""
   config = _demo()
   config.data.synthtalk.train = 480
   config.train.update(dict(steps=3_000, eval_every=1_000, checkpoint_every=500, pictures_every=1_000))

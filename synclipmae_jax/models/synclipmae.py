@@ -171,7 +171,8 @@ class SyncLipMAE:
       )
       vocal, ambient = tokens.vocal, tokens.ambient
 
-    hidden = _middle(self._hidden_states(frozen, batch["waveform"]), frames)
+    hidden = self._hidden_states(frozen, batch["waveform"])
+    hidden = centre_tokens(hidden[:, None], clip_frames=frames, total_frames=frames)  # one window, as in `embed`
     audio = self._adapter.bind(trainable["audio_adapter"])(hidden)
 
     predicted = self._decoder.bind(trainable["decoder"])(
@@ -330,12 +331,6 @@ def _take_frames(x: Array, decoded: Int[Array, "b f"]) -> Array:
   if decoded.shape[1] == x.shape[1]:
     return x
   return jax.vmap(lambda x, index: x[index])(x, decoded)
-
-
-def _middle(x: Array, frames: int) -> Array:
-  """The middle `frames` of axis 1."""
-  start = (x.shape[1] - frames) // 2
-  return x[:, start : start + frames]
 
 
 def _scatter(pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"], patches: int) -> Float[Array, "b f n p"]:

@@ -93,7 +93,7 @@ def test_a_step_with_wav2vec2_leaves_it_alone(alignment):
   config.model.speech_encoder.wav2vec2.alignment = alignment
   task, mesh = build_task(config), mesh_of(1, data=1)
   optimizer = make_optimizer(**config.optimizer, total_steps=4)
-  state, frozen = init_state(task, optimizer, mesh, _init_key())
+  state, frozen = init_state(task, optimizer, mesh, jax.random.key(0))
   before = jax.device_get(frozen)
   step = make_train_step(task, optimizer, mesh=mesh, negatives_clips=4)
   state, metrics = step(state, frozen, sharding.to_global(a_batch(task), mesh), jax.random.key(1))
@@ -108,7 +108,7 @@ def test_every_trained_parameter_gets_a_gradient(reference):
   """One step moves every leaf but the position tables, and the temperature stays in its range."""
   config = CONFIG.get_config("tiny")
   task = build_task(config)
-  state, _ = init_state(task, make_optimizer(**config.optimizer, total_steps=4), mesh_of(1, data=1), _init_key())
+  state, _ = init_state(task, make_optimizer(**config.optimizer, total_steps=4), mesh_of(1, data=1), jax.random.key(0))
   moved = {
     path: not np.array_equal(before, after)
     for (path, before), (_, after) in zip(
@@ -117,10 +117,6 @@ def test_every_trained_parameter_gets_a_gradient(reference):
   }
   still = {path for path, value in moved.items() if not value}
   assert still == {"visual_encoder/position", "decoder/position"}
-
-
-def _init_key():
-  return jax.random.key(0)
 
 
 def test_the_temperature_is_clamped():
