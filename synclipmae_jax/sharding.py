@@ -21,10 +21,11 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 
 # The house's one table. Leaves of stacked blocks carry their depth on the first axis, which is scanned, never sharded.
 RULES: Rules = (
+  (r"(^|/)vae/", PartitionSpec()),  # 0.5 GB, frozen, convolutions of every size: a copy everywhere
   (r"(^|/)blocks/.*kernel$", PartitionSpec(None, "fsdp")),  # [depth, in, out]
   (r"(^|/)conv\w*/kernel$", PartitionSpec(None, None, "fsdp")),  # [taps, in, out]
   (r"kernel$", PartitionSpec("fsdp")),  # [in, out]
-  (r"(bias|scale|token|tokens|position|log_temperature)$", PartitionSpec()),
+  (r"(bias|scale|token|tokens|position|modulation|log_temperature)$", PartitionSpec()),
 )
 
 

@@ -25,7 +25,7 @@ from synclipmae_jax.models.layers import (
   rematerialise,
   stack_blocks,
 )
-from synclipmae_jax.models.visual_encoder import sincos_position
+from synclipmae_jax.models.position import sincos_position
 from synclipmae_jax.sharding import constrain
 
 

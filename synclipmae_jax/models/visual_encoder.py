@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from synclipmae_jax.models import flops
 from synclipmae_jax.models.layers import EncoderBlock, LayerNorm, Linear, scan_blocks, stack_blocks
+from synclipmae_jax.models.position import sincos_position
 
 # ImageNet statistics on the 0..1 scale (Sapiens' pretraining configuration divides the same numbers by 255).
 PIXEL_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -43,23 +44,11 @@ def denormalise_pixels(pixels: Float[Array, "*b p"]) -> Float[Array, "*b p"]:
   return jnp.clip(pixels * np.tile(PIXEL_STD, repeats) + np.tile(PIXEL_MEAN, repeats), 0.0, 1.0)
 
 
-def sincos_position(grid: int, width: int, *, rows_first: bool) -> Float[np.ndarray, "n d"]:
-  """Fixed 2-D sine-cosine table, computed in float64.
-
-  `rows_first` is Sapiens' channel order [sin row | cos row | sin column | cos column]; MAE's has the columns first.
-  """
-  if width % 4:
-    raise ValueError(f"a 2-D sine-cosine table needs a width divisible by 4, got {width}")
-  omega = 10000.0 ** -(np.arange(width // 4) / (width // 4))
-  angles = np.arange(grid)[:, None] * omega
-  axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)  # [grid, width / 2]
-  rows, columns = np.repeat(axis, grid, axis=0), np.tile(axis, (grid, 1))
-  halves = (rows, columns) if rows_first else (columns, rows)
-  return np.concatenate(halves, axis=-1).astype(np.float32)
-
-
 class VisualEncoder(nnx.Module):
-  """ViT over the visible patches of each frame, prompt tokens prepended after masking, without a position."""
+  """ViT over the visible patches of each frame, prompt tokens prepended after masking, without a position.
+
+  `class_token`: Sapiens' own token beside them, which its blocks expect; its output is not used.
+  """
 
   def __init__(
     self,
@@ -91,8 +80,9 @@ class VisualEncoder(nnx.Module):
     self.position = nnx.Param(jnp.asarray(sincos_position(self.grid, width, rows_first=True)))
     normal = nnx.initializers.normal(0.02)
     self.prompt_tokens = nnx.Param(normal(rngs.params(), (3, width)))
-    # Holds the donor's cls token with its own position added.
     self.class_token = nnx.Param(normal(rngs.params(), (1, width))) if class_token else None
+    # Added to it, and as little trained as the table: a donor's first row. From scratch there is none.
+    self.class_position = nnx.Param(jnp.zeros((1, width))) if class_token else None
     self.blocks = stack_blocks(
       lambda r: EncoderBlock(width, heads, mlp_width, compute_dtype=compute_dtype, rngs=r), depth, rngs
     )
@@ -103,8 +93,11 @@ class VisualEncoder(nnx.Module):
     clips, frames, visible, _ = pixels.shape
     position = jax.lax.stop_gradient(self.position[...])[indices].astype(self.compute_dtype)
     x = (self.patch_embedding(pixels) + position).reshape(clips * frames, visible, self.width)
-    prefix = [self.prompt_tokens[...]] + ([self.class_token[...]] if self.class_token is not None else [])
-    prefix = jnp.concatenate(prefix).astype(x.dtype)
+    prefix = self.prompt_tokens[...]
+    if self.class_token is not None:
+      placed = self.class_token[...] + jax.lax.stop_gradient(self.class_position[...])
+      prefix = jnp.concatenate([prefix, placed])
+    prefix = prefix.astype(x.dtype)
     x = jnp.concatenate([jnp.broadcast_to(prefix, (len(x), *prefix.shape)), x], axis=1)
     x = scan_blocks(self.blocks, x, unroll=self.unroll, remat=self.remat)
     x = self.norm(x).reshape(clips, frames, len(prefix) + visible, self.width)

@@ -9,8 +9,8 @@ import pytest
 
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.layers import EncoderBlock, scan_blocks, stack_blocks
+from synclipmae_jax.models.position import sincos_position
 from synclipmae_jax.models.synclipmae import SyncLipMAE
-from synclipmae_jax.models.visual_encoder import sincos_position
 from synclipmae_jax.types import InputError, audio_context_samples
 
 SIZES = dict(
@@ -188,8 +188,8 @@ def test_ablations_change_what_they_name(name, model):
 
 
 def test_the_paper_configuration_has_the_paper_sizes():
-  """Sapiens-0.3B has 303,099,904 parameters without its positional table (checkpoints.md, section 1.3); three prompt
-  tokens and our own table come on top. Nothing is allocated."""
+  """Sapiens-0.3B has 303,099,904 parameters without its positional table (checkpoints.md, section 1.3); that table's
+  first row, three prompt tokens and our own table come on top. Nothing is allocated."""
   paper = SyncLipMAE(
     **{
       **SIZES,
@@ -201,7 +201,7 @@ def test_the_paper_configuration_has_the_paper_sizes():
   )
   trainable, frozen = jax.eval_shape(paper.init, jax.random.key(0))
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-  assert count(trainable["visual_encoder"]) == 303_099_904 + 3 * 1024 + 256 * 1024
+  assert count(trainable["visual_encoder"]) == 303_099_904 + 1024 + 3 * 1024 + 256 * 1024
   # 94,371,712 in HF's base model, less the mask embedding and the 128 gains folded into the positional kernel.
   assert count(frozen["speech_encoder"]) == 94_371_712 - 768 - 128
   assert trainable["audio_adapter"]["hidden"]["kernel"].shape == (12 * 768, 1024)

@@ -1,0 +1,44 @@
+"""The class token of a donor: a token and its own position, of which only the token learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from synclipmae_jax import sharding
+from synclipmae_jax.models.functional import Functional
+from synclipmae_jax.models.visual_encoder import VisualEncoder
+from synclipmae_jax.train.optim import make_optimizer
+
+ENCODER = Functional(
+  lambda rngs: VisualEncoder(
+    image_size=16, patch=8, width=16, depth=1, heads=2, mlp_width=32, class_token=True, rngs=rngs
+  )
+)
+
+
+def test_class_token_and_its_position():
+  params = jax.jit(ENCODER.init)(jax.random.key(0))
+  np.testing.assert_array_equal(params["class_position"], np.zeros((1, 16), np.float32))
+  pixels, indices = jax.random.normal(jax.random.key(1), (1, 1, 2, 192)), jnp.array([[[0, 3]]])
+  optimizer = make_optimizer(peak_lr=1e-2, warmup_steps=0, total_steps=1)
+
+  @jax.jit
+  def learn(params):
+    """The vocal token, and the first update of a loss that depends on it."""
+
+    def loss(params):
+      vocal = ENCODER.bind(params)(pixels, indices).vocal
+      return vocal[..., 0].sum(), vocal
+
+    gradient, vocal = jax.grad(loss, has_aux=True)(params)
+    return vocal, optimizer.update(gradient, optimizer.init(params), params)[0]
+
+  position = jax.random.normal(jax.random.key(2), (1, 16))
+  placed = {**params, "class_position": position}
+  vocal, updates = learn(placed)
+  np.testing.assert_array_equal(vocal, learn({**params, "class_token": params["class_token"] + position})[0])
+  assert np.abs(vocal - learn(params)[0]).max() > 1e-3
+  still = {path for path, update in sharding.tree_paths(updates) if not np.any(update)}
+  assert still == {"class_position", "position"}
+  places = sharding.shardings(placed, sharding.make_mesh({"fsdp": -1}), sharding.RULES)
+  assert places["class_position"].is_fully_replicated
