@@ -130,6 +130,7 @@ def _paper() -> ConfigDict:
     dict(
       visual_encoder=config_dict.placeholder(str),  # directory of a converted item (paper: Sapiens-0.3B)
       speech_encoder=config_dict.placeholder(str),  # directory of a converted item (paper: wav2vec 2.0 base)
+      decoder=config_dict.placeholder(str),  # directory of a converted item; the paper names none, ViTMAE fits
       require=("visual_encoder", "speech_encoder"),  # items that must come from a directory
       allow_random_frozen=False,
     )

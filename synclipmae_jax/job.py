@@ -22,10 +22,12 @@ from synclipmae_jax.data import pipeline
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.records import open_records
 from synclipmae_jax.data.synthtalk.corpus import write_corpus
+from synclipmae_jax.models.position import resize_position
 from synclipmae_jax.models.synclipmae import SyncLipMAE
 from synclipmae_jax.tasks.pretrain import Pretrain
 from synclipmae_jax.tasks.pretrain_evaluation import PretrainPictures, SyncEvaluator
 from synclipmae_jax.train import loop
+from synclipmae_jax.train.initial_items import plan_item
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.step import check_batch
 from synclipmae_jax.types import FPS, SAMPLE_RATE, EvalClip, InputError
@@ -46,7 +48,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: dict[str, Any] | None =
   check_batch(config.train.batch_clips, mesh=mesh, processes=jax.process_count(), **batch)
   warmup = min(config.optimizer.warmup_steps, config.train.steps)  # a few steps are a run too
   optimizer = make_optimizer(**{**config.optimizer, "warmup_steps": warmup}, total_steps=config.train.steps)
-  items = initial_items(config, task)
+  items = initial_items(config, task, resuming=has_checkpoints(workdir))
   check_workdir(config, workdir)
 
   sources = find_sources(config, workdir, clock)
@@ -99,6 +101,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: dict[str, Any] | None =
       pictures=clock.timed("pictures", draw) if clips else None,
       pictures_every=config.train.pictures_every,
       initial_items=items,
+      resize_position=resize_position,
       stamp=stamp(config, sources),
       tensorboard=config.train.tensorboard,
     )
@@ -135,21 +138,37 @@ def build_task(config: ConfigDict) -> Pretrain:
     raise InputError(f"this configuration makes no model: {error}") from error
 
 
-def initial_items(config: ConfigDict, task: Pretrain) -> dict[str, str]:
-  """Items to start from. A frozen encoder of random numbers is refused, unless that is asked for by name."""
-  items = {name: config.init[name] for name in ("visual_encoder", "speech_encoder") if config.init[name]}
-  _, frozen = jax.eval_shape(task.init, jax.random.key(0))
+def initial_items(config: ConfigDict, task: Pretrain, *, resuming: bool) -> dict[str, str | None]:
+  """Items that may start from a checkpoint -> its directory, or None where none is given.
+
+  A directory that does not fit is refused here already, from its keys and shapes; `resuming`, none is looked at. A
+  frozen encoder of random numbers is refused, unless that is asked for by name.
+  """
+  items = {name: config.init[name] or None for name in ("visual_encoder", "speech_encoder", "decoder")}
+  trainable, frozen = jax.eval_shape(task.init, jax.random.key(0))
   needed = set(config.init.require)
   if not config.init.allow_random_frozen:
     needed |= {name for name, params in frozen.items() if jax.tree.leaves(params)}
-  for name in sorted(needed - set(items)):
+  for name in sorted(name for name in needed if not items.get(name)):
     why = "is frozen, and random numbers would stay random" if name in frozen else "starts from donor weights here"
     way_out = "--config.init.allow_random_frozen" if name in frozen else "--config.init.require='()'"
     raise InputError(
       f"the {name} {why}: give its converted checkpoint with --config.init.{name}=DIR, or pass {way_out}"
       f"{' and a shorter --config.init.require' if name in frozen and name in config.init.require else ''}"
     )
+  for name, directory in items.items():
+    if directory and not resuming:
+      wanted = dict(items={**trainable, **frozen}, frozen=name in frozen, resize_position=resize_position)
+      try:  # the loop, which reads the files, will compare them with their manifest
+        plan_item(directory, name, **wanted, verify=False)
+      except InputError as error:
+        raise InputError(f"--config.init.{name}={directory}: {error}") from None
   return items
+
+
+def has_checkpoints(workdir: Path) -> bool:
+  """Whether a run in `workdir` has saved anything."""
+  return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -165,7 +184,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     if before.get(field) != now.get(field)
   }
   other = [text for field, text in changed.items() if field.startswith(MODEL_FIELDS) and field not in COMPUTING_FIELDS]
-  if other and any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*")):
+  if other and has_checkpoints(workdir):
     raise InputError(f"{workdir} was made with another model ({', '.join(other)}): name another workdir")
   if changed and jax.process_index() == 0:
     print(f"this run differs from the one that made {workdir}: {', '.join(changed.values())}")

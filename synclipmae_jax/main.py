@@ -3,8 +3,8 @@
     python -m synclipmae_jax.main --config=configs/pretrain.py:demo --workdir=runs/demo
 
 Started again on the same workdir it resumes. Any field of the configuration can be overridden, typed and checked:
---config.optimizer.peak_lr=5e-4. The workdir holds config.json, metrics.jsonl, parameters.txt, checkpoints/, eval.json
-and pictures.
+--config.optimizer.peak_lr=5e-4. The workdir holds config.json, initialisation.json, metrics.jsonl, parameters.txt,
+checkpoints/, eval.json and pictures.
 
 Exit status: 0 done; 1 the loss is no number; 2 wrong input; 130 after Ctrl-C, 143 after SIGTERM, the state saved.
 """

@@ -14,6 +14,7 @@ the hashes. Nothing else in the package imports Orbax.
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -61,7 +62,7 @@ class Checkpointer:
     self.directory = epath.Path(workdir).absolute() / "checkpoints"
     self._keep_last, self._keep_best = keep_last, keep_best
     self._best_metric, self._sign = best_metric, 1 if best_mode == "max" else -1
-    self._stamp, self._say = dict(stamp or {}), say
+    self.stamp, self._say = dict(stamp or {}), say
     self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._saving: concurrent.futures.Future | None = None
     self._saving_step: int | None = None
@@ -77,7 +78,7 @@ class Checkpointer:
   def save(self, state: TrainState, step: int, *, frozen_hash: str = "") -> None:
     """Starts saving `state` as `step`; returns once its arrays are copied, so that the next step may donate them."""
     self.wait()
-    meta = {**self._stamp, "step": step, "frozen_sha256": frozen_hash, "versions": _versions()}
+    meta = {**self.stamp, "step": step, "frozen_sha256": frozen_hash, "versions": _versions()}
     finish = _start_save(self.directory / str(step), {**state.trainable, OPT_STATE: state.opt_state}, meta)
     self._saving_step = step
     self._saving = self._worker.submit(lambda: (finish(), self._prune()))
@@ -200,45 +201,78 @@ class Checkpointer:
 # Reading checkpoints without a run
 
 
-def resolve_step(directory: str | Path, *, say: Callable[[str], None] = print) -> Path:
+def resolve_step(directory: str | Path, *, say: Callable[[str], None] = print, verify: bool = True) -> Path:
   """Directory of a whole step: `directory` itself, or the newest whole step of a workdir or `checkpoints` folder.
 
-  Damaged steps are passed over by name. Read-only. Raises InputError where nothing whole is found.
+  Damaged steps are passed over by name; without `verify` files need only be there. Read-only. Raises InputError where
+  nothing whole is found.
   """
   directory = epath.Path(directory).absolute()
   if (directory / MANIFEST).exists():
-    if damage := _damage(directory):
+    if damage := _damage(directory, verify=verify):
       raise InputError(f"checkpoint {directory} is damaged ({damage})")
     return directory
   if (directory / "checkpoints").is_dir():
     directory = directory / "checkpoints"
   for step in reversed(_steps(directory)):
-    if damage := _damage(directory / str(step)):
+    if damage := _damage(directory / str(step), verify=verify):
       say(f"checkpoint {step} is damaged ({damage}); trying the one before it")
     else:
       return directory / str(step)
   raise InputError(f"no whole checkpoint in {directory}")
 
 
-def load_item(directory: str | Path, item: str, abstract: Params | None = None) -> Params:
-  """One item (`visual_encoder`, `speech_encoder`, ...) alone, as nested dicts; the others are not read.
+@dataclasses.dataclass(frozen=True)
+class SavedItem:
+  """One item of a checkpoint, found and not yet read. `leaves`: nested dicts of what has a shape and a dtype."""
 
-  `directory`: a workdir or a step; frozen items are found beside the steps. Without `abstract` the leaves are numpy
-  arrays; with it (ShapeDtypeStructs, sharded or not) they must agree key by key and are placed as it says.
-  """
-  step = resolve_step(directory)
+  name: str
+  directory: Path  # of the step, or of the frozen parameters beside the steps
+  leaves: Params
+  meta: Mapping[str, Any]
+
+  def refuse_difference(self, saved: Params, wanted: Params) -> None:
+    """Raises InputError with both sides where `saved`, of this item, differs from what the model has."""
+    _compare(f"item {self.name!r} of {self.directory} does not fit", {self.name: saved}, {self.name: wanted})
+
+  def load(self, abstract: Params) -> Params:
+    """The leaves as `abstract` says: numpy, or placed by a ShapeDtypeStruct's sharding; `...` leaves one unread."""
+    return ocp.load_checkpointables(self.directory, {self.name: abstract})[self.name]
+
+
+def find_item(directory: str | Path, item: str, *, verify: bool = True) -> SavedItem:
+  """`item` in a workdir or a step; frozen items are found beside the steps. Raises InputError where it is not whole."""
+  step = resolve_step(directory, verify=verify)
   holder = next((place for place in (step, step.parent / FROZEN) if (place / item).is_dir()), None)
   if holder is None:
     raise InputError(f"checkpoint {step} has no item {item!r}; it has {_items(step) + _items(step.parent / FROZEN)}")
-  if holder != step and (damage := _damage(holder)):
+  if holder != step and (damage := _damage(holder, verify=verify)):
     raise InputError(f"checkpoint {holder} is damaged ({damage})")
-  shapes = _saved_shapes(holder)[item]
+  leaves = _saved_shapes(holder)[item]
+  if not jax.tree.leaves(leaves):  # what Orbax makes of metadata that it cannot read
+    raise InputError(f"checkpoint {holder} is damaged (what is in {item!r} cannot be read)")
+  return SavedItem(item, holder, leaves, _read_json(holder / META) or {})
+
+
+def list_items(directory: str | Path) -> list[str]:
+  """Items of a step, or of the newest whole one of a workdir, the frozen ones beside the steps included."""
+  step = resolve_step(directory)
+  return _items(step) + _items(step.parent / FROZEN)
+
+
+def load_item(directory: str | Path, item: str, abstract: Params | None = None) -> Params:
+  """One item (`visual_encoder`, `speech_encoder`, ...) alone, as nested dicts; the others are not read.
+
+  `directory`: as for `find_item`. Without `abstract` the leaves are numpy arrays; with it (ShapeDtypeStructs, sharded
+  or not) they must agree key by key and are placed as it says.
+  """
+  saved = find_item(directory, item)
   if abstract is None:
     # A broadcast scalar describes a numpy leaf without taking memory for it.
-    abstract = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), shapes)
+    abstract = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), saved.leaves)
   else:
-    _compare(f"item {item!r} of {step} does not fit", {item: shapes}, {item: abstract})
-  return ocp.load_checkpointables(holder, {item: abstract})[item]
+    saved.refuse_difference(saved.leaves, abstract)
+  return saved.load(abstract)
 
 
 def load_meta(directory: str | Path) -> dict[str, Any]:
@@ -249,12 +283,25 @@ def load_meta(directory: str | Path) -> dict[str, Any]:
 
 
 def save_items(directory: str | Path, items: Mapping[str, Params], meta: Mapping[str, Any]) -> None:
-  """Writes one step directory, with its manifest, and returns when it is whole (converters, exports)."""
+  """Writes one step directory, with its manifest, and returns when it is whole (converters).
+
+  The arrays may be as large as half the memory: they are not copied first, since nobody changes them meanwhile. What a
+  failed or interrupted save has written is removed.
+  """
   directory = epath.Path(directory).absolute()
   if directory.exists():
     raise InputError(f"{directory} exists already")
   directory.parent.mkdir(parents=True, exist_ok=True)
-  _start_save(directory, items, {**meta, "versions": _versions()})()
+  context = ocp.Context()
+  context.memory.deepcopy_host_arrays = False
+  context.memory.write_concurrent_bytes = 256 * 2**20
+  try:
+    with context:
+      _start_save(directory, items, {**meta, "versions": _versions()})()
+  except BaseException:
+    for path in directory.parent.glob(f"{directory.name}.saving*"):
+      path.rmtree()
+    raise
 
 
 def tree_hash(tree: Params) -> str:
@@ -311,12 +358,13 @@ def _files(directory, prefix: str = "") -> list[str]:
   return names
 
 
-def _damage(directory) -> str:
-  """What is wrong with a step, in a few words; '' when it agrees with its manifest."""
+def _damage(directory, *, verify: bool = True) -> str:
+  """What is wrong with a step, in a few words; '' when it agrees with its manifest (not `verify`: in names alone)."""
   manifest = _read_json(directory / MANIFEST)
   if not manifest:
     return f"no readable {MANIFEST}"
-  sums = _checksums(directory, list(manifest))
+  there = {name: digest for name, digest in manifest.items() if (directory / name).exists()}
+  sums = _checksums(directory, list(there)) if verify else there
   missing = sorted(set(manifest) - set(sums))
   changed = sorted(name for name in sums if sums[name] != manifest[name])
   if missing:

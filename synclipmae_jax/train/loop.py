@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synclipmae_jax import sharding
 from synclipmae_jax.train import checkpoint, flops
+from synclipmae_jax.train.initial_items import Initialisation, ResizePosition, fill, plan_item
 from synclipmae_jax.train.interrupt import Interrupt
 from synclipmae_jax.train.logging import Logger
 from synclipmae_jax.train.optim import Optimizer
@@ -63,7 +64,8 @@ def run(
   evaluators: Sequence[Evaluator] = (),
   pictures: Pictures | None = None,
   pictures_every: int | None = None,
-  initial_items: Mapping[str, str | Path] | None = None,
+  initial_items: Mapping[str, str | Path | None] | None = None,
+  resize_position: ResizePosition | None = None,
   stamp: Mapping[str, Any] | None = None,
   tensorboard: bool = False,
 ) -> TrainResult:
@@ -71,8 +73,10 @@ def run(
 
   `train_batches(step)` opens this host's stream at a step; `batch_size` counts the clips of all hosts. `eval_every`
   None: at the end only. Scores are logged as `<evaluator>/<metric>`, and `best_metric` is such a name. `initial_items`
-  (item -> checkpoint that holds it) replaces initial parameters; a checkpoint in the workdir takes precedence.
-  `stamp` (config, preprocessing, git revision) goes into every checkpoint's meta.json.
+  (item -> checkpoint that holds it; None: it could have been given) replaces initial parameters, positional tables of
+  another grid by way of `resize_position`; a checkpoint in the workdir takes precedence. What came from where goes to
+  the terminal and to WORKDIR/initialisation.json.
+  `stamp` (config, preprocessing, git revision) goes into every checkpoint's meta.json, and so do the donors' licences.
 
   Raises InputError, before anything is compiled, for a batch that does not divide, for a workdir made with another
   model and for one whose checkpoints are all damaged; NonFiniteLoss during training.
@@ -98,7 +102,9 @@ def run(
     lambda: tuple(jax.random.split(jax.random.key(seed))), out_shardings=NamedSharding(mesh, PartitionSpec())
   )()
   if step is None or frozen is None:
-    fresh, frozen = _initial(task, optimizer, mesh, init_key, initial_items or {}, abstract, abstract_frozen)
+    fresh, frozen, initialisation = _initial(
+      task, optimizer, mesh, init_key, initial_items or {}, resize_position, abstract, abstract_frozen
+    )
     state = fresh if step is None else state
   resumed, step = step is not None, step or 0
   if step > total_steps:
@@ -106,8 +112,10 @@ def run(
 
   # The frozen parameters are not in the checkpoints, so each checkpoint says which ones it was trained with.
   frozen_hash = checkpoint.tree_hash(frozen)
-  if resumed and checkpoint.load_meta(checkpoints.directory / str(step))["frozen_sha256"] != frozen_hash:
+  before = checkpoint.load_meta(checkpoints.directory / str(step)) if resumed else {}
+  if resumed and before["frozen_sha256"] != frozen_hash:
     raise InputError(f"the frozen parameters are not those that step {step} in {workdir} was trained with")
+  checkpoints.stamp["donors"] = before.get("donors", {}) if resumed else initialisation.donors()
   if frozen_hash:
     checkpoints.save_frozen(frozen, frozen_hash)
 
@@ -117,7 +125,13 @@ def run(
   log = Logger(workdir, step=step, total_steps=total_steps, tensorboard=tensorboard)
   log.parameters(state.trainable, frozen)
   if resumed:
-    log.say(f"resuming {workdir} at step {step} of {total_steps}")
+    unread = [name for name, directory in (initial_items or {}).items() if directory]
+    aside = f"; its checkpoint takes precedence over the initial {', '.join(unread)}" if unread else ""
+    log.say(f"resuming {workdir} at step {step} of {total_steps}{aside}")
+  else:
+    log.say("\n".join(initialisation.lines()))
+    if jax.process_index() == 0:
+      initialisation.write(Path(workdir) / "initialisation.json")
 
   batches: Iterator[Batch] | None = None
   saved_step = step if resumed else None
@@ -197,21 +211,30 @@ def _initial(
   optimizer: Optimizer,
   mesh: Mesh,
   key,
-  items: Mapping[str, str | Path],
+  directories: Mapping[str, str | Path | None],
+  resize_position: ResizePosition | None,
   abstract: TrainState,
   abstract_frozen: Params,
-) -> tuple[TrainState, Params]:
+) -> tuple[TrainState, Params, Initialisation]:
   """Fresh parameters, with the given items taken from other checkpoints; these are read, and refused, first."""
-  loaded = {}
-  for name, directory in items.items():
-    wanted = {**abstract.trainable, **abstract_frozen}
-    if name not in wanted:
-      raise InputError(f"this model has no item {name!r} to start from {directory}; it has {sorted(wanted)}")
-    loaded[name] = checkpoint.load_item(directory, name, wanted[name])
+  wanted = {**abstract.trainable, **abstract_frozen}
+  plans = [
+    plan_item(directory, name, wanted, frozen=name in abstract_frozen, resize_position=resize_position)
+    for name, directory in directories.items()
+    if directory
+  ]
+  leaves = {plan.saved.name: plan.load(wanted[plan.saved.name]) for plan in plans}
   state, frozen = init_state(task, optimizer, mesh, key)
-  trainable = {name: loaded.get(name, value) for name, value in state.trainable.items()}
-  frozen = {name: loaded.get(name, value) for name, value in frozen.items()}
-  return dataclasses.replace(state, trainable=trainable), frozen
+  trainable, frozen = (
+    {name: fill(item, leaves.get(name, {})) for name, item in tree.items()} for tree in (state.trainable, frozen)
+  )
+  fresh = {
+    name: (f"no --config.init.{name} given" if name in directories else "as always")
+    + (", and frozen so" if name in abstract_frozen else "")
+    for name, item in wanted.items()
+    if name not in leaves and jax.tree.leaves(item)
+  }
+  return dataclasses.replace(state, trainable=trainable), frozen, Initialisation(items=plans, fresh=fresh)
 
 
 def _evaluate(evaluators: Sequence[Evaluator], trainable: Params, frozen: Params, *, step: int, final: bool):

@@ -11,10 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from synclipmae_jax import job
 from synclipmae_jax.data.prepare import prepare
+from synclipmae_jax.models.position import resize_position
+from synclipmae_jax.train.checkpoint import load_item, load_meta, save_items
 from synclipmae_jax.types import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +210,68 @@ def test_a_workdir_of_another_model_is_refused_with_both_sides(finished, tmp_pat
   with pytest.raises(InputError, match="jitter"):  # the same shapes, another model all the same
     job.run(load("tiny,A3"), workdir)
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def donate(directory, **items):
+  optional = {
+    "visual_encoder/prompt_tokens": "the donor has no prompt tokens",
+    "visual_encoder/class_(token|position)": "only one side has a class token",
+  }
+  save_items(directory, items, {"conversion": {"donor": "sapiens", "optional": optional}})
+
+
+def test_starts_from_a_converted_donor_and_from_a_workdir_of_ours(finished, tmp_path):
+  """Not a step is taken and no clip evaluated: what the run starts from is what it saves."""
+  there = finished[0] / "checkpoints" / "4"
+  item = load_item(there, "visual_encoder")
+  grown = resize_position(item["position"], 8)
+  donor = {name: leaf for name, leaf in item.items() if name != "prompt_tokens"} | {"position": grown}
+  donate(tmp_path / "sapiens", visual_encoder=donor | {"class_token": np.ones((1, 32), np.float32)})
+  workdir = tmp_path / "run"
+  status, out, err = main(
+    f"--workdir={workdir}",
+    records(finished),
+    f"--config.init.visual_encoder={tmp_path / 'sapiens'}",
+    f"--config.init.decoder={finished[0]}",
+    "--config.train.steps=0",
+    "--config.data.eval_clips=0",
+  )
+  assert status == 0, err
+  lines = out.splitlines()
+  assert lines[0].startswith("visual_encoder: ") and lines[0].endswith(f"from sapiens, {tmp_path / 'sapiens'}")
+  assert lines[1:4] == [
+    "  position resized from 8 x 8 to 4 x 4",
+    "  freshly initialised: prompt_tokens (the donor has no prompt tokens)",
+    "  left out: class_token (only one side has a class token)",
+  ]
+  assert lines[4].startswith("decoder: ") and lines[4].endswith(f"from {there}")
+  assert lines[5] == "audio_adapter, contrast: freshly initialised (as always)"
+  assert load_meta(workdir)["donors"]["visual_encoder"]["donor"] == "sapiens"
+  report = json.loads((workdir / "initialisation.json").read_text())
+  assert report["decoder"]["conversion"] is None and len(report["decoder"]["loaded"]) > 20
+
+  started = load_item(workdir, "visual_encoder")
+  assert not np.array_equal(started["prompt_tokens"], item["prompt_tokens"])
+  np.testing.assert_array_equal(started["position"], resize_position(grown, 4))
+  kept = lambda tree: {name: leaf for name, leaf in tree.items() if name not in ("prompt_tokens", "position")}
+  jax.tree.map(np.testing.assert_array_equal, kept(started), kept(item))
+  jax.tree.map(np.testing.assert_array_equal, load_item(workdir, "decoder"), load_item(there, "decoder"))
+
+
+def test_a_directory_that_does_not_fit_is_refused_before_anything_is_made(tmp_path):
+  donate(tmp_path / "wan", dit={"kernel": np.zeros(2)}, vace={"kernel": np.zeros(2)})
+  donate(tmp_path / "other", visual_encoder={"neck": np.zeros(2)})
+  for field, directory, sentence in (
+    ("decoder", "nowhere", "--config.init.decoder={}: no whole checkpoint in {}"),
+    ("visual_encoder", "wan", "checkpoint {} has no item 'visual_encoder'; it has ['dit', 'vace']"),
+    ("visual_encoder", "other", "item 'visual_encoder' of {} does not fit:\n  only in the checkpoint (1):"),
+    ("speech_encoder", "other", "this model has no item 'speech_encoder' to start from {}; it has ['audio_adapter',"),
+  ):
+    config = load("tiny")
+    config.init[field] = str(tmp_path / directory)
+    with pytest.raises(InputError, match=re.escape(sentence.replace("{}", str(tmp_path / directory)))):
+      job.run(config, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
 
 
 def test_help_helps():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,9 +155,10 @@ def test_a_signal_cuts_an_evaluation_short_and_the_next_run_makes_up_for_it(tmp_
   assert score.calls == [(2, False), (4, True)]
 
 
-def test_starts_from_items_of_other_checkpoints(tmp_path):
+def test_starts_from_items_of_other_checkpoints(tmp_path, capsys):
   donor = train(tmp_path / "donor", 2)
-  items = {"encoder": tmp_path / "donor", "projection": tmp_path / "donor"}
+  items = {"encoder": tmp_path / "donor", "projection": tmp_path / "donor", "head": None}
+  capsys.readouterr()
   seen = {}
 
   def look(trainable, frozen, *, step):
@@ -168,6 +170,19 @@ def test_starts_from_items_of_other_checkpoints(tmp_path):
   equal(started.frozen, donor.frozen)
   assert not np.array_equal(started.trainable["head"]["kernel"], donor.trainable["head"]["kernel"])
   assert (tmp_path / "new" / "pictures" / "noise_0000000.png").exists()
+
+  said = capsys.readouterr().out.splitlines()
+  assert said[0].startswith("encoder: 592 parameters in 3 leaves from ") and said[1].startswith("projection: 192 ")
+  assert said[2:4] == [
+    "contrast: freshly initialised (as always)",
+    "head: freshly initialised (no --config.init.head given)",
+  ]
+  report = (tmp_path / "new" / "initialisation.json").read_text()
+  assert json.loads(report)["projection"]["from"].endswith("donor/checkpoints/frozen")
+  shutil.rmtree(tmp_path / "donor")  # no longer needed
+  equal(train(tmp_path / "new", 0, seed=5, initial_items=items).trainable, started.trainable)
+  assert "its checkpoint takes precedence over the initial encoder, projection" in capsys.readouterr().out
+  assert (tmp_path / "new" / "initialisation.json").read_text() == report
   with pytest.raises(InputError, match="no item 'decoder'"):
     train(tmp_path / "third", 1, initial_items={"decoder": tmp_path / "donor"})
 
