@@ -1,0 +1,200 @@
+"""Torch checkpoints of the donors -> Orbax checkpoints of ours, and back.
+
+    python -m synclipmae_jax.convert sapiens --src sapiens_0.3b_epoch_1600_clean.pth --dst weights/sapiens
+    python -m synclipmae_jax.convert wav2vec2 --src wav2vec2-base/ --dst weights/wav2vec2 --verify
+    python -m synclipmae_jax.convert inspect FILE
+    python -m synclipmae_jax.convert export sapiens --src runs/demo --dst encoder.safetensors
+    python -m synclipmae_jax.convert text-embeddings --src Wan2.1-VACE-1.3B/ --prompt "..." --dst weights/prompts
+
+Exit status: 0 done; 1 `inspect` does not know the file; 2 wrong input; 130 after Ctrl-C, 143 after SIGTERM, nothing
+half-written left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from synclipmae_jax.convert import donor as donors
+from synclipmae_jax.convert.conversion import DTYPES, Conversion, Cost, convert, export
+from synclipmae_jax.convert.source import open_source
+from synclipmae_jax.types import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  argv = list(sys.argv[1:] if argv is None else argv)
+  signal.signal(signal.SIGTERM, _terminate)
+  try:
+    if argv[:1] == ["text-embeddings"]:
+      from synclipmae_jax.convert import text_embeddings
+
+      return text_embeddings.main(argv[1:])
+    args = _parser().parse_args(argv)
+    return args.run(args)
+  except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+    print(f"convert: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\nconvert: interrupted, nothing was kept", file=sys.stderr)
+    return 130
+
+
+def _terminate(*_: object) -> None:
+  print("\nconvert: terminated, nothing was kept", file=sys.stderr)
+  sys.exit(143)
+
+
+def _parser() -> argparse.ArgumentParser:
+  known = [donors.load(name) for name in donors.NAMES]
+  table = "\n".join(f"  {d.name:10}{d.title}; licence {d.licence}\n{'':12}from {d.origin}" for d in known)
+  parser = argparse.ArgumentParser(
+    prog="python -m synclipmae_jax.convert",
+    description=__doc__.partition("\n\nExit status")[0],
+    epilog=f"donors:\n{table}\n\n{__doc__.partition('Exit status')[1]}{__doc__.partition('Exit status')[2]}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(required=True, metavar="COMMAND")
+  for donor in known:
+    described = f"{donor.title}. Licence: {donor.licence}. From {donor.origin}."
+    command = commands.add_parser(donor.name, help=f"convert {donor.title}", description=described)
+    command.add_argument("--src", required=True, help="file, or folder of a downloaded repository")
+    command.add_argument("--dst", required=True, help="new directory: an Orbax checkpoint with one item a part")
+    command.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the result (default float32)")
+    command.add_argument("--verify", action="store_true", help="read the result back and compare it with the file")
+    if donor.name in ("sapiens", "vit_mae"):
+      command.add_argument("--image-size", type=int, help="resize the positional table for square images of so many "
+                           "pixels (default: keep it; a run that starts from it resizes it for its own)")  # fmt: skip
+    _json(command)
+    command.set_defaults(run=_convert, name=donor.name)
+
+  command = commands.add_parser("inspect", help="what a file is, which naming, how many parameters, what is of no use")
+  command.add_argument("file", help="file, or folder of a downloaded repository")
+  _json(command)
+  command.set_defaults(run=_inspect)
+
+  command = commands.add_parser("export", help="items of a checkpoint of ours, as safetensors in the donor's naming")
+  command.add_argument("name", choices=donors.NAMES, help="whose naming")
+  command.add_argument("--src", required=True, help="workdir, step of a checkpoint, or converted donor")
+  command.add_argument("--dst", required=True, help="new file, NAME.safetensors")
+  command.add_argument("--dtype", choices=tuple(DTYPES), help="default: as in the checkpoint")
+  _json(command)
+  command.set_defaults(run=_export)
+
+  commands.add_parser("text-embeddings", help="umT5 embeddings of prompts, made once, on the CPU, with transformers")
+  return parser
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--json", action="store_true", help="print one JSON object, and no progress bar")
+
+
+def _convert(args: argparse.Namespace) -> int:
+  progress = sys.stderr.isatty() and not args.json
+  done, cost = convert(
+    args.name, src=args.src, dst=args.dst, dtype=args.dtype, image_size=getattr(args, "image_size", None),
+    verify=args.verify, progress=progress,
+  )  # fmt: skip
+  if args.json:
+    result = dataclasses.asdict(done) | dataclasses.asdict(cost) | {"dst": args.dst, "verified": args.verify}
+    print(json.dumps(result))
+    return 0
+  print(_told(done, args.dst, args.verify))
+  print(_cost(cost))
+  return 0
+
+
+def _told(done: Conversion, dst: str, verified: bool) -> str:
+  lines = [f"{dst}: {donors.load(done.donor).title} ({done.naming}), {done.dtype}, licence {done.licence}"]
+  lines += [f"  {item}: {_millions(count)} parameters" for item, count in done.items.items()]
+  for what, entries in (
+    ("of no use here, dropped", done.dropped),
+    ("no weights, skipped", tuple(done.skipped)),
+    ("not bit for bit", done.lossy),
+  ):
+    if entries:
+      lines.append(f"  {what} ({len(entries)}): {', '.join(entries[:6])}{', ...' if len(entries) > 6 else ''}")
+  if verified:
+    lines.append("  read back and compared with the file, tensor by tensor: the same")
+  return "\n".join(lines)
+
+
+def _export(args: argparse.Namespace) -> int:
+  counts, left_out, cost = export(args.name, src=args.src, dst=args.dst, dtype=args.dtype)
+  if args.json:
+    print(json.dumps({"dst": args.dst, "items": counts, "left_out": left_out, **dataclasses.asdict(cost)}))
+    return 0
+  print(f"{args.dst}: " + ", ".join(f"{item} ({_millions(count)} parameters)" for item, count in counts.items()))
+  if left_out:
+    print(f"  the donor has no name for {len(left_out)} leaves: {', '.join(left_out[:6])}")
+  print(_cost(cost))
+  return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+  known = [donors.load(name) for name in donors.NAMES]
+  with open_source(args.file, folders=[folder for donor in known for folder in donor.folders]) as source:
+    match = donors.match(known, source.shapes)
+    found: dict[str, Any] = {
+      "file": args.file,
+      "kind": source.kind,
+      "container": source.container,
+      "tensors": len(source.shapes),
+      "parameters": sum(math.prod(shape) for shape in source.shapes.values()),
+      "dtypes": dict(collections.Counter(source.dtypes.values())),
+      "skipped": dict(source.skipped),
+      "donor": None,
+    }
+    # Of a foreign file a few keys may agree by chance.
+    taken = len(source.shapes) - len(match.dropped) - len(match.plan.unused)
+    if taken > len(source.shapes) / 2:
+      found |= {
+        "donor": match.donor.name,
+        "title": match.donor.title,
+        "naming": match.naming.name,
+        "licence": match.donor.licence,
+        "missing": [match.keys.get(key, key) for key in match.plan.missing],
+        "unused": [*match.dropped, *(match.keys.get(key, key) for key in match.plan.unused)],
+      }
+      try:
+        found["sizes"] = donors.check(match, args.file)
+      except InputError as error:
+        found["problem"] = str(error)
+  whole = "sizes" in found
+  if args.json:
+    print(json.dumps(found))
+    return 0 if whole else 1
+  print(f"{args.file}: {found['kind']}{f', in {source.container!r}' if source.container else ''}")
+  types = ", ".join(f"{count} {name}" for name, count in found["dtypes"].items())
+  print(f"  {found['tensors']} tensors ({types}), {_millions(found['parameters'])} parameters")
+  if found["donor"] is None:
+    print(f"  not a checkpoint that can be converted; it begins with {', '.join(list(source.shapes)[:3])}")
+    return 1
+  print(f"  {found['title']} ({found['naming']}), licence {found['licence']}")
+  if unused := found["unused"]:
+    print(f"  would be unused ({len(unused)}): {', '.join(unused[:6])}{', ...' if len(unused) > 6 else ''}")
+  if not whole:
+    print(found["problem"])
+    return 1
+  print(f"  sizes: {', '.join(f'{name} {value}' for name, value in found['sizes'].items())}")
+  print(f"  python -m synclipmae_jax.convert {found['donor']} --src {args.file} --dst DIR")
+  return 0
+
+
+def _millions(count: int) -> str:
+  return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
+
+
+def _cost(cost: Cost) -> str:
+  peak = "" if cost.peak_gib is None else f", at most {cost.peak_gib:.2f} GiB of memory of its own"
+  return f"  {cost.seconds:.1f} s{peak} for {cost.result_gib:.2f} GiB of weights"
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,358 @@
+"""A donor's file -> a checkpoint of ours, the proof that it is one, and the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+
+from synclipmae_jax.convert import donor as donors
+from synclipmae_jax.convert.donor import Donor, Match, Naming
+from synclipmae_jax.convert.rules import invert
+from synclipmae_jax.convert.source import Source, open_source
+from synclipmae_jax.models.position import resize_position
+from synclipmae_jax.sharding import tree_paths
+from synclipmae_jax.train import checkpoint
+from synclipmae_jax.types import InputError, Params
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversion:
+  """What was converted; the part `conversion` of the checkpoint's meta.json, and what the command prints.
+
+  `source`: sha256 by file name. `dropped`: keys of the file that are of no use here; `skipped`: entries that are no
+  weights, with the reason. `lossy`: what cannot come back bit for bit. `optional`: leaves that a model may initialise
+  itself, by regular expression, with the reason.
+  """
+
+  donor: str
+  naming: str
+  licence: str
+  source: Mapping[str, str]
+  container: str
+  dtype: str
+  items: Mapping[str, int]  # parameters by item
+  sizes: Mapping[str, Any]
+  dropped: tuple[str, ...]
+  skipped: Mapping[str, str]
+  lossy: tuple[str, ...]
+  optional: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+  """Wall time, and the peak of anonymous memory (None where the system does not say): files mapped into memory do not
+  count, the system may drop them."""
+
+  seconds: float
+  peak_gib: float | None
+  result_gib: float
+
+
+def convert(
+  name: str,
+  *,
+  src: str | Path,
+  dst: str | Path,
+  dtype: str = "float32",
+  image_size: int | None = None,
+  verify: bool = False,
+  progress: bool = False,
+) -> tuple[Conversion, Cost]:
+  """Converts the weights in `src` to a checkpoint at `dst`, with one item for each part of ours that they fill.
+
+  `image_size`: resize the positional tables to the grid of such images; by default they are kept, and a model that
+  takes them resizes them. `verify`: read the result back and compare it with the file, tensor by tensor.
+  Raises InputError, and leaves nothing at `dst`, for a file that is not this donor's, whole and finite.
+  """
+  donor, dst = donors.load(name), Path(dst)
+  if dtype not in DTYPES:
+    raise InputError(f"unknown dtype {dtype!r}: {' or '.join(DTYPES)}")
+  if dst.exists():
+    raise InputError(f"{dst} exists already: name another destination")
+  with PeakMemory() as memory, open_source(src, folders=donor.folders, file=donor.file) as source:
+    match = recognise(donor, source)
+    sizes = donors.check(match, _name(source))
+    result_bytes = sum(int(np.prod(shape)) for shape in match.plan.targets.values()) * DTYPES[dtype].itemsize
+    _check_room(dst, result_bytes)
+    hashes = _hash(source, progress)
+    leaves = _fill(match, source, DTYPES[dtype], progress)
+    resized = _resize_positions(leaves, sizes, image_size) if image_size is not None else {}
+    items = _items(leaves | resized)
+    done = Conversion(
+      donor=donor.name,
+      naming=match.naming.name,
+      licence=donor.licence,
+      source=hashes,
+      container=source.container,
+      dtype=dtype,
+      items={item: sum(leaf.size for _, leaf in tree_paths(tree)) for item, tree in items.items()},
+      sizes=sizes | ({"image_size": image_size} if resized else {}),
+      dropped=match.dropped,
+      skipped=dict(source.skipped),
+      lossy=_losses(match, source, dtype, resized),
+      optional=dict(donor.optional),
+    )
+    meta = {"conversion": dataclasses.asdict(done)}
+    with _writing(dst, result_bytes, progress):
+      try:
+        checkpoint.save_items(dst, items, meta)
+      except InputError:
+        raise
+      except Exception as error:  # whatever the file system raises, through several layers
+        raise InputError(f"{dst} could not be written: {_reason(error)}") from error
+    if verify:
+      del items, leaves
+      try:
+        _verify(dst, match, source, DTYPES[dtype], set(resized), progress)
+      except BaseException:
+        shutil.rmtree(dst)
+        raise
+  return done, Cost(seconds=memory.seconds, peak_gib=memory.peak_gib, result_gib=result_bytes / GIB)
+
+
+def export(
+  name: str, *, src: str | Path, dst: str | Path, dtype: str | None = None
+) -> tuple[dict[str, int], tuple[str, ...], Cost]:
+  """Writes items of a checkpoint (a step, a workdir, a converted donor) as safetensors in the donor's naming.
+
+  Returns the parameters by item and the leaves that the donor has no name for, which stay out. Raises InputError where
+  the checkpoint holds none of the donor's items, or one of another kind of model.
+  """
+  from safetensors.numpy import save_file
+
+  donor, dst = donors.load(name), Path(dst)
+  if dst.suffix != ".safetensors":
+    raise InputError(f"the destination of an export is a file name that ends in .safetensors, not {dst}")
+  if dst.exists():
+    raise InputError(f"{dst} exists already: name another destination")
+  with PeakMemory() as memory:
+    names = {target.partition("/")[0] for naming in donor.namings for rule in naming.rules for target in rule.targets}
+    held = sorted(names & set(checkpoint.list_items(src)))
+    if not held:
+      raise InputError(f"{src} holds none of the items of {donor.title} ({', '.join(sorted(names))})")
+    leaves = {path: leaf for item in held for path, leaf in tree_paths({item: checkpoint.load_item(src, item)})}
+    naming = _exporting(donor, leaves, checkpoint.load_meta(src), src)
+    tensors = invert(naming.rules, leaves)
+    covered = {target for rule in naming.rules for target in rule.targets}
+    left_out = tuple(sorted(set(leaves) - covered))
+    cast = (lambda x: x.astype(DTYPES[dtype])) if dtype else (lambda x: x)
+    values = {key: np.ascontiguousarray(cast(make())) for key, make in tensors.items()}
+    result_bytes = sum(value.nbytes for value in values.values())
+    _check_room(dst, result_bytes)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    partial = dst.with_name(f"{dst.name}.partial")
+    try:
+      save_file(values, partial, metadata={"format": "pt", "licence": donor.licence, "naming": naming.name})
+      partial.replace(dst)
+    finally:
+      partial.unlink(missing_ok=True)
+  counts = {item: sum(leaf.size for path, leaf in leaves.items() if path.startswith(f"{item}/")) for item in held}
+  return counts, left_out, Cost(seconds=memory.seconds, peak_gib=memory.peak_gib, result_gib=result_bytes / GIB)
+
+
+def recognise(donor: Donor, source: Source) -> Match:
+  """The donor's naming that fits the file best. Raises InputError for a file that is wholly another donor's."""
+  match = donors.match([donor], source.shapes)
+  if match.plan.distance:
+    other = donors.match([donors.load(name) for name in donors.NAMES], source.shapes)
+    if other.donor is not donor and not other.plan.missing and other.plan.targets:
+      raise InputError(
+        f"{_name(source)} is no {donor.title} checkpoint: its keys are those of {other.donor.title} "
+        f"({other.naming.name}), for which the command is `convert {other.donor.name}`"
+      )
+  return match
+
+
+def _exporting(donor: Donor, leaves: Mapping[str, np.ndarray], meta: Mapping[str, Any], src: str | Path) -> Naming:
+  """The first naming, or the one that the weights came in, whose rules find all they need in the items at hand."""
+  held = {path.partition("/")[0] for path in leaves}
+  came_in = meta.get("conversion", {}).get("naming")
+  lacking = {}
+  for naming in sorted(donor.namings, key=lambda naming: naming.name != came_in):
+    wanted = [target for rule in naming.rules if not rule.optional for target in rule.targets]
+    lacking[naming.name] = [t for t in wanted if t.partition("/")[0] in held and t not in leaves]
+    if not lacking[naming.name]:
+      return naming
+  fewest = min(lacking.values(), key=len)
+  raise InputError(f"{src} is no {donor.title}: it has no {', '.join(fewest[:6])}{', ...' if len(fewest) > 6 else ''}")
+
+
+# The steps of a conversion
+
+
+def _hash(source: Source, progress: bool) -> dict[str, str]:
+  total = sum(file.stat().st_size for file in source.files)
+  with _bar("hashing", total, progress) as bar:
+    return source.sha256(progress=bar.update)
+
+
+def _fill(match: Match, source: Source, dtype: np.dtype, progress: bool) -> dict[str, np.ndarray]:
+  total = sum(tensor_bytes(source, key) for key in match.keys.values())
+  with _bar("converting", total, progress) as bar:
+
+    def finite(key: str, tensor: np.ndarray) -> None:
+      if not np.isfinite(tensor).all():
+        raise InputError(f"{match.keys[key]} in {_name(source)} holds NaN or infinity: the file is damaged")
+      bar.update(tensor.nbytes)
+
+    return match.plan.fill(lambda key: source.read(match.keys[key]), dtype, taken=finite)
+
+
+def _resize_positions(
+  leaves: Mapping[str, np.ndarray], sizes: Mapping[str, Any], image_size: int
+) -> dict[str, np.ndarray]:
+  tables = {path: table for path, table in leaves.items() if path.endswith("/position")}
+  if not tables:
+    raise InputError("--image-size is for donors with a positional table")
+  if image_size < 1 or image_size % sizes["patch"]:
+    raise InputError(f"the image size must be a multiple of the patch size {sizes['patch']}, not {image_size}")
+  grid = image_size // sizes["patch"]
+  return {
+    path: resize_position(np.asarray(table, np.float32), grid).astype(table.dtype)
+    for path, table in tables.items()
+    if len(table) != grid * grid
+  }
+
+
+def _losses(match: Match, source: Source, dtype: str, resized: Mapping[str, Any]) -> tuple[str, ...]:
+  losses = [rule.layout.lossy for rule, _ in match.plan.steps if rule.layout.lossy]
+  losses += [f"{path} resized" for path in resized]
+  wider = sorted({source.dtypes[key] for key in match.keys.values()} - {dtype})
+  if dtype == "bfloat16" and wider:
+    losses.append(f"{', '.join(wider)} rounded to bfloat16")
+  return tuple(losses)
+
+
+def _verify(dst: Path, match: Match, source: Source, dtype: np.dtype, resized: set[str], progress: bool) -> None:
+  """Reads the result back and undoes the rules: bit for bit what the file holds. Lossy rules are applied once more."""
+  leaves = {
+    path: leaf
+    for item in {target.partition("/")[0] for target in match.plan.targets}
+    for path, leaf in tree_paths({item: checkpoint.load_item(dst, item)})
+  }
+  with _bar("verifying", sum(tensor_bytes(source, key) for key in match.keys.values()), progress) as bar:
+    for rule, i in match.plan.blocks():
+      if resized & set(rule.targets):
+        continue
+      keys = [match.keys[key.replace("{i}", str(i))] for key in rule.sources]
+      tensors = [source.read(key) for key in keys]
+      got = [leaves[target] if i is None else leaves[target][i] for target in rule.targets]
+      want = tensors
+      if rule.layout.lossy:
+        want = rule.layout.forward(*tensors)
+      else:
+        got = rule.layout.inverse(*got)
+      if not all(np.array_equal(a, b.astype(dtype)) for a, b in zip(got, want, strict=True)):
+        raise InputError(f"{', '.join(keys)} did not come back from {dst} as written: nothing was kept")
+      bar.update(sum(tensor.nbytes for tensor in tensors))
+
+
+def _check_room(dst: Path, needed: int) -> None:
+  place = next(parent for parent in dst.absolute().parents if parent.exists())
+  free = shutil.disk_usage(place).free
+  if free < needed * 1.02 + 2**20:  # random weights do not compress
+    raise InputError(f"no room for {dst}: it takes {needed / GIB:.2f} GiB and {place} has {free / GIB:.2f} GiB left")
+
+
+def _items(leaves: Mapping[str, np.ndarray]) -> dict[str, Params]:
+  tree: dict[str, Any] = {}
+  for path, leaf in leaves.items():
+    *parents, last = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return tree
+
+
+def tensor_bytes(source: Source, key: str) -> int:
+  return int(np.prod(source.shapes[key])) * np.dtype(source.dtypes[key]).itemsize
+
+
+def _name(source: Source) -> str:
+  return source.files[0].name if len(source.files) == 1 else str(source.files[0].parent)
+
+
+def _reason(error: BaseException) -> str:
+  while error.__cause__ is not None:
+    error = error.__cause__
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# Watching
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int, progress: bool) -> Iterator[tqdm]:
+  with tqdm(desc=what, total=total, unit="B", unit_scale=True, disable=not progress, leave=False) as bar:
+    yield bar
+
+
+@contextlib.contextmanager
+def _writing(dst: Path, total: int, progress: bool) -> Iterator[None]:
+  """A bar that follows the size of what is being written."""
+  written = lambda: sum(
+    path.stat().st_size for path in dst.parent.glob(f"{dst.name}.saving*/**/*") if path.is_file()
+  )
+  with _bar("writing", total, progress) as bar:
+
+    def update() -> None:
+      with contextlib.suppress(OSError):  # renamed between listing and asking
+        bar.update(min(written(), total) - bar.n)
+
+    with _every(0.5, update) if progress else contextlib.nullcontext():
+      yield
+
+
+@contextlib.contextmanager
+def _every(seconds: float, do: Callable[[], None]) -> Iterator[None]:
+  done = threading.Event()
+
+  def loop() -> None:
+    while not done.wait(seconds):
+      do()
+
+  thread = threading.Thread(target=loop, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
+
+
+class PeakMemory:
+  """Wall time and the highest anonymous memory of this process inside the block, sampled; None off Linux."""
+
+  def __enter__(self) -> PeakMemory:
+    self.peak_gib: float | None = None
+    self.seconds = 0.0
+    self._stack = contextlib.ExitStack()
+    self._started = time.perf_counter()
+    self._sample()
+    self._stack.enter_context(_every(0.02, self._sample))
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._stack.close()
+    self._sample()
+    self.seconds = time.perf_counter() - self._started
+
+  def _sample(self) -> None:
+    with contextlib.suppress(OSError, StopIteration):
+      with open("/proc/self/status") as status:
+        kib = int(next(line for line in status if line.startswith("RssAnon")).split()[1])
+      self.peak_gib = max(self.peak_gib or 0.0, kib * 1024 / GIB)

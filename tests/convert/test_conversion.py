@@ -1,0 +1,292 @@
+"""Whole conversions at tiny size, without torch: what is written, the way back, and every kind of bad input."""
+
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import ml_dtypes
+import numpy as np
+import pytest
+from convert.random_weights import donor_weights
+from safetensors.numpy import load_file, save_file
+
+from synclipmae_jax.convert import conversion, donor
+from synclipmae_jax.convert.__main__ import main
+from synclipmae_jax.convert.conversion import convert, export
+from synclipmae_jax.models.position import resize_position
+from synclipmae_jax.train import checkpoint
+from synclipmae_jax.types import InputError
+
+SIZES = {
+  "sapiens": dict(image_size=64, patch=16, width=32, depth=2, heads=1, mlp_width=64, class_token=True),
+  "wav2vec2": dict(width=32, depth=2, heads=1, mlp_width=64, conv_width=16, pos_kernel=16, pos_groups=4),
+  "vit_mae": dict(
+    image_size=32, patch=8, width=32, depth=2, heads=1, mlp_width=64, class_token=True,
+    decoder=dict(grid=4, patch=8, token_width=32, width=16, depth=2, heads=1, mlp_width=32),
+  ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def sapiens(tmp_path):
+  """A tiny Sapiens file and its tensors."""
+  tensors = donor_weights("sapiens", SIZES["sapiens"])
+  save_file(tensors, tmp_path / "sapiens.safetensors")
+  return tmp_path / "sapiens.safetensors", tensors
+
+
+def rewrite(path, tensors):
+  save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path)
+  return path
+
+
+# Without its class token Sapiens has a test of its own; a naming that only renames comes back as the one it becomes.
+@pytest.mark.parametrize("name, naming", [("sapiens", 0), ("wav2vec2", 0), *(("vit_mae", n) for n in range(4))])
+def test_there_and_back_is_bit_exact_but_for_what_is_lossy(name, naming, tmp_path):
+  tensors = donor_weights(name, SIZES[name], naming)
+  source = rewrite(tmp_path / "source.safetensors", tensors)
+  done, cost = convert(name, src=source, dst=tmp_path / "item", verify=True)
+  assert done.naming == donor.load(name).namings[naming].name
+  assert cost.seconds > 0
+  counts, left_out, _ = export(name, src=tmp_path / "item", dst=tmp_path / "back.safetensors")
+  assert counts == done.items and not left_out
+  back = load_file(tmp_path / "back.safetensors")
+  assert back.keys() == tensors.keys()
+  lossy = {key for key in tensors if re.search(r"weight_[gv]$|decoder_pos_embed$", key)}
+  assert all(np.array_equal(back[key], tensors[key]) for key in tensors.keys() - lossy)
+  for key in lossy & {"decoder.decoder_pos_embed", "decoder_pos_embed"}:
+    np.testing.assert_array_equal(back[key][:, 1:], tensors[key][:, 1:])
+
+
+def test_a_weight_norm_comes_back_with_the_same_product(tmp_path):
+  tensors = donor_weights("wav2vec2", SIZES["wav2vec2"])
+  convert("wav2vec2", src=rewrite(tmp_path / "w.safetensors", tensors), dst=tmp_path / "item")
+  export("wav2vec2", src=tmp_path / "item", dst=tmp_path / "back.safetensors")
+  fold = lambda t: (g := "encoder.pos_conv_embed.conv.weight_g") and t[g] * t[g[:-1] + "v"] / np.linalg.norm(
+    t[g[:-1] + "v"].reshape(-1, t[g].size), axis=0
+  )
+  np.testing.assert_allclose(fold(load_file(tmp_path / "back.safetensors")), fold(tensors), rtol=1e-6, atol=1e-7)
+
+
+def test_a_file_without_a_class_token_gives_an_item_without(tmp_path, sapiens):
+  _, tensors = sapiens
+  tensors = {key: value for key, value in tensors.items() if key != "cls_token"}
+  tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
+  done, _ = convert("sapiens", src=rewrite(tmp_path / "no.safetensors", tensors), dst=tmp_path / "item", verify=True)
+  assert done.naming == "Sapiens without a class token"
+  assert not {"class_token", "class_position"} & set(checkpoint.load_item(tmp_path / "item", "visual_encoder"))
+  export("sapiens", src=tmp_path / "item", dst=tmp_path / "back.safetensors")
+  assert all(np.array_equal(value, tensors[key]) for key, value in load_file(tmp_path / "back.safetensors").items())
+
+
+def test_what_the_checkpoint_says_of_itself(tmp_path, sapiens):
+  source, tensors = sapiens
+  convert("sapiens", src=source, dst=tmp_path / "item", dtype="bfloat16")
+  meta = checkpoint.load_meta(tmp_path / "item")
+  said = meta["conversion"]
+  assert said["donor"] == "sapiens" and said["naming"] == "Sapiens" and said["dtype"] == "bfloat16"
+  assert len(said["source"][source.name]) == 64 and said["licence"] == "CC-BY-NC-4.0" and "jax" in meta["versions"]
+  assert said["sizes"]["depth"] == 2 and said["dropped"] == [] and "float32 rounded to bfloat16" in said["lossy"]
+  item = checkpoint.load_item(tmp_path / "item", "visual_encoder")
+  assert item["norm"]["scale"].dtype == ml_dtypes.bfloat16
+  np.testing.assert_array_equal(item["norm"]["scale"], tensors["ln1.weight"].astype(ml_dtypes.bfloat16))
+
+
+def test_a_positional_table_is_kept_or_resized(tmp_path, sapiens):
+  source, tensors = sapiens
+  convert("sapiens", src=source, dst=tmp_path / "kept")
+  done, _ = convert("sapiens", src=source, dst=tmp_path / "resized", image_size=96, verify=True)
+  kept, resized = (checkpoint.load_item(tmp_path / name, "visual_encoder") for name in ("kept", "resized"))
+  np.testing.assert_array_equal(kept["position"], tensors["pos_embed"][0, 1:])
+  np.testing.assert_array_equal(resized["position"], resize_position(kept["position"], 6))
+  np.testing.assert_array_equal(resized["class_position"], tensors["pos_embed"][0, :1])
+  assert done.lossy == ("visual_encoder/position resized",) and done.sizes["image_size"] == 96
+  with pytest.raises(InputError, match="multiple of the patch size 16, not 100"):
+    convert("sapiens", src=source, dst=tmp_path / "x", image_size=100)
+
+
+def test_a_trained_encoder_takes_its_prompt_tokens_along(tmp_path, sapiens):
+  source, _ = sapiens
+  convert("sapiens", src=source, dst=tmp_path / "item")
+  trained = checkpoint.load_item(tmp_path / "item", "visual_encoder") | {"prompt_tokens": np.ones((3, 32), np.float32)}
+  checkpoint.save_items(tmp_path / "trained", {"visual_encoder": trained}, {})
+  export("sapiens", src=tmp_path / "trained", dst=tmp_path / "out.safetensors")
+  assert load_file(tmp_path / "out.safetensors")["prompt_tokens"].shape == (1, 3, 32)
+  convert("sapiens", src=tmp_path / "out.safetensors", dst=tmp_path / "again", verify=True)
+  np.testing.assert_array_equal(checkpoint.load_item(tmp_path / "again", "visual_encoder")["prompt_tokens"], 1)
+
+
+# Bad input: one sentence, exit 2, nothing at the destination
+
+
+def refused(capsys, tmp_path, *words) -> str:
+  """What the command says when it refuses."""
+  assert main([*map(str, words), "--dst", str(tmp_path / "out")]) == 2
+  assert not list(tmp_path.glob("out*"))
+  captured = capsys.readouterr()
+  assert captured.out == "" and captured.err.startswith("convert: ")
+  return captured.err
+
+
+def test_a_missing_key_is_named(capsys, tmp_path, sapiens):
+  _, tensors = sapiens
+  del tensors["layers.1.attn.qkv.bias"]
+  said = refused(capsys, tmp_path, "sapiens", "--src", rewrite(tmp_path / "a.safetensors", tensors))
+  assert "missing in the file (1):\n    layers.1.attn.qkv.bias" in said and "only in the file" not in said
+
+
+def test_an_extra_key_is_named(capsys, tmp_path, sapiens):
+  _, tensors = sapiens
+  tensors["layers.0.gamma"] = np.ones(3, np.float32)
+  said = refused(capsys, tmp_path, "sapiens", "--src", rewrite(tmp_path / "a.safetensors", tensors))
+  assert "only in the file (1):\n    layers.0.gamma" in said and "missing" not in said
+
+
+@pytest.mark.parametrize(
+  "key, shape, expected",
+  [
+    ("layers.1.attn.qkv.weight", (96, 31), "[96, 32]"),
+    ("ln1.weight", (33,), "[32]"),
+    ("cls_token", (1, 1, 8), "[1, 1, 32]"),
+  ],
+)
+def test_a_shape_that_differs_is_told_from_both_sides(capsys, tmp_path, sapiens, key, shape, expected):
+  _, tensors = sapiens
+  tensors[key] = np.ones(shape, np.float32)
+  said = refused(capsys, tmp_path, "sapiens", "--src", rewrite(tmp_path / "a.safetensors", tensors))
+  assert f"{key}: {list(shape)} in the file, expected {expected}" in said
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_none_are_refused(capsys, tmp_path, sapiens, bad):
+  _, tensors = sapiens
+  tensors["layers.1.ffn.layers.1.weight"][3, 4] = bad
+  said = refused(capsys, tmp_path, "sapiens", "--src", rewrite(tmp_path / "a.safetensors", tensors))
+  assert "layers.1.ffn.layers.1.weight in a.safetensors holds NaN or infinity" in said
+
+
+def test_another_donor_s_file_is_recognised(capsys, tmp_path, sapiens):
+  source, _ = sapiens
+  said = refused(capsys, tmp_path, "wav2vec2", "--src", source)
+  assert "its keys are those of Sapiens visual encoder" in said and "`convert sapiens`" in said
+
+
+def test_a_truncated_file_is_refused(capsys, tmp_path, sapiens):
+  source, _ = sapiens
+  source.write_bytes(source.read_bytes()[:-1000])
+  assert "cut short" in refused(capsys, tmp_path, "sapiens", "--src", source)
+
+
+def test_a_file_that_is_not_there(capsys, tmp_path):
+  assert "is not there" in refused(capsys, tmp_path, "sapiens", "--src", tmp_path / "none.pth")
+
+
+def test_an_existing_destination_is_left_alone(capsys, tmp_path, sapiens):
+  source, _ = sapiens
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "file").write_text("mine")
+  assert main(["sapiens", "--src", str(source), "--dst", str(tmp_path / "mine")]) == 2
+  assert "exists already" in capsys.readouterr().err and (tmp_path / "mine" / "file").read_text() == "mine"
+
+
+def test_no_room_on_the_disk(capsys, tmp_path, sapiens, monkeypatch):
+  source, _ = sapiens
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+  assert "no room for" in refused(capsys, tmp_path, "sapiens", "--src", source)
+
+
+def test_a_disk_that_fills_up_meanwhile(capsys, tmp_path, sapiens, monkeypatch):
+  source, _ = sapiens
+
+  def full(*args):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(checkpoint, "_checksums", full)
+  said = refused(capsys, tmp_path, "sapiens", "--src", source)
+  assert "could not be written: [Errno 28] No space left on device" in said
+
+
+def test_verify_catches_a_result_that_differs(capsys, tmp_path, sapiens, monkeypatch):
+  source, _ = sapiens
+  save = checkpoint.save_items
+
+  def wrong(directory, items, meta):
+    items["visual_encoder"]["norm"]["bias"][5] += 1e-6
+    save(directory, items, meta)
+
+  monkeypatch.setattr(checkpoint, "save_items", wrong)
+  said = refused(capsys, tmp_path, "sapiens", "--src", source, "--verify")
+  assert "ln1.bias did not come back" in said
+
+
+def test_an_export_of_what_is_not_there(capsys, tmp_path, sapiens):
+  source, _ = sapiens
+  convert("sapiens", src=source, dst=tmp_path / "item")
+  run = lambda *words: (main([*map(str, words)]), capsys.readouterr().err)
+  code, said = run("export", "wan_vae", "--src", tmp_path / "item", "--dst", tmp_path / "o.safetensors")
+  assert code == 2 and "holds none of the items of" in said
+  code, said = run("export", "sapiens", "--src", tmp_path / "item", "--dst", tmp_path / "o.pth")
+  assert code == 2 and "ends in .safetensors" in said
+  code, said = run("export", "sapiens", "--src", tmp_path / "nothing", "--dst", tmp_path / "o.safetensors")
+  assert code == 2 and "no whole checkpoint" in said
+  assert not list(tmp_path.glob("o.*"))
+
+
+# The command line
+
+
+def test_inspect_tells_what_a_file_is(capsys, tmp_path, sapiens):
+  source, tensors = sapiens
+  assert main(["inspect", str(source), "--json"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found["donor"] == "sapiens" and found["tensors"] == len(tensors) and found["sizes"]["width"] == 32
+  assert found["parameters"] == sum(value.size for value in tensors.values()) and found["unused"] == []
+  tensors["head.weight"] = np.ones((2, 2), np.float32)
+  assert main(["inspect", str(rewrite(source, tensors))]) == 0
+  assert "would be unused (1): head.weight" in capsys.readouterr().out
+  assert main(["inspect", str(rewrite(source, {"a": np.ones(3, np.float32)}))]) == 1
+  assert "not a checkpoint that can be converted" in capsys.readouterr().out
+
+
+def test_json_is_one_object(capsys, tmp_path, sapiens):
+  source, _ = sapiens
+  assert main(["sapiens", "--src", str(source), "--dst", str(tmp_path / "out"), "--json", "--verify"]) == 0
+  done = json.loads(capsys.readouterr().out)
+  assert done["items"]["visual_encoder"] > 0 and done["verified"] and done["seconds"] > 0 and "peak_gib" in done
+
+
+def test_help_lists_donors_licences_and_origins(capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(["--help"])
+  said = capsys.readouterr().out
+  assert stop.value.code == 0
+  for name in donor.NAMES:
+    that = donor.load(name)
+    assert that.licence in said and that.origin.split()[0] in said
+
+
+def test_an_interrupted_conversion_leaves_nothing(tmp_path):
+  """A real process, stopped while it writes: neither the destination nor what was being written stays."""
+  tensors = donor_weights("sapiens", SIZES["sapiens"])
+  rewrite(tmp_path / "s.safetensors", tensors)
+  code = (
+    "import sys, time\n"
+    "from synclipmae_jax.train import checkpoint\n"
+    "from synclipmae_jax.convert.__main__ import main\n"
+    "def slow(*a):\n  print('writing', flush=True); time.sleep(60)\n"
+    "checkpoint._checksums = slow\n"
+    "sys.exit(main(sys.argv[1:]))"
+  )
+  words = ["sapiens", "--src", str(tmp_path / "s.safetensors"), "--dst", str(tmp_path / "out")]
+  process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
+  assert process.stdout.readline() == "writing\n" and list(tmp_path.glob("out*"))
+  time.sleep(0.2)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=30) == 143
+  assert not list(tmp_path.glob("out*"))
