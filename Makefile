@@ -7,13 +7,14 @@ WORKDIR ?= runs/demo
 # Tests run one process a core; JAX stays on the CPU and off any TPU.
 TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo long test test-slow lint venv clean
+.PHONY: demo long test test-slow test-parity lint venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install, then run the main job on the embedded default (at most 15 minutes on two cores)"
 	@echo "make long       the same with a longer budget (at most 90 minutes)"
 	@echo "make test       install, then the tests (at most 10 minutes); make test-slow: the slow ones too"
+	@echo "make test-parity  install torch, transformers and diffusers too, then compare with them (full sizes: some minutes)"
 	@echo "make lint       ruff"
 	@echo "make venv       only the environment, in $(VENV)"
 
@@ -30,6 +31,9 @@ test: $(VENV)/test.stamp
 test-slow: $(VENV)/test.stamp
 	$(TEST) -m slow
 
+test-parity: $(VENV)/parity.stamp
+	$(TEST) tests/parity
+
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 
@@ -44,6 +48,11 @@ $(VENV)/stamp: requirements.txt pyproject.toml
 
 $(VENV)/test.stamp: $(VENV)/stamp
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+# Never torchvision or timm beside this torch: they replace it, or break the import of transformers.
+$(VENV)/parity.stamp: $(VENV)/test.stamp
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[parity]"
 	@touch $@
 
 clean:
