@@ -1,6 +1,7 @@
 """The visual encoder against transformers' ViT and ViTMAE, weights from every file that Sapiens is released in."""
 
 import gc
+import shutil
 
 import jax
 import numpy as np
@@ -174,6 +175,7 @@ def test_full_size(tmp_path):
   gc.collect()
   items, done, cost = converted("sapiens", source, image_size=256)
   source.unlink()
+  shutil.rmtree(f"{source}.orbax")
   assert done.sizes == sizes | {"class_token": True, "image_size": 256}
   encode = references.visual_encoder("sapiens", done.sizes)
   error = relative_error(encode(items["visual_encoder"], images), expected)

@@ -4,6 +4,8 @@ Our decoder attends to prompt tokens, which the donor has not: where that attent
 the donor's decoder on the tokens of the patches, without the class token, which ours has no place for.
 """
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -177,6 +179,7 @@ def test_base(tmp_path):
   del model, tensors
   items, done, cost = converted("vit_mae", source)
   source.unlink()
+  shutil.rmtree(f"{source}.orbax")
   ours = dict(done.sizes)
   decode = references.patch_decoder(**ours.pop("decoder"))
   encode = references.visual_encoder("vit_mae", ours)

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import gc
+import shutil
 
 import jax
 import numpy as np
@@ -207,6 +208,7 @@ def test_full_size(tmp_path):
   gc.collect()
   items, done, cost = converted("wav2vec2", source)
   source.unlink()
+  shutil.rmtree(f"{source}.orbax")
   base = dict(width=768, depth=12, heads=12, mlp_width=3072, conv_width=512, pos_kernel=128, pos_groups=16)
   assert len(done.dropped) == 8 and done.sizes == base
   found = speech_encoder("pool2", **done.sizes)(items["speech_encoder"], waveform)
