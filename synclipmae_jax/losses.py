@@ -135,4 +135,4 @@ def cross_covariance(x: Float[Array, "b t d"], y: Float[Array, "b t d"]) -> Floa
     squared = jnp.sum(jnp.matmul(x, x.T, precision=highest) * jnp.matmul(y, y.T, precision=highest))
   else:
     squared = jnp.sum(jnp.square(jnp.matmul(x.T, y, precision=highest)))
-  return squared / ((count - 1) ** 2 * width)
+  return squared / (float(count - 1) ** 2 * width)  # as an integer it would not fit into 32 bits

@@ -101,6 +101,10 @@ class Task(Protocol):
     """Model FLOPs of one training step over `clips` clips: matmuls only, forward x3 where trained, no remat."""
     ...
 
+  def abstract_batch(self, clips: int) -> Batch:
+    """Shapes and dtypes of a batch, as `loss` takes it: what the step is compiled from without data."""
+    ...
+
 
 TrainBatches = Callable[[int], Iterator[Batch]]  # first step -> endless stream of this host's batches
 

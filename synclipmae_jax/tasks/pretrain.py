@@ -124,14 +124,14 @@ class Pretrain:
     covariance = 2 * flops.dense(width, clips * decoded, width) + flops.dense(width, clips * frames, width)
     return clips * self.model.flops() + 3 * (contrast + covariance)
 
-
-def abstract_batch(model: SyncLipMAE, clips: int) -> Batch:
-  """Shapes and dtypes of a batch of `clips` clips, for tracing without data."""
-  shape: dict[str, Any] = {
-    "frames": ((model.clip_frames, model.image_size, model.image_size, 3), jnp.uint8),
-    "waveform": ((audio_context_samples(model.audio_frames),), jnp.float32),
-    "face_box": ((model.clip_frames, 4), jnp.float32),
-    "mouth_box": ((model.clip_frames, 4), jnp.float32),
-    "index": ((), jnp.uint32),
-  }
-  return {name: jax.ShapeDtypeStruct((clips, *dims), dtype) for name, (dims, dtype) in shape.items()}
+  def abstract_batch(self, clips: int) -> Batch:
+    """Shapes and dtypes of a batch of `clips` clips, for tracing without data."""
+    model = self.model
+    shape: dict[str, Any] = {
+      "frames": ((model.clip_frames, model.image_size, model.image_size, 3), jnp.uint8),
+      "waveform": ((audio_context_samples(model.audio_frames),), jnp.float32),
+      "face_box": ((model.clip_frames, 4), jnp.float32),
+      "mouth_box": ((model.clip_frames, 4), jnp.float32),
+      "index": ((), jnp.uint32),
+    }
+    return {name: jax.ShapeDtypeStruct((clips, *dims), dtype) for name, (dims, dtype) in shape.items()}

@@ -6,7 +6,21 @@ MaxText's performance metrics: recomputation does not count as progress.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tpu:
+  """What a topology is made of, beside the peak of its devices. Per device: a TPU7x chip has two."""
+
+  hbm_gib: float  # what the compiler lets a program use; the data sheets say 32, 16, 95, 32 and 2 x 96
+  hbm_bandwidth: float  # bytes/s
+  ring_bandwidth: float  # bytes/s that a device sends in a ring along one axis of the torus, both ways round
+  torus: int  # axes of the interconnect
+  pod: int  # chips of the largest slice
+
 
 # Dense bf16 FLOP/s of one device by the beginning of its `device_kind`, from the vendors' data sheets; the longer
 # name first where one begins with the other ("TPU v5 lite" is v5e, "TPU v5" is v5p).
@@ -16,11 +30,22 @@ PEAK_FLOPS = {
   "TPU v5e": 197e12,
   "TPU v5": 459e12,
   "TPU v6": 918e12,
-  "TPU7x": 2307e12,
+  "TPU7x": 2307e12 / 2,
   "NVIDIA A100": 312e12,
   "NVIDIA H100": 989e12,
   "NVIDIA H200": 989e12,
   "NVIDIA B200": 2250e12,
+}
+
+# By the name of the topology, from cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}. Their interconnect bandwidth is in
+# and out over all ports, 400, 1200, 800 and 1200 GB/s a chip from v5e on; a ring sends on two of the two ports an axis
+# (v4: links of 50 GB/s, Jouppi et al. 2023).
+TPUS = {
+  "v4": Tpu(hbm_gib=30.75, hbm_bandwidth=1200e9, ring_bandwidth=100e9, torus=3, pod=4096),
+  "v5e": Tpu(hbm_gib=15.75, hbm_bandwidth=819e9, ring_bandwidth=100e9, torus=2, pod=256),
+  "v5p": Tpu(hbm_gib=95.74, hbm_bandwidth=2765e9, ring_bandwidth=200e9, torus=3, pod=6144),
+  "v6e": Tpu(hbm_gib=31.25, hbm_bandwidth=1600e9, ring_bandwidth=200e9, torus=2, pod=256),
+  "tpu7x": Tpu(hbm_gib=94.75, hbm_bandwidth=7380e9 / 2, ring_bandwidth=200e9 / 2, torus=3, pod=9216),
 }
 
 

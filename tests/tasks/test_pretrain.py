@@ -9,7 +9,6 @@ import pytest
 
 from synclipmae_jax import sharding
 from synclipmae_jax.job import build_task
-from synclipmae_jax.tasks.pretrain import abstract_batch
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import init_state
 from synclipmae_jax.train.step import make_train_step
@@ -22,7 +21,7 @@ TERMS = ("reconstruction_video", "reconstruction_audio", "contrast", "covariance
 
 def a_batch(task, clips=16, seed=0):
   random = np.random.default_rng(seed)
-  shapes = abstract_batch(task.model, clips)
+  shapes = task.abstract_batch(clips)
   return {
     "frames": random.integers(0, 256, shapes["frames"].shape).astype(np.uint8),
     "waveform": random.normal(0, 0.1, shapes["waveform"].shape).astype(np.float32),
@@ -147,7 +146,7 @@ def test_the_paper_preset_is_whole():
   config = CONFIG.get_config("paper")
   task = build_task(config)
   trainable, frozen = jax.eval_shape(task.init, jax.random.key(0))
-  loss, metrics = jax.eval_shape(task.loss, trainable, frozen, abstract_batch(task.model, 48), jax.random.key(0))
+  loss, metrics = jax.eval_shape(task.loss, trainable, frozen, task.abstract_batch(48), jax.random.key(0))
   assert loss.shape == () and set(TERMS) <= metrics.keys()
   mesh = mesh_of(8, data=1, fsdp=8)
   placed = sharding.shardings({**trainable, **frozen}, mesh, task.rules)

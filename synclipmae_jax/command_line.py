@@ -1,0 +1,29 @@
+"""Flags of the programs that take a configuration: what is wrong with them is one sentence and exit status 2."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+
+def parse_flags(argv: Sequence[str], *, program: str, required: Sequence[str]) -> list[str]:
+  """Like absl's own, but a wrong flag or configuration is one sentence, whatever raised it."""
+  try:
+    rest = flags.FLAGS(argv)
+    if len(rest) > 1:
+      raise flags.Error(f"what is {rest[1]!r}? every argument starts with --")
+    for name in required:
+      if not flags.FLAGS["help"].value and flags.FLAGS[name].value is None:
+        raise flags.Error(f"--{name} is missing")
+    return rest
+  except (AttributeError, KeyError) as error:  # ml_collections names the field, without its path
+    unknown = re.search(r"\w+", str(error)).group()
+    sentence = str(error).strip("'\"")
+    sentence = f"the configuration has no such field: {next((a for a in argv if unknown in a), sentence)}"
+  except (flags.Error, ValueError, TypeError, SyntaxError, OSError) as error:
+    sentence = str(error.args[0] if error.args else error).strip().splitlines()[-1]
+  print(f"{program}: {sentence} (see --help)", file=sys.stderr)
+  sys.exit(2)

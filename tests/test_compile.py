@@ -1,0 +1,241 @@
+"""The command that compiles the train step for a TPU that is not there."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from synclipmae_jax import compile as tpu_compile
+from synclipmae_jax import hlo, job
+from synclipmae_jax.train import loop
+from synclipmae_jax.train.state import abstract_state
+from synclipmae_jax.train.step import make_train_step
+from synclipmae_jax.types import InputError
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("compile_*.json"))
+SPEC = importlib.util.spec_from_file_location("pretrain", ROOT / "configs" / "pretrain.py")
+CONFIG = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(CONFIG)
+without_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
+
+
+def run(preset, *arguments):
+  """The command as a person runs it, without the tests' compiler flags."""
+  environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))}
+  command = [sys.executable, "-m", "synclipmae_jax.compile", f"--config={ROOT / 'configs' / 'pretrain.py'}:{preset}"]
+  return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+
+
+def tiny(**model):
+  config = CONFIG.get_config("tiny")
+  config.model.update(model)
+  return config
+
+
+def lowered_flops(config):
+  """Matrix FLOPs of the whole step, over all devices, before the compiler has touched it."""
+  return hlo.read_cost(tpu_compile.lower_step(config, jax.devices()).compiler_ir("hlo").as_hlo_text()).flops
+
+
+@pytest.mark.slow
+def test_the_step_counts_the_same_scanned_and_unrolled_and_nearly_what_the_model_says():
+  scanned = lowered_flops(tiny(unroll=False))
+  assert scanned == lowered_flops(tiny(unroll=True))
+  # The model counts gradients to the pixels and to the speech features too, which nobody asks for.
+  assert 0.93 < scanned / job.build_task(tiny()).model_flops(8) <= 1
+
+
+@pytest.mark.slow
+def test_it_is_the_step_that_main_runs(monkeypatch, tmp_path):
+  """The job hands its loop a task, an optimizer, a mesh: what the loop makes of them is what is compiled here."""
+  given = {}
+
+  class Enough(Exception):
+    pass
+
+  def capture(task, **options):
+    given.update(options, task=task)
+    raise Enough
+
+  monkeypatch.setattr(job.loop, "run", capture)
+  monkeypatch.setattr(job, "find_sources", lambda *_: [type("Source", (), {"directory": tmp_path})])
+  monkeypatch.setattr(job, "evaluation_clips", lambda *_: ([], ""))
+  monkeypatch.setattr(job, "stamp", lambda *_: {})
+  config = tiny(unroll=False)
+  config.train.mesh, config.train.batch_clips = (("data", 2), ("fsdp", 4)), 16
+  with pytest.raises(Enough):
+    job.run(config, tmp_path)
+  step = make_train_step(
+    given["task"], given["optimizer"], mesh=given["mesh"],
+    accumulation=given["accumulation"], negatives_clips=given["negatives_clips"],
+  )  # fmt: skip
+  state, frozen = abstract_state(given["task"], given["optimizer"], given["mesh"])
+  batch = given["task"].abstract_batch(given["batch_size"])
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  ours = tpu_compile.lower_step(config, jax.devices())
+  assert ours.as_text() == step.lower(state, frozen, batch, key).as_text()
+  assert loop.make_train_step is tpu_compile.make_train_step
+
+
+@pytest.mark.slow
+def test_the_paper_without_its_donor_weights():
+  """Shapes are enough, at the size of a pod too. Beyond the model's FLOPs: the blocks' forward passes, again."""
+  config = CONFIG.get_config("paper")
+  assert config.init.require and config.model.remat == "full"
+  ratio = lowered_flops(config) / job.build_task(config).model_flops(config.train.batch_clips)
+  assert 1.1 < ratio < 4 / 3
+
+
+@pytest.mark.parametrize(
+  ("topology", "complaint"),
+  [
+    ("v5p-256", "the chips are v4, v5e, v5p"),
+    ("v9:2x2", "try v5p:4x4x8"),
+    ("v5e:32x32", "at most 256 chips"),
+    ("v5p:16x8", "a torus of 3 axes"),
+    ("v5p:0x4x4", "there is no topology"),
+    ("", "there is no topology"),
+  ],
+)
+def test_a_topology_that_does_not_exist(topology, complaint):
+  with pytest.raises(InputError, match=complaint) as caught:
+    tpu_compile.tpu_devices(topology)
+  assert "\n" not in str(caught.value)
+
+
+def test_without_the_tpu_compiler(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+  with pytest.raises(InputError, match=rf'pip install "jax\[tpu\]=={jax.__version__}"'):
+    tpu_compile.tpu_devices("v5p:4x4x8")
+
+
+def test_a_mesh_that_does_not_divide_the_topology():
+  config = tiny()
+  config.train.mesh = (("data", -1), ("fsdp", 3))
+  with pytest.raises(InputError, match="does not divide 8 devices; this would do: --config.train.mesh"):
+    tpu_compile.lower_step(config, jax.devices())
+
+
+def test_wrong_flags_are_one_sentence():
+  done = run("tiny", "--topology=v5p")
+  assert done.returncode == 2 and "there is no topology 'v5p'" in done.stderr and not done.stdout
+  assert len(done.stderr.strip().splitlines()) == 1
+
+
+def report(clips=8, peak=10.0, **changes):
+  return tpu_compile.Report(
+    topology="v5e:4x4",
+    chips=16,
+    peak_hbm_gib=peak,
+    hbm_gib=15.75,
+    fits=peak <= 15.75,
+    collectives={"all-gather": {"count": 3, "bytes": 2e9}},
+    model_flops=1e12 * clips,
+    compiled_flops=1.2e12 * clips,
+    roofline={"compute_s": 0.5, "hbm_s": 0.25, "interconnect_s": 0.125},
+    mfu_bound=0.8,
+    days=2.0,
+    **changes,
+  )
+
+
+@pytest.mark.parametrize(
+  ("memory", "largest"),
+  [
+    (lambda clips: 2 + 0.01 * clips, 1344),
+    (lambda clips: 2 + 0.01 * clips + (0.4 if clips % 128 else 0), 1312),  # not quite a line
+    (lambda clips: 1e-9 * clips**3, 2496),
+    (lambda clips: min(15.7, 0.02 * clips) if clips < 1500 else 99.0, 1472),  # the compiler squeezes, then gives up
+    (lambda clips: 20.0, 0),
+  ],
+)
+def test_the_search_finds_the_largest_batch(memory, largest):
+  tried = []
+
+  def try_batch(clips):
+    assert clips % 32 == 0 and clips not in tried
+    tried.append(clips)
+    return report(clips, memory(clips))
+
+  clips, found = tpu_compile.search_batch(try_batch, start=256, unit=32)
+  assert len(tried) <= 14
+  if largest == 0:
+    assert clips == 32 and not found.fits
+  else:
+    assert found.fits and found.model_flops == 1e12 * clips
+    assert clips == largest
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_is_printed(monkeypatch, capsys, fits, as_json):
+  monkeypatch.setattr(tpu_compile, "tpu_devices", lambda _: [])
+  monkeypatch.setattr(tpu_compile, "report_step", lambda *_: report(peak=10.0 if fits else 31.0))
+  config = tiny(remat="none")
+  config.train.update(batch_clips=256)
+  status = tpu_compile.run(config, topology="v5e:4x4", as_json=as_json, search=None)
+  out = capsys.readouterr().out
+  assert status == (0 if fits else 1)
+  if as_json:
+    assert json.loads(out).keys() == {field.name for field in dataclasses.fields(tpu_compile.Report)}
+  elif fits:
+    assert "MFU at most 80%" in out and "3 all-gather (2.00 GB)" in out and "1.20 x" in out
+  else:
+    assert "31.0 GiB of 15.8" in out
+    for way_out in ("--config.model.remat=full", "--config.train.accumulation=2", "--search=batch"):
+      assert way_out in out
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_the_paper_on_a_pod(path):
+  """What was compiled and committed, against the targets and against what the model says today."""
+  golden = json.loads(path.read_text())
+  clips = golden.pop("batch_clips", CONFIG.get_config("paper").train.batch_clips)
+  report = tpu_compile.Report(**golden)
+  assert report.fits and report.model_flops == job.build_task(CONFIG.get_config("paper")).model_flops(clips)
+  assert report.compiled_flops <= 1.35 * report.model_flops
+  assert report.collectives.keys() <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
+  # Only weights are gathered: trained ones for the forward pass, its repetition and the gradient, frozen ones once.
+  trainable, frozen = jax.eval_shape(job.build_task(CONFIG.get_config("paper")).init, jax.random.key(0))
+  count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+  assert report.collectives["all-gather"]["bytes"] <= 2 * (3 * count(trainable) + count(frozen))
+  if report.topology == "v5p:4x4x8":
+    assert report.chips == 128 and clips == 6144
+    assert report.peak_hbm_gib <= 80 and report.mfu_bound >= 0.6 and report.days <= 6
+
+
+def test_goldens_are_there():
+  assert "compile_v5p_4x4x8" in [path.stem for path in GOLDEN]
+
+
+@pytest.mark.slow
+@without_libtpu
+def test_the_compiler_says_what_the_golden_says():
+  path = next(path for path in GOLDEN if path.stem == "compile_v5p_4x4x8")
+  golden = json.loads(path.read_text())
+  done = run("paper", f"--topology={golden['topology']}", "--json")
+  assert done.returncode == 0, done.stderr
+  now = json.loads(done.stdout)
+  assert now.keys() == golden.keys()
+  assert now["model_flops"] == golden["model_flops"]
+  assert now["compiled_flops"] == pytest.approx(golden["compiled_flops"], rel=1e-3)
+  assert now["peak_hbm_gib"] == pytest.approx(golden["peak_hbm_gib"], rel=0.02)
+  assert now["collectives"].keys() == golden["collectives"].keys()
+  for kind, expected in golden["collectives"].items():
+    assert now["collectives"][kind] == pytest.approx(expected, rel=0.02)
+  assert now["mfu_bound"] == pytest.approx(golden["mfu_bound"], rel=0.02)
+
+
+@pytest.mark.slow
+@without_libtpu
+def test_a_step_too_large_for_its_chips():
+  large = ("--config.train.batch_clips=8192", "--config.data.image_size=256")
+  done = run("tiny", "--topology=v5e:2x2", *large)
+  assert done.returncode == 1 and "It does not fit" in done.stdout and "--config.model.remat=full" in done.stdout
