@@ -17,20 +17,35 @@ import collections
 import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from absl import logging
 
 from synclipmae_jax.convert import donor as donors
 from synclipmae_jax.convert.conversion import DTYPES, Conversion, Cost, convert, export
+from synclipmae_jax.convert.destination import stop
 from synclipmae_jax.convert.source import open_source
 from synclipmae_jax.types import InputError
 
 
+def run() -> NoReturn:
+  """The process: `main`, and how it ends."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, stop)
+  # `main` says what is the matter; Orbax logs what it raises, and its writers report that it is gone, with tracebacks.
+  logging.set_verbosity(logging.FATAL)
+  sys.unraisablehook = lambda _: None
+  status = main()
+  sys.stdout.flush()
+  os._exit(status)  # without the threads of an Orbax that failed: they may wait for minutes
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
-  signal.signal(signal.SIGTERM, _terminate)
   try:
     if argv[:1] == ["text-embeddings"]:
       from synclipmae_jax.convert import text_embeddings
@@ -38,17 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       return text_embeddings.main(argv[1:])
     args = _parser().parse_args(argv)
     return args.run(args)
-  except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-    print(f"convert: {error}", file=sys.stderr)
+  except (InputError, OSError, MemoryError) as error:  # OSError: a full disk, a folder that may not be written
+    # A message may quote what is in a file: nothing of it may steer the terminal.
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
+    print(f"convert: {shown}", file=sys.stderr)
     return 2
-  except KeyboardInterrupt:
-    print("\nconvert: interrupted, nothing was kept", file=sys.stderr)
-    return 130
-
-
-def _terminate(*_: object) -> None:
-  print("\nconvert: terminated, nothing was kept", file=sys.stderr)
-  sys.exit(143)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,4 +206,4 @@ def _cost(cost: Cost) -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run()

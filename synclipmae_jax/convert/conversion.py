@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from synclipmae_jax.convert import donor as donors
+from synclipmae_jax.convert.destination import refuse_existing, whole_or_nothing
 from synclipmae_jax.convert.donor import Donor, Match, Naming
 from synclipmae_jax.convert.rules import invert
 from synclipmae_jax.convert.source import Source, open_source
@@ -80,46 +83,39 @@ def convert(
   donor, dst = donors.load(name), Path(dst)
   if dtype not in DTYPES:
     raise InputError(f"unknown dtype {dtype!r}: {' or '.join(DTYPES)}")
-  if dst.exists():
-    raise InputError(f"{dst} exists already: name another destination")
+  refuse_existing(dst)
   with PeakMemory() as memory, open_source(src, folders=donor.folders, file=donor.file) as source:
     match = recognise(donor, source)
     sizes = donors.check(match, _name(source))
     result_bytes = sum(int(np.prod(shape)) for shape in match.plan.targets.values()) * DTYPES[dtype].itemsize
     _check_room(dst, result_bytes)
-    hashes = _hash(source, progress)
-    leaves = _fill(match, source, DTYPES[dtype], progress)
-    resized = _resize_positions(leaves, sizes, image_size) if image_size is not None else {}
-    items = _items(leaves | resized)
-    done = Conversion(
-      donor=donor.name,
-      naming=match.naming.name,
-      licence=donor.licence,
-      source=hashes,
-      container=source.container,
-      dtype=dtype,
-      items={item: sum(leaf.size for _, leaf in tree_paths(tree)) for item, tree in items.items()},
-      sizes=sizes | ({"image_size": image_size} if resized else {}),
-      dropped=match.dropped,
-      skipped=dict(source.skipped),
-      lossy=_losses(match, source, dtype, resized),
-      optional=dict(donor.optional),
-    )
-    meta = {"conversion": dataclasses.asdict(done)}
-    with _writing(dst, result_bytes, progress):
-      try:
-        checkpoint.save_items(dst, items, meta)
-      except InputError:
-        raise
-      except Exception as error:  # whatever the file system raises, through several layers
-        raise InputError(f"{dst} could not be written: {_reason(error)}") from error
-    if verify:
-      del items, leaves
-      try:
-        _verify(dst, match, source, DTYPES[dtype], set(resized), progress)
-      except BaseException:
-        shutil.rmtree(dst)
-        raise
+    with whole_or_nothing(dst) as place:
+      hashes = _hash(source, progress)
+      leaves = _fill(match, source, DTYPES[dtype], progress)
+      resized = _resize_positions(leaves, sizes, image_size) if image_size is not None else {}
+      items = _items(leaves | resized)
+      done = Conversion(
+        donor=donor.name,
+        naming=match.naming.name,
+        licence=donor.licence,
+        source=hashes,
+        container=source.container,
+        dtype=dtype,
+        items={item: sum(leaf.size for _, leaf in tree_paths(tree)) for item, tree in items.items()},
+        sizes=sizes | ({"image_size": image_size} if resized else {}),
+        dropped=match.dropped,
+        skipped=dict(source.skipped),
+        lossy=_losses(match, source, dtype, resized),
+        optional=dict(donor.optional),
+      )
+      with _writing(place, result_bytes, progress):
+        try:
+          checkpoint.save_items(place, items, {"conversion": dataclasses.asdict(done)})
+        except Exception as error:  # whatever the file system raises, through several layers
+          raise InputError(f"{dst} could not be written: {_reason(error)}") from error
+      if verify:
+        del items, leaves
+        _verify(place, match, source, DTYPES[dtype], set(resized), progress)
   return done, Cost(seconds=memory.seconds, peak_gib=memory.peak_gib, result_gib=result_bytes / GIB)
 
 
@@ -136,8 +132,7 @@ def export(
   donor, dst = donors.load(name), Path(dst)
   if dst.suffix != ".safetensors":
     raise InputError(f"the destination of an export is a file name that ends in .safetensors, not {dst}")
-  if dst.exists():
-    raise InputError(f"{dst} exists already: name another destination")
+  refuse_existing(dst)
   with PeakMemory() as memory:
     names = {target.partition("/")[0] for naming in donor.namings for rule in naming.rules for target in rule.targets}
     held = sorted(names & set(checkpoint.list_items(src)))
@@ -152,13 +147,8 @@ def export(
     values = {key: np.ascontiguousarray(cast(make())) for key, make in tensors.items()}
     result_bytes = sum(value.nbytes for value in values.values())
     _check_room(dst, result_bytes)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    partial = dst.with_name(f"{dst.name}.partial")
-    try:
-      save_file(values, partial, metadata={"format": "pt", "licence": donor.licence, "naming": naming.name})
-      partial.replace(dst)
-    finally:
-      partial.unlink(missing_ok=True)
+    with whole_or_nothing(dst) as place:
+      save_file(values, place, metadata={"format": "pt", "licence": donor.licence, "naming": naming.name})
   counts = {item: sum(leaf.size for path, leaf in leaves.items() if path.startswith(f"{item}/")) for item in held}
   return counts, left_out, Cost(seconds=memory.seconds, peak_gib=memory.peak_gib, result_gib=result_bytes / GIB)
 
@@ -177,11 +167,12 @@ def recognise(donor: Donor, source: Source) -> Match:
 
 
 def _exporting(donor: Donor, leaves: Mapping[str, np.ndarray], meta: Mapping[str, Any], src: str | Path) -> Naming:
-  """The first naming, or the one that the weights came in, whose rules find all they need in the items at hand."""
+  """The first naming, or the first with the rules that the weights came by, that finds all it needs in the items."""
   held = {path.partition("/")[0] for path in leaves}
   came_in = meta.get("conversion", {}).get("naming")
+  came_by = [naming.rules for naming in donor.namings if naming.name == came_in]
   lacking = {}
-  for naming in sorted(donor.namings, key=lambda naming: naming.name != came_in):
+  for naming in sorted(donor.namings, key=lambda naming: naming.rules not in came_by):
     wanted = [target for rule in naming.rules if not rule.optional for target in rule.targets]
     lacking[naming.name] = [t for t in wanted if t.partition("/")[0] in held and t not in leaves]
     if not lacking[naming.name]:
@@ -208,7 +199,13 @@ def _fill(match: Match, source: Source, dtype: np.dtype, progress: bool) -> dict
         raise InputError(f"{match.keys[key]} in {_name(source)} holds NaN or infinity: the file is damaged")
       bar.update(tensor.nbytes)
 
-    return match.plan.fill(lambda key: source.read(match.keys[key]), dtype, taken=finite)
+    def still_finite(keys: Sequence[str], value: np.ndarray) -> None:
+      if not np.isfinite(value).all():
+        names = ", ".join(match.keys[key] for key in keys)
+        raise InputError(f"{names} in {_name(source)} would hold NaN or infinity as {dtype.name}")
+
+    with np.errstate(over="ignore"):
+      return match.plan.fill(lambda key: source.read(match.keys[key]), dtype, taken=finite, laid=still_finite)
 
 
 def _resize_positions(
@@ -230,18 +227,18 @@ def _resize_positions(
 def _losses(match: Match, source: Source, dtype: str, resized: Mapping[str, Any]) -> tuple[str, ...]:
   losses = [rule.layout.lossy for rule, _ in match.plan.steps if rule.layout.lossy]
   losses += [f"{path} resized" for path in resized]
-  wider = sorted({source.dtypes[key] for key in match.keys.values()} - {dtype})
-  if dtype == "bfloat16" and wider:
-    losses.append(f"{', '.join(wider)} rounded to bfloat16")
+  types = {source.dtypes[key] for key in match.keys.values()}
+  if wider := sorted(kind for kind in types if not np.can_cast(np.dtype(kind), DTYPES[dtype])):
+    losses.append(f"{', '.join(wider)} rounded to {dtype}")
   return tuple(losses)
 
 
-def _verify(dst: Path, match: Match, source: Source, dtype: np.dtype, resized: set[str], progress: bool) -> None:
+def _verify(place: Path, match: Match, source: Source, dtype: np.dtype, resized: set[str], progress: bool) -> None:
   """Reads the result back and undoes the rules: bit for bit what the file holds. Lossy rules are applied once more."""
   leaves = {
     path: leaf
     for item in {target.partition("/")[0] for target in match.plan.targets}
-    for path, leaf in tree_paths({item: checkpoint.load_item(dst, item)})
+    for path, leaf in tree_paths({item: checkpoint.load_item(place, item)})
   }
   with _bar("verifying", sum(tensor_bytes(source, key) for key in match.keys.values()), progress) as bar:
     for rule, i in match.plan.blocks():
@@ -256,7 +253,7 @@ def _verify(dst: Path, match: Match, source: Source, dtype: np.dtype, resized: s
       else:
         got = rule.layout.inverse(*got)
       if not all(np.array_equal(a, b.astype(dtype)) for a, b in zip(got, want, strict=True)):
-        raise InputError(f"{', '.join(keys)} did not come back from {dst} as written: nothing was kept")
+        raise InputError(f"{', '.join(keys)} did not come back as written: nothing was kept")
       bar.update(sum(tensor.nbytes for tensor in tensors))
 
 
@@ -289,7 +286,9 @@ def _name(source: Source) -> str:
 def _reason(error: BaseException) -> str:
   while error.__cause__ is not None:
     error = error.__cause__
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+  reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  full = os.strerror(errno.ENOSPC)  # which tensorstore says among five paths
+  return full if full in reason else reason
 
 
 # Watching
@@ -302,11 +301,9 @@ def _bar(what: str, total: int, progress: bool) -> Iterator[tqdm]:
 
 
 @contextlib.contextmanager
-def _writing(dst: Path, total: int, progress: bool) -> Iterator[None]:
+def _writing(place: Path, total: int, progress: bool) -> Iterator[None]:
   """A bar that follows the size of what is being written."""
-  written = lambda: sum(
-    path.stat().st_size for path in dst.parent.glob(f"{dst.name}.saving*/**/*") if path.is_file()
-  )
+  written = lambda: sum(path.stat().st_size for path in place.parent.rglob("*") if path.is_file())
   with _bar("writing", total, progress) as bar:
 
     def update() -> None:

@@ -88,7 +88,7 @@ def _lay(donor: Donor, naming: Naming, shapes: Mapping[str, Shape]) -> Match:
     if any(re.fullmatch(pattern, ours) for pattern in naming.drop):
       dropped.append(key)
     elif ours in keys:
-      keys[key] = key  # a second key of this name: stays unused, and is so reported
+      keys[f"{key}, a second time"] = key  # a second key of this name: stays unused, and is so reported
     else:
       keys[ours] = key
   plan = Plan(naming.rules, {ours: shapes[key] for ours, key in keys.items()})
@@ -104,13 +104,13 @@ def check(match: Match, file: str) -> dict[str, Any]:
     try:
       sizes = donor.sizes(plan.targets)
       expected = abstract_shapes(donor.modules(**sizes))
-    except (ValueError, TypeError, KeyError, ArithmeticError, InputError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, InputError) as error:
       raise InputError(f"{file} has the keys of {donor.title}, but its shapes make no such model: {error}") from error
     items = {target.partition("/")[0] for target in plan.targets}
     expected = {leaf: shape for leaf, shape in expected.items() if leaf.partition("/")[0] in items}
     misfits = plan.against(expected)
     unfilled = [leaf for leaf in expected if leaf not in plan.targets and not donor.is_optional(leaf)]
-    if unfilled:
+    if unfilled and not misfits:
       raise InputError(f"{file} ({donor.title}, {match.naming.name}) gives nothing for {', '.join(unfilled[:_SHOWN])}")
   if plan.missing or plan.unused or misfits:
     raise InputError(f"{file} is no {donor.title} checkpoint ({match.naming.name}):\n{_difference(match, misfits)}")
@@ -129,7 +129,9 @@ def _difference(match: Match, misfits: list[Misfit]) -> str:
     "missing in the file": [named(key) for key in match.plan.missing],
     "only in the file": [named(key) for key in match.plan.unused],
     "of another shape": [
-      f"{named(misfit.key)}: {shape(misfit.found)} in the file, expected {shape(misfit.expected)}" for misfit in misfits
+      f"{named(misfit.key)}: {shape(misfit.found)} in the file, expected {shape(misfit.expected)}"
+      + (f" as in {named(misfit.like)}" if misfit.like else "")
+      for misfit in misfits
     ],
   }
   lines = []

@@ -9,6 +9,7 @@ have had.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
@@ -133,6 +134,7 @@ class Misfit:
   key: str
   found: Shape
   expected: Shape | str  # a sentence where no shape can be named
+  like: str = ""  # the same tensor of another block, which has the expected shape
 
 
 class Plan:
@@ -168,23 +170,28 @@ class Plan:
     return len(self.missing) + len(self.unused)
 
   def _lay(self, rule: Rule, depth: int | None) -> None:
-    for i in range(depth or 1):
-      keys = _at(rule.sources, i)
-      if any(key not in self._shapes for key in keys):
-        continue
-      found = [self._shapes[key] for key in keys]
-      try:
-        leaves = [leaf.shape for leaf in rule.layout.forward(*map(_nothing, found))]
-      except (ValueError, IndexError) as error:
-        self.misfits += [Misfit(key, shape, f"another shape ({error})") for key, shape in zip(keys, found, strict=True)]
-        continue
-      stack = () if depth is None else (depth,)
-      for target, leaf in zip(rule.targets, leaves, strict=True):
-        if self.targets.setdefault(target, stack + leaf) != stack + leaf:
-          first = [self._shapes[key] for key in _at(rule.sources, 0)]
-          self.misfits += [
-            Misfit(key, shape, before) for key, shape, before in zip(keys, found, first, strict=True) if shape != before
-          ]
+    blocks = [_at(rule.sources, i) for i in range(depth or 1)]
+    blocks = [keys for keys in blocks if all(key in self._shapes for key in keys)]
+    if not blocks:
+      return
+    shapes = [tuple(self._shapes[key] for key in keys) for keys in blocks]
+    [(usual, _)] = collections.Counter(shapes).most_common(1)
+    example = blocks[shapes.index(usual)]
+    misfits = [
+      Misfit(key, found, wanted, like)
+      for keys, block in zip(blocks, shapes, strict=True)
+      for key, found, wanted, like in zip(keys, block, usual, example, strict=True)
+    ]
+    try:
+      leaves = rule.layout.forward(*map(_nothing, usual))
+      back = [x.shape for x in rule.layout.inverse(*leaves)]  # another, where numpy has broadcast or cut something off
+    except (ValueError, IndexError) as error:
+      leaves, back = None, [f"another shape ({error})"] * len(usual)
+    misfits += [Misfit(key, found, wanted) for key, found, wanted in zip(example, usual, back, strict=True)]
+    self.misfits += [misfit for misfit in misfits if misfit.found != misfit.expected]
+    stack = () if depth is None else (depth,)
+    if leaves is not None:
+      self.targets |= {target: stack + leaf.shape for target, leaf in zip(rule.targets, leaves, strict=True)}
 
   def against(self, expected: Mapping[str, Shape]) -> list[Misfit]:
     """Source keys whose shapes do not give the `expected` target shapes."""
@@ -215,16 +222,20 @@ class Plan:
     dtype: np.dtype,
     *,
     taken: Callable[[str, np.ndarray], None] = lambda key, tensor: None,
+    laid: Callable[[Sequence[str], np.ndarray], None] = lambda keys, value: None,
   ) -> dict[str, np.ndarray]:
-    """The target leaves by path. One tensor is read at a time and shown to `taken` before it is used."""
+    """The target leaves by path. One tensor is read at a time and shown to `taken` before it is used; what the tensors
+    `keys` became, in its final type, is shown to `laid`."""
     leaves = {target: np.empty(shape, dtype) for target, shape in self.targets.items()}
     for rule, i in self.blocks():
-      tensors = []
-      for key in _at(rule.sources, i):
+      tensors, keys = [], _at(rule.sources, i)
+      for key in keys:
         tensors.append(read(key))
         taken(key, tensors[-1])
       for target, value in zip(rule.targets, rule.layout.forward(*tensors), strict=True):
-        leaves[target][... if i is None else i] = value
+        place = leaves[target][... if i is None else i]
+        place[...] = value
+        laid(keys, place)
     return leaves
 
   def blocks(self) -> Iterator[tuple[Rule, int | None]]:

@@ -84,7 +84,8 @@ def open_source(path: str | Path, *, folders: Sequence[str] = (), file: str = ""
   """Opens a file of weights, an index of shards, or a folder with either.
 
   In a folder: `file`, where it has one of that name beside other models (`Wan2.1_VAE.pth`), else the only weights in
-  it, else those in one of its sub-folders `folders`, in this order (`transformer`, `vae` of diffusers). Raises InputError for what is not there, not readable, ambiguous, damaged, or not weights.
+  it, else those in one of its sub-folders `folders`, in this order (`transformer`, `vae` of diffusers). Raises
+  InputError for what is not there, not readable, ambiguous, damaged, or not weights.
   """
   path = Path(path)
   try:
@@ -106,6 +107,8 @@ def open_source(path: str | Path, *, folders: Sequence[str] = (), file: str = ""
   skipped = {key: reason for shard in shards.values() for key, reason in shard.skipped.items()}
   if not tensors:
     raise InputError(f"{path} holds no weights (no tensor of a floating type among its {len(skipped)} entries)")
+  if odd := next((key for key in (*tensors, *skipped) if not key.isprintable()), None):
+    raise InputError(f"{path} has an entry whose name cannot be printed, {ascii(odd)[:100]}: refused")
   if all(key.startswith("module.") for key in tensors):  # left by DataParallel
     tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
   kind = first.kind + (f" ({len(shards)} shards)" if len(files) > 1 else "")

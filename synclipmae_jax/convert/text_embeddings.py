@@ -28,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from synclipmae_jax.convert.conversion import DTYPES
+from synclipmae_jax.convert.destination import refuse_existing, whole_or_nothing
 from synclipmae_jax.convert.source import Source, open_source
 from synclipmae_jax.train import checkpoint
 from synclipmae_jax.types import InputError
@@ -122,7 +123,8 @@ def save_text_embeddings(dst: str | Path, made: TextEmbeddings) -> None:
     "items": {"text_embeddings": sum(leaf.size for leaf in leaves.values())},
     "prompts": dict(zip(leaves, made.prompts, strict=True)),
   }
-  checkpoint.save_items(dst, {"text_embeddings": leaves}, {"conversion": conversion})
+  with whole_or_nothing(Path(dst)) as place:
+    checkpoint.save_items(place, {"text_embeddings": leaves}, {"conversion": conversion})
 
 
 def clean(prompt: str) -> str:
@@ -145,8 +147,7 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the result (default float32)")
   parser.add_argument("--json", action="store_true", help="print one JSON object, and no progress bar")
   args = parser.parse_args(argv)
-  if Path(args.dst).exists():  # known before the encoder has run for minutes
-    raise InputError(f"{args.dst} exists already: name another destination")
+  refuse_existing(Path(args.dst))  # before the encoder has run for minutes
   prompts = args.prompt + (_lines(args.prompts_file) if args.prompts_file else [])
   progress = sys.stderr.isatty() and not args.json
   made = text_embeddings(src=args.src, prompts=prompts, tokenizer=args.tokenizer, dtype=args.dtype, progress=progress)

@@ -26,7 +26,7 @@ from synclipmae_jax.models.functional import Functional
 
 DECODER_POSITION = Layout(
   lambda x: (x[0, 1:],),
-  lambda table: (np.concatenate([np.zeros_like(table[:1]), table])[None],),
+  lambda table: (np.pad(table, ((1, 0), (0, 0)))[None],),
   lossy="the decoder's position of the class token, zeros in the released files, is dropped",
 )
 
@@ -35,12 +35,12 @@ def _sizes(leaves: Mapping[str, Shape]) -> dict[str, Any]:
   sizes = encoder_sizes(leaves)
   if "decoder/embed_patches/kernel" not in leaves:
     return sizes
-  token_width, width = leaves["decoder/embed_patches/kernel"]
+  width = leaves["decoder/embed_patches/bias"][0]
   depth, _, mlp_width = leaves["decoder/blocks/prompted_mlp/mlp/up/kernel"]
   decoder = dict(
     grid=root(leaves["decoder/position"][0], "the decoder's positional table"),
     patch=sizes["patch"],
-    token_width=token_width,
+    token_width=sizes["width"],
     width=width,
     depth=depth,
     heads=width // math.gcd(width, 32),  # no shape: 16 heads of 32 in the released models

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from convert.random_weights import donor_weights
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from synclipmae_jax.convert import conversion, donor
@@ -61,6 +62,20 @@ def test_there_and_back_is_bit_exact_but_for_what_is_lossy(name, naming, tmp_pat
   assert all(np.array_equal(back[key], tensors[key]) for key in tensors.keys() - lossy)
   for key in lossy & {"decoder.decoder_pos_embed", "decoder_pos_embed"}:
     np.testing.assert_array_equal(back[key][:, 1:], tensors[key][:, 1:])
+
+
+def test_an_export_says_in_whose_names_it_is(tmp_path):
+  """A naming that only renames comes back as the one whose names the rules have."""
+  tensors = donor_weights("wav2vec2", SIZES["wav2vec2"])
+  fairseq = {
+    re.sub("^feature_projection.layer_norm", "layer_norm", re.sub("^feature_projection.projection", "post_extract_proj",
+    re.sub("feed_forward.intermediate_dense", "fc1", key))): value for key, value in tensors.items()
+  }  # fmt: skip
+  done, _ = convert("wav2vec2", src=rewrite(tmp_path / "w.safetensors", fairseq), dst=tmp_path / "item")
+  assert done.naming == "fairseq"
+  export("wav2vec2", src=tmp_path / "item", dst=tmp_path / "back.safetensors")
+  with safe_open(tmp_path / "back.safetensors", framework="numpy") as back:
+    assert back.metadata()["naming"] == "Hugging Face" and set(back.keys()) == set(tensors)
 
 
 def test_a_weight_norm_comes_back_with_the_same_product(tmp_path):
@@ -153,6 +168,7 @@ def test_an_extra_key_is_named(capsys, tmp_path, sapiens):
     ("layers.1.attn.qkv.weight", (96, 31), "[96, 32]"),
     ("ln1.weight", (33,), "[32]"),
     ("cls_token", (1, 1, 8), "[1, 1, 32]"),
+    ("pos_embed", (2, 17, 32), "[1, 17, 32]"),  # the second would be cut off
   ],
 )
 def test_a_shape_that_differs_is_told_from_both_sides(capsys, tmp_path, sapiens, key, shape, expected):
@@ -168,6 +184,40 @@ def test_numbers_that_are_none_are_refused(capsys, tmp_path, sapiens, bad):
   tensors["layers.1.ffn.layers.1.weight"][3, 4] = bad
   said = refused(capsys, tmp_path, "sapiens", "--src", rewrite(tmp_path / "a.safetensors", tensors))
   assert "layers.1.ffn.layers.1.weight in a.safetensors holds NaN or infinity" in said
+
+
+@pytest.mark.parametrize("value, dtype", [(3.4e38, "bfloat16"), (1e300, "float32")])
+def test_numbers_that_the_result_cannot_hold_are_refused(capsys, tmp_path, sapiens, value, dtype):
+  _, tensors = sapiens
+  tensors = {key: tensor.astype(np.float64) for key, tensor in tensors.items()}
+  tensors["ln1.weight"][5] = value
+  source = rewrite(tmp_path / "a.safetensors", tensors)
+  said = refused(capsys, tmp_path, "sapiens", "--src", source, "--dtype", dtype)
+  assert f"ln1.weight in a.safetensors would hold NaN or infinity as {dtype}" in said
+
+
+def test_a_weight_norm_of_nothing_is_refused(capsys, tmp_path):
+  tensors = donor_weights("wav2vec2", SIZES["wav2vec2"])
+  tensors["encoder.pos_conv_embed.conv.weight_v"][:, :, 3] = 0
+  said = refused(capsys, tmp_path, "wav2vec2", "--src", rewrite(tmp_path / "a.safetensors", tensors))
+  assert "weight_v in a.safetensors would hold NaN" in said
+
+
+@pytest.mark.parametrize("first", ["", "backbone."])
+def test_a_key_that_is_there_twice_is_named(capsys, tmp_path, sapiens, first):
+  _, tensors = sapiens
+  other = {"": "backbone.", "backbone.": ""}[first]
+  tensors = {first + key: tensor for key, tensor in tensors.items()}
+  tensors[f"{other}cls_token"] = tensors[f"{first}cls_token"] + 1
+  said = refused(capsys, tmp_path, "sapiens", "--src", rewrite(tmp_path / "a.safetensors", tensors))
+  assert re.search(r"only in the file \(1\):\n    (backbone\.)?cls_token\n", said)
+
+
+def test_a_name_that_would_steer_the_terminal_is_refused(capsys, tmp_path, sapiens):
+  _, tensors = sapiens
+  tensors["head.\x1b[2J\nconvert: fine"] = np.ones(1, np.float32)
+  said = refused(capsys, tmp_path, "sapiens", "--src", rewrite(tmp_path / "a.safetensors", tensors))
+  assert r"\x1b[2J\nconvert: fine" in said and said.count("\n") == 1
 
 
 def test_another_donor_s_file_is_recognised(capsys, tmp_path, sapiens):
@@ -201,6 +251,12 @@ def test_no_room_on_the_disk(capsys, tmp_path, sapiens, monkeypatch):
   assert "no room for" in refused(capsys, tmp_path, "sapiens", "--src", source)
 
 
+def test_a_destination_that_cannot_be_made(capsys, tmp_path, sapiens):
+  source, _ = sapiens
+  assert main(["sapiens", "--src", str(source), "--dst", str(source / "below" / "a" / "file")]) == 2
+  assert "convert: [Errno" in capsys.readouterr().err and source.is_file()
+
+
 def test_a_disk_that_fills_up_meanwhile(capsys, tmp_path, sapiens, monkeypatch):
   source, _ = sapiens
 
@@ -209,7 +265,7 @@ def test_a_disk_that_fills_up_meanwhile(capsys, tmp_path, sapiens, monkeypatch):
 
   monkeypatch.setattr(checkpoint, "_checksums", full)
   said = refused(capsys, tmp_path, "sapiens", "--src", source)
-  assert "could not be written: [Errno 28] No space left on device" in said
+  assert "out could not be written: No space left on device\n" in said
 
 
 def test_verify_catches_a_result_that_differs(capsys, tmp_path, sapiens, monkeypatch):
@@ -272,21 +328,29 @@ def test_help_lists_donors_licences_and_origins(capsys):
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path):
-  """A real process, stopped while it writes: neither the destination nor what was being written stays."""
+  """A real process, stopped while it writes: neither the destination nor what was being written stays. Killed, it
+  leaves no destination, and the same command works again."""
   tensors = donor_weights("sapiens", SIZES["sapiens"])
   rewrite(tmp_path / "s.safetensors", tensors)
   code = (
     "import sys, time\n"
     "from synclipmae_jax.train import checkpoint\n"
-    "from synclipmae_jax.convert.__main__ import main\n"
+    "from synclipmae_jax.convert.__main__ import run\n"
     "def slow(*a):\n  print('writing', flush=True); time.sleep(60)\n"
     "checkpoint._checksums = slow\n"
-    "sys.exit(main(sys.argv[1:]))"
+    "run()"
   )
   words = ["sapiens", "--src", str(tmp_path / "s.safetensors"), "--dst", str(tmp_path / "out")]
-  process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
-  assert process.stdout.readline() == "writing\n" and list(tmp_path.glob("out*"))
-  time.sleep(0.2)
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(timeout=30) == 143
-  assert not list(tmp_path.glob("out*"))
+  for number, status in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+    command = [sys.executable, "-c", code, *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n" and list(tmp_path.glob("out*"))
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == status
+    if number != signal.SIGKILL:
+      assert said == "\nconvert: stopped by a signal, nothing was kept\n" and not list(tmp_path.glob("out*"))
+  assert list(tmp_path.glob("out*")) and not (tmp_path / "out").exists()
+  assert main([*words, "--verify"]) == 0
+  assert [path.name for path in tmp_path.glob("out*")] == ["out"]

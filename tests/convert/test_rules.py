@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from synclipmae_jax.convert import rules
-from synclipmae_jax.convert.rules import Plan, Rule, invert
+from synclipmae_jax.convert.rules import Misfit, Plan, Rule, invert
+from synclipmae_jax.convert.sapiens import POSITION_WITH_CLASS
 from synclipmae_jax.convert.wav2vec2 import WEIGHT_NORM
 
 RANDOM = np.random.default_rng(0)
@@ -108,10 +109,29 @@ def test_unknown_keys_and_absurd_block_numbers_are_unused():
   assert set(plan.unused) == {"head.weight", "layer.99999999.weight", "layer.x.weight"} and not plan.missing
 
 
-def test_a_block_that_differs_from_the_others_is_named_with_both_shapes():
-  tensors = weights() | {"layer.2.weight": tensor(4, 3)}
-  (misfit,) = plan_of(tensors).misfits
-  assert (misfit.key, misfit.found, misfit.expected) == ("layer.2.weight", (4, 3), (4, 2))
+@pytest.mark.parametrize("odd, usual", [(0, 1), (2, 0)])
+def test_a_block_that_differs_from_the_others_is_named_with_both_shapes(odd, usual):
+  plan = plan_of(weights() | {f"layer.{odd}.weight": tensor(4, 3)})
+  assert plan.misfits == [Misfit(f"layer.{odd}.weight", (4, 3), (4, 2), f"layer.{usual}.weight")]
+  assert plan.targets["item/blocks/kernel"] == (3, 2, 4)
+
+
+@pytest.mark.parametrize(
+  "layout, shapes, wanted",
+  [
+    (rules.fused(2), [(3, 4), (5, 4)], [(4, 4), (4, 4)]),
+    (rules.fused_bias(2), [(3,), (5,)], [(4,), (4,)]),
+    (WEIGHT_NORM, [(6, 1, 1), (6, 3, 4)], [(1, 1, 4), (6, 3, 4)]),  # a norm of every output, not of every tap
+    (POSITION_WITH_CLASS, [(2, 5, 8)], [(1, 5, 8)]),
+  ],
+)
+def test_shapes_that_numpy_would_let_pass_are_misfits(layout, shapes, wanted):
+  keys = tuple("ab"[: len(shapes)])
+  targets = ("item/x", "item/y") if layout is POSITION_WITH_CLASS else "item/x"
+  plan = Plan([Rule(keys, targets, layout)], dict(zip(keys, shapes, strict=True)))
+  assert [(misfit.key, misfit.expected) for misfit in plan.misfits] == [
+    (key, want) for key, shape, want in zip(keys, shapes, wanted, strict=True) if shape != want
+  ]
 
 
 def test_a_shape_that_no_layout_takes_is_a_misfit():
