@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from synclipmae_jax.data.synthtalk.corpus import write_corpus
 from synclipmae_jax.models.position import resize_position
 from synclipmae_jax.models.synclipmae import SyncLipMAE
 from synclipmae_jax.tasks.pretrain import Pretrain
-from synclipmae_jax.tasks.pretrain_evaluation import PretrainPictures, SyncEvaluator
+from synclipmae_jax.tasks.pretrain_evaluation import COLUMNS, PretrainPictures, SyncEvaluator
 from synclipmae_jax.train import loop
 from synclipmae_jax.train.initial_items import plan_item
 from synclipmae_jax.train.optim import make_optimizer
@@ -52,11 +53,12 @@ def run(config: ConfigDict, workdir: Path, *, overrides: dict[str, Any] | None =
   check_workdir(config, workdir)
 
   sources = find_sources(config, workdir, clock)
-  clips, remark = evaluation_clips(config, sources)
+  clips, remark = evaluation_clips(config, sources, jax.process_index(), jax.process_count())
+  shown = list(itertools.islice(evaluation_clips(config, sources, 0, 1)[0], COLUMNS))  # the same on every process
   write_config(config, workdir, overrides or {})
   evaluator = SyncEvaluator(
     task.model,
-    clips=clips,
+    clips=list(clips),
     train_clips=lambda: pipeline.eval_clips(
       sources[0].directory, split="train", image_size=config.data.image_size, max_clips=REFERENCE_CLIPS
     ),
@@ -64,7 +66,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: dict[str, Any] | None =
     mesh=mesh,
     remark=remark,
   )
-  draw = PretrainPictures(task.model, clips=clips, workdir=workdir, mesh=mesh)
+  draw = PretrainPictures(task.model, clips=shown, workdir=workdir, mesh=mesh)
 
   def train_batches(step: int):
     return pipeline.train_batches(
@@ -97,8 +99,8 @@ def run(config: ConfigDict, workdir: Path, *, overrides: dict[str, Any] | None =
       keep_last=config.train.keep_last,
       keep_best=config.train.keep_best,
       best_metric="sync/r_precision/top1",
-      evaluators=[clock.timed("evaluation", evaluator)] if clips else (),
-      pictures=clock.timed("pictures", draw) if clips else None,
+      evaluators=[clock.timed("evaluation", evaluator)] if shown else (),
+      pictures=clock.timed("pictures", draw) if shown else None,
       pictures_every=config.train.pictures_every,
       initial_items=items,
       resize_position=resize_position,
@@ -237,19 +239,27 @@ def find_sources(config: ConfigDict, workdir: Path, clock: Clock) -> list[pipeli
   return [pipeline.Source(directory=out)]
 
 
-def evaluation_clips(config: ConfigDict, sources: Sequence[pipeline.Source]) -> tuple[list[EvalClip], str]:
-  """Clips of the first source to evaluate on, held out where it has such a split, and a remark where it has not."""
+def evaluation_clips(
+  config: ConfigDict, sources: Sequence[pipeline.Source], host_index: int, host_count: int
+) -> tuple[Iterable[EvalClip], str]:
+  """A host's share of the clips of the first source to evaluate on, held out where it has such a split, and a remark
+  where it has not."""
   directory, wanted = sources[0].directory, config.data.eval_split
   pipeline.check_size(open_records(directory, split="train"), config.data.image_size)
   for split in (wanted, "train"):
     try:
       clips = pipeline.eval_clips(
-        directory, split=split, image_size=config.data.image_size, max_clips=config.data.eval_clips
+        directory,
+        split=split,
+        image_size=config.data.image_size,
+        max_clips=config.data.eval_clips,
+        host_index=host_index,
+        host_count=host_count,
       )
     except InputError:  # no such split
       continue
     missing = "" if split == wanted else f"{directory} has no split {wanted!r}: "
-    return list(clips), f"{missing}these are training clips" if split == "train" else ""
+    return clips, f"{missing}these are training clips" if split == "train" else ""
   return [], ""
 
 

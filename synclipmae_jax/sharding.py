@@ -7,11 +7,14 @@ Auto (jax.make_mesh defaults to Explicit, under which a contraction over a shard
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from synclipmae_jax.types import InputError
@@ -49,9 +52,9 @@ def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequ
     sizes[unknown[0]] = count // known
   if math.prod(sizes.values()) != count or min(sizes.values()) < 1:
     raise InputError(f"mesh {sizes} needs {math.prod(sizes.values())} devices, there are {count}")
-  return jax.make_mesh(
-    tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices
-  )
+  # A v5e slice of 16 x 16 has no physical axis of 8: split one.
+  grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+  return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def tree_paths(tree) -> list[tuple[str, object]]:
@@ -124,3 +127,22 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
   """Global arrays from this process's share of the batch (first axis)."""
   sharding = batch_sharding(mesh)
   return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def to_local(x: jax.Array) -> np.ndarray:
+  """This process's rows of an array placed by `batch_sharding`, in the order in which `to_global` took them."""
+  rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+  return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+
+T = TypeVar("T")
+
+
+def gather(value: T) -> list[T]:
+  """Every process's `value`, in the order of the processes; anything that pickles. All of them must call it."""
+  if jax.process_count() == 1:
+    return [value]
+  data = np.frombuffer(pickle.dumps(value), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(len(data)))
+  rows = multihost_utils.process_allgather(np.pad(data, (0, sizes.max() - len(data))))
+  return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

@@ -81,15 +81,26 @@ def train_batches(
 
 
 def eval_clips(
-  directory: str | os.PathLike, *, split: str, image_size: int, max_clips: int | None = None
+  directory: str | os.PathLike,
+  *,
+  split: str,
+  image_size: int,
+  max_clips: int | None = None,
+  host_index: int = 0,
+  host_count: int = 1,
 ) -> Iterator[EvalClip]:
-  """The whole clips of a split, in the order of the records; `max_clips` takes that many, evenly spread."""
+  """The whole clips of a split, in the order of the records; `max_clips` takes that many, evenly spread.
+
+  Of these a host reads its own share only, which may be one larger or smaller than another's: the shares in order of
+  the hosts are the clips of a single host.
+  """
   source = records.open_records(directory, split=split)
   check_size(source, image_size)
   chosen = np.arange(len(source))
   if max_clips is not None and max_clips < len(source):
     chosen = np.linspace(0, len(source) - 1, max_clips).round().astype(int)
-  return (_eval_clip(source[index], image_size) for index in chosen)
+  share = np.array_split(chosen, host_count)[host_index]
+  return (_eval_clip(source[index], image_size) for index in share)
 
 
 def check_size(source: records.Records, image_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from synclipmae_jax.metrics.sync import ClipTokens
+from synclipmae_jax import sharding
+from synclipmae_jax.metrics.sync import MIN_FRAMES, ClipTokens
 from synclipmae_jax.models import masking
 from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAE
 from synclipmae_jax.models.visual_encoder import denormalise_pixels
@@ -28,8 +30,9 @@ COLUMNS = 8  # frames in a picture
 class SyncEvaluator:
   """Acc, Offset and R-precision of the frozen tokens on held-out clips (`types.Evaluator`).
 
-  Writes DIR/eval.json at every evaluation, and at the last one DIR/lag.png. The linear
-  baseline and the ceiling are fitted on `train_clips` once, at the first evaluation.
+  `clips` are this process's share, which may be empty; the scores are those of all clips on every process. Writes
+  DIR/eval.json at every evaluation, and at the last one DIR/lag.png. The linear baseline and the ceiling are fitted on
+  `train_clips`, the same on every process, once, at the first evaluation.
   """
 
   name = "sync"
@@ -47,7 +50,8 @@ class SyncEvaluator:
     self.model, self.clips, self.workdir, self.remark = model, clips, workdir, remark
     self.report: SyncReport | None = None
     self._train_clips = train_clips
-    self._embed = on_every_host(model.embed, mesh)
+    self._mesh = mesh
+    self._embed = _embed_sharded(model, mesh)
 
   @functools.cached_property
   def references(self) -> References:
@@ -55,13 +59,47 @@ class SyncEvaluator:
     return measure_references(self.clips, self._train_clips())
 
   def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:
-    tokens_of = functools.partial(embed_clip, self._embed, trainable, frozen)
-    self.report = evaluate_sync(tokens_of, self.clips, references=self.references, remark=self.remark)
+    tokens = self._tokens(trainable, frozen)
+    self.report = evaluate_sync(
+      lambda clip: tokens[clip.key], self.clips, references=self.references, remark=self.remark
+    )
     if jax.process_index() == 0:
       self.report.write(self.workdir / "eval.json")
     if final and jax.process_index() == 0:
       pictures.lag(self.workdir / "lag.png", self.report.model.examples, state=self.report.model.lags)
     return self.report.scalars()
+
+  def _tokens(self, trainable: Params, frozen: Params) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """key -> (audio, vocal) tokens [T, D] of this process's clips, on each device one clip at a time.
+
+    All processes take as many turns as the one with the most clips of a length; a place without a clip is computed in
+    vain. Clips of other padded lengths never share a turn: a clip's tokens are the same in any company.
+    """
+    places = self._mesh.size // jax.process_count()
+    waiting = collections.defaultdict(list)
+    for clip in self.clips:
+      if len(clip.frames) >= MIN_FRAMES:  # shorter ones are not scored
+        waiting[_padded_frames(clip)].append(clip)
+    turns = sharding.gather({frames: -(-len(clips) // places) for frames, clips in waiting.items()})
+    tokens = {}
+    for frames in sorted(set().union(*turns)):
+      for turn in range(max(of_one.get(frames, 0) for of_one in turns)):
+        clips = waiting[frames][turn * places :][:places]
+        size = self.model.image_size
+        batch = {
+          "frames": np.zeros((places, frames, size, size, 3), np.uint8),
+          "waveform": np.zeros((places, frames * SAMPLES_PER_FRAME), np.float32),
+          "face_box": np.zeros((places, frames, 4), np.float32),
+          "mouth_box": np.zeros((places, frames, 4), np.float32),
+        }
+        for row, clip in enumerate(clips):
+          for name, value in _padded(clip).items():
+            batch[name][row] = value
+        out = self._embed(trainable, frozen, **sharding.to_global(batch, self._mesh))
+        audio, vocal = sharding.to_local(out.audio), sharding.to_local(out.vocal)
+        for row, clip in enumerate(clips):
+          tokens[clip.key] = audio[row, : len(clip.frames)], vocal[row, : len(clip.frames)]
+    return tokens
 
   def draw_curves(self) -> None:
     """DIR/curves.png from DIR/metrics.jsonl, the last evaluation's references as levels."""
@@ -103,21 +141,36 @@ def on_every_host(function: Callable, mesh: Mesh) -> Callable:
 def embed_clip(
   embed: Callable, trainable: Params, frozen: Params, clip: EvalClip
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(audio, vocal) tokens [T, D] of one clip. Padding at its end is silence and changes no token before it."""
-  count = len(clip.frames)
-  missing = -count % PAD_FRAMES
-  pad = lambda x, amount: np.pad(x, [(0, amount)] + [(0, 0)] * (x.ndim - 1), mode="edge")[None]
-  waveform = np.pad(clip.waveform, (0, missing * SAMPLES_PER_FRAME))[None]
-  tokens = embed(
-    trainable,
-    frozen,
-    pad(clip.frames, missing),
-    waveform,
-    face_box=pad(clip.face_box, missing),
-    mouth_box=pad(clip.mouth_box, missing),
-  )
+  """(audio, vocal) tokens [T, D] of one clip."""
+  tokens = embed(trainable, frozen, **{name: value[None] for name, value in _padded(clip).items()})
   audio, vocal = jax.device_get((tokens.audio, tokens.vocal))
-  return audio[0, :count], vocal[0, :count]
+  return audio[0, : len(clip.frames)], vocal[0, : len(clip.frames)]
+
+
+def _padded_frames(clip: EvalClip) -> int:
+  return -(-len(clip.frames) // PAD_FRAMES) * PAD_FRAMES
+
+
+def _padded(clip: EvalClip) -> dict[str, np.ndarray]:
+  """What `embed` takes. Padding at the end is silence and changes no token before it."""
+  missing = _padded_frames(clip) - len(clip.frames)
+  pad = lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+  return {
+    "frames": pad(clip.frames),
+    "waveform": np.pad(clip.waveform, (0, missing * SAMPLES_PER_FRAME)),
+    "face_box": pad(clip.face_box),
+    "mouth_box": pad(clip.mouth_box),
+  }
+
+
+def _embed_sharded(model: SyncLipMAE, mesh: Mesh) -> Callable:
+  """`model.embed`, jitted, of as many clips at once as the mesh has devices."""
+
+  def embed(*args, **kwargs):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the activations' constraints
+      return model.embed(*args, **kwargs)
+
+  return jax.jit(embed, out_shardings=sharding.batch_sharding(mesh))
 
 
 class PretrainPictures:

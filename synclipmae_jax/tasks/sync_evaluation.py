@@ -8,6 +8,7 @@ functions from a clip to its two token sequences.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from synclipmae_jax import sharding
 from synclipmae_jax.baselines.linear import fit_linear
 from synclipmae_jax.metrics import retrieval, sync
 from synclipmae_jax.metrics.bootstrap import Estimate
@@ -46,35 +48,59 @@ class SyncScores:
   examples: tuple[ClipTokens, ...]  # the first few clips, for the pictures
 
 
-def score_tokens(tokens_of: TokensOf, clips: Iterable[EvalClip], *, examples: int = 3) -> SyncScores:
-  """Scores `tokens_of` on every clip of at least sync.MIN_FRAMES frames. Clips are read once and not kept.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyncState:
+  """What clips contribute to the scores; `merge` is exact over any split of the clips."""
 
-  Raises ValueError where the tokens are not [T, D], one for each frame of the clip, or are not finite.
-  """
-  lags, pairs = LagState(), RetrievalState()
-  skipped, assumed, synthetic = [], [], False
-  for clip in clips:
-    synthetic |= clip.corpus.startswith(SYNTHETIC_CORPUS)
+  lags: LagState = LagState()
+  pairs: RetrievalState = RetrievalState()
+  skipped: tuple[str, ...] = ()
+  lag_assumed: tuple[str, ...] = ()
+  synthetic: bool = False
+
+  @classmethod
+  def from_clip(cls, clip: EvalClip, tokens_of: TokensOf) -> SyncState:
+    synthetic = clip.corpus.startswith(SYNTHETIC_CORPUS)
     if len(clip.frames) < sync.MIN_FRAMES:
-      skipped.append(clip.key)
-      continue
+      return cls(skipped=(clip.key,), synthetic=synthetic)
     audio, vocal = tokens_of(clip)
     tokens = ClipTokens(key=clip.key, audio=audio, vocal=vocal, lag=clip.lag)
     if tokens.frames != len(clip.frames):
       raise ValueError(f"{clip.key}: {tokens.frames} tokens for {len(clip.frames)} frames")
-    if clip.lag is None:
-      assumed.append(clip.key)
-    lags = lags.merge(LagState.from_clip(tokens))
-    pairs = pairs.merge(RetrievalState.from_clip(tokens))
+    return cls(
+      lags=LagState.from_clip(tokens),
+      pairs=RetrievalState.from_clip(tokens),
+      lag_assumed=(clip.key,) if clip.lag is None else (),
+      synthetic=synthetic,
+    )
+
+  def merge(self, other: SyncState) -> SyncState:
+    return SyncState(
+      lags=self.lags.merge(other.lags),
+      pairs=self.pairs.merge(other.pairs),
+      skipped=self.skipped + other.skipped,
+      lag_assumed=self.lag_assumed + other.lag_assumed,
+      synthetic=self.synthetic or other.synthetic,
+    )
+
+
+def score_tokens(tokens_of: TokensOf, clips: Iterable[EvalClip], *, examples: int = 3) -> SyncScores:
+  """Scores `tokens_of` on every clip of at least sync.MIN_FRAMES frames. Clips are read once and not kept.
+
+  Each process gives its own share of the clips, and all get the scores of all clips, the very same numbers as a single
+  process. Raises ValueError where the tokens are not [T, D], one for each frame of the clip, or are not finite.
+  """
+  merged = lambda states: functools.reduce(SyncState.merge, states, SyncState())
+  state = merged(sharding.gather(merged(SyncState.from_clip(clip, tokens_of) for clip in clips)))
   return SyncScores(
-    estimates=lags.compute() | pairs.compute(),
-    chance=lags.chance() | retrieval.CHANCE,
-    lags=lags,
-    skipped=tuple(skipped),
-    lag_assumed=tuple(assumed),
-    synthetic=synthetic,
-    pool_note=pairs.pool_note,
-    examples=pairs.clips[:examples],
+    estimates=state.lags.compute() | state.pairs.compute(),
+    chance=state.lags.chance() | retrieval.CHANCE,
+    lags=state.lags,
+    skipped=state.skipped,
+    lag_assumed=state.lag_assumed,
+    synthetic=state.synthetic,
+    pool_note=state.pairs.pool_note,
+    examples=state.pairs.clips[:examples],
   )
 
 
@@ -87,11 +113,14 @@ class References:
 
 
 def measure_references(clips: Sequence[EvalClip], train_clips: Iterable[EvalClip]) -> References:
-  """Linear baseline and ceiling on `clips`. They do not depend on the model: measure once a run and keep them."""
+  """Linear baseline and ceiling on `clips`. They do not depend on the model: measure once a run and keep them.
+
+  Each process gives its own share of `clips`, and all of them the same `train_clips`.
+  """
   fits = fit_linear(train_clips)
   if fits is None:
     return References()
-  known = fits.parameters is not None and all(clip.truth is not None for clip in clips)
+  known = fits.parameters is not None and all(sharding.gather(all(clip.truth is not None for clip in clips)))
   return References(
     linear=score_tokens(fits.pixels, clips),
     ceiling=score_tokens(fits.parameters, clips) if known else None,

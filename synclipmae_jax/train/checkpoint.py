@@ -34,6 +34,7 @@ from synclipmae_jax.types import InputError, Params
 
 MANIFEST, META, SCORES = "checksums.json", "meta.json", "scores.json"
 OPT_STATE, FROZEN = "opt_state", "frozen"
+_LOOK_SECONDS = 5
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -65,7 +66,7 @@ class Checkpointer:
     self.stamp, self._say = dict(stamp or {}), say
     self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._saving: concurrent.futures.Future | None = None
-    self._saving_step: int | None = None
+    self._saving_name = ""
     if jax.process_index() == 0:
       self.directory.mkdir(parents=True, exist_ok=True)
       for path in self.directory.iterdir():  # debris of a process that was killed while saving
@@ -79,23 +80,34 @@ class Checkpointer:
     """Starts saving `state` as `step`; returns once its arrays are copied, so that the next step may donate them."""
     self.wait()
     meta = {**self.stamp, "step": step, "frozen_sha256": frozen_hash, "versions": _versions()}
-    finish = _start_save(self.directory / str(step), {**state.trainable, OPT_STATE: state.opt_state}, meta)
-    self._saving_step = step
-    self._saving = self._worker.submit(lambda: (finish(), self._prune()))
+    self._start(str(step), {**state.trainable, OPT_STATE: state.opt_state}, meta)
+
+  def _start(self, name: str, items: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    self._saving_name, self._saving = name, concurrent.futures.Future()
+    try:
+      finish = _start_save(self.directory / name, items, meta)
+      self._saving = self._worker.submit(lambda: (finish(), self._prune()))
+    except Exception as error:  # on this process alone, perhaps: `wait` tells the others
+      self._saving.set_exception(error)
 
   def wait(self) -> None:
-    """Returns when nothing is being saved any more. Raises InputError where the save could not be finished."""
+    """Returns when nothing is being saved any more.
+
+    Raises InputError, on every process, where one of them could not finish the save.
+    """
     if self._saving is None:
       return
     saving, self._saving = self._saving, None
-    try:
-      saving.result()
-    except Exception as error:  # whatever the file system raises, through several layers
-      kept = f"the last whole one is step {self.steps()[-1]}" if self.steps() else "there is none before it"
-      raise InputError(
-        f"checkpoint {self._saving_step} could not be written to {self.directory} ({_reason(error)}); {kept}"
-      ) from error
-    self._barrier("saved")
+    outcomes = [None]
+    while None in outcomes:  # from time to time all look whether one has failed: the others' saves would wait for it
+      concurrent.futures.wait([saving], timeout=_LOOK_SECONDS if jax.process_count() > 1 else None)
+      error = saving.exception() if saving.done() else None  # whatever the file system raises, through several layers
+      outcomes = sharding.gather((_reason(error) if error else "") if saving.done() else None)
+      if reasons := [reason for reason in outcomes if reason]:
+        kept = f"the last whole one is step {self.steps()[-1]}" if self.steps() else "there is none before it"
+        raise InputError(
+          f"checkpoint {self._saving_name} could not be written to {self.directory} ({reasons[0]}); {kept}"
+        ) from error
 
   def score(self, step: int, scores: Mapping[str, Any]) -> None:
     """Notes the scores of a saved step and forgets steps that are now neither among the last nor among the best."""
@@ -112,7 +124,8 @@ class Checkpointer:
       return
     if jax.process_index() == 0 and directory.exists():  # left by a run that never saved a step
       directory.rmtree()
-    _start_save(directory, frozen, {"frozen_sha256": frozen_hash, "versions": _versions()})()
+    self._start(FROZEN, frozen, {"frozen_sha256": frozen_hash, "versions": _versions()})
+    self.wait()
 
   # Restoring
 
@@ -195,7 +208,9 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits for a save under way, without raising."""
-    self._worker.shutdown(wait=True)
+    if self._saving is not None:
+      concurrent.futures.wait([self._saving])
+    self._worker.shutdown(wait=False)
 
 
 # Reading checkpoints without a run

@@ -185,11 +185,12 @@ def run(
         steps.push(step, metrics, started=started, data_wait=data_wait, frames=batch["frames"].shape[1])
       steps.settle()
       checkpoints.wait()
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, OSError) as error:  # OSError: a full disk, met by the log or by the data
       checkpoints.close()
       kept = checkpoints.steps()
       last_good = f"{checkpoints.directory / str(kept[-1])}" if kept else "none was saved yet"
-      raise NonFiniteLoss(f"{error}; the last good checkpoint: {last_good}") from None
+      kind = NonFiniteLoss if isinstance(error, NonFiniteLoss) else InputError
+      raise kind(f"{error}; the last good checkpoint: {last_good}") from error
     finally:
       checkpoints.close()
       log.close()

@@ -134,6 +134,13 @@ def test_whole_clips_for_evaluation(corpus):
   assert [clip.key for clip in three] == [clips[0].key, clips[(len(clips) - 1) // 2].key, clips[-1].key]
   assert three[0].frames.shape[1:] == (16, 16, 3)
 
+  shares = [
+    [clip.key for clip in eval_clips(corpus, split="train", image_size=16, max_clips=5, host_index=host, host_count=3)]
+    for host in range(3)
+  ]
+  five = [clip.key for clip in eval_clips(corpus, split="train", image_size=16, max_clips=5)]
+  assert sum(shares, []) == five and [len(share) for share in shares] == [2, 2, 1]
+
 
 @pytest.mark.parametrize(
   ("wrong", "words"),

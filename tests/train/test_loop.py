@@ -255,21 +255,3 @@ def test_a_signal_saves_and_the_run_resumes_bit_for_bit(tmp_path, number):
   equal(resumed.trainable, whole.trainable)
   assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
   assert list((tmp_path / "stopped" / "tensorboard").iterdir())
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_resumes_bit_for_bit(tmp_path):
-  """Saves at every step, so that most kills fall into a save."""
-  total, rng, kills = 40, np.random.default_rng(0), 0
-  while kills < 6:
-    child = start(tmp_path / "killed", total=total, pause=0.02, every=1)
-    steps = len(losses(tmp_path / "killed")) if (tmp_path / "killed" / "metrics.jsonl").exists() else 0
-    wait_for(child, lambda child=child, steps=steps: logged(tmp_path / "killed", steps + 2)() or child.poll() == 0)
-    time.sleep(rng.uniform(0, 0.3))
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
-    kills += 1
-  resumed = train(tmp_path / "killed", total)
-  whole = train(tmp_path / "whole", total)
-  equal(resumed.trainable, whole.trainable)
-  assert losses(tmp_path / "killed") == losses(tmp_path / "whole")

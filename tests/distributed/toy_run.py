@@ -1,0 +1,276 @@
+"""`synclipmae_jax.main` in real processes, on the toy task in place of a model and its data, which makes it quick.
+
+The processes are forked from one that has imported everything: a start costs a fraction of a second instead of some.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import math
+import multiprocessing
+import os
+import pathlib
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).parents[2]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["synclipmae_jax.job", "tensorboardX"])
+BATCH = 16
+
+
+class Child:
+  """A process that runs `function(*args)` with `devices` CPU devices."""
+
+  def __init__(self, devices: int, function, *args, **kwargs):
+    self._output, output = SERVER.Pipe(duplex=False)
+    self._said: list[bytes] = []
+    self._process = SERVER.Process(target=_child, args=(output, devices, function, args, kwargs))
+    self._process.start()
+    output.close()
+    self._listener = threading.Thread(target=self._listen, daemon=True)
+    self._listener.start()
+
+  def _listen(self) -> None:
+    while data := os.read(self._output.fileno(), 1 << 16):
+      self._said.append(data)
+
+  @property
+  def said(self) -> str:
+    """What it has written so far; all of it, once it was waited for."""
+    return b"".join(self._said).decode()
+
+  def alive(self) -> bool:
+    return self._process.is_alive()
+
+  def kill(self, number: int = signal.SIGKILL) -> None:
+    os.kill(self._process.pid, number)
+
+  def wait_for(self, ready, seconds: float = 120) -> None:
+    """Until `ready()`, which the child must bring about."""
+    end = time.monotonic() + seconds
+    while not ready():
+      assert self.alive() and time.monotonic() < end, self.said
+      time.sleep(0.002)
+
+  def wait(self, seconds: float = 120) -> int:
+    """Its exit status; negative: the signal that ended it."""
+    self._process.join(seconds)
+    assert not self.alive(), f"still running after {seconds} s:\n{self.said}"
+    self._listener.join(seconds)
+    return self._process.exitcode
+
+  def close(self) -> None:
+    if self.alive():
+      self._process.kill()
+    self._process.join()
+
+
+class Children(list):
+  """The processes of one job; whatever becomes of the test, none is left."""
+
+  def __enter__(self) -> Children:
+    return self
+
+  def __exit__(self, *_) -> None:
+    for child in self:
+      child.close()
+
+  def wait(self, seconds: float = 120) -> list[int]:
+    return [child.wait(seconds) for child in self]
+
+
+def start(count: int, devices: int, function, *args, **kwargs) -> Children:
+  """`count` processes of one job, with `devices` each, that find each other by the environment."""
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{s.getsockname()[1]}"
+  children = Children()
+  for index in range(count):
+    environment = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+    children.append(Child(devices, _member, environment if count > 1 else {}, function, *args, **kwargs))
+  return children
+
+
+def _child(output, devices: int, function, args, kwargs) -> None:
+  for number in (1, 2):
+    os.dup2(output.fileno(), number)
+  output.close()
+  fast, _ = os.environ["XLA_FLAGS"].split(" ")
+  os.environ["XLA_FLAGS"] = f"{fast} --xla_force_host_platform_device_count={devices}"
+  import jax
+
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  try:
+    function(*args, **kwargs)
+  finally:
+    atexit._run_exitfuncs()  # a process of multiprocessing leaves them out
+
+
+def _member(environment: dict[str, str], function, *args, **kwargs) -> None:
+  os.environ.update(environment)
+  function(*args, distributed=bool(environment), **kwargs)
+
+
+def main(workdir: str, *, distributed: bool, arguments=(), patch=None, options=None) -> None:
+  """`python -m synclipmae_jax.main` on the preset tiny; `patch(**options)` is called before it."""
+  from absl import app
+  from absl import flags as absl_flags
+
+  if patch:
+    patch(**(options or {}))
+  from synclipmae_jax import main as program
+
+  config = f"--config={ROOT / 'configs' / 'pretrain.py'}:tiny"
+  sys.argv = ["synclipmae_jax.main", config, f"--workdir={workdir}", *arguments]
+  sys.argv += ["--distributed"] if distributed else []
+  absl_flags.FLAGS.unparse_flags()
+  app.run(program.main, sys.argv, flags_parser=program.parse)
+
+
+def toy(*, heartbeat: int = 100, **options) -> None:
+  """Replaces the model and its data by the toy task: everything else is the program."""
+  from synclipmae_jax import distributed, job
+
+  distributed.initialise = functools.partial(distributed.initialise, heartbeat_seconds=heartbeat)
+  job.run = lambda config, workdir, overrides: train(workdir, **options)
+
+
+def train(
+  workdir,
+  *,
+  total: int,
+  every: int = 1,
+  log_every: int = 1,
+  pause: float = 0.0,
+  mesh=(("fsdp", 1),),
+  file_limit: tuple[int, int, int] | None = None,
+  stall: tuple[int, int] | None = None,
+):
+  """The toy run. `file_limit` (process, step, bytes): once that step is saved the process can write no longer file.
+  `stall` (process, step): there it says so and waits for ever instead of giving its batch."""
+  import jax
+  from toy_task import ToyTask, toy_batches
+
+  from synclipmae_jax import sharding
+  from synclipmae_jax.train.loop import run
+  from synclipmae_jax.train.optim import make_optimizer
+
+  me, share = jax.process_index(), BATCH // jax.process_count()
+
+  def batches(first_step: int):
+    for step, batch in enumerate(toy_batches(BATCH)(first_step), first_step):
+      if file_limit and (me, step) == file_limit[:2]:
+        while not (pathlib.Path(workdir) / "checkpoints" / str(step)).exists():
+          time.sleep(0.01)
+        jax.config.update("jax_enable_compilation_cache", False)  # no torn entries for others to find
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit[2], resource.RLIM_INFINITY))
+      if (me, step) == stall:
+        print("stalled", flush=True)
+        time.sleep(10_000)
+      time.sleep(pause)
+      yield {name: value[me * share : (me + 1) * share] for name, value in batch.items()}
+
+  return run(
+    ToyTask(),
+    workdir=workdir,
+    train_batches=batches,
+    batch_size=BATCH,
+    total_steps=total,
+    optimizer=make_optimizer(peak_lr=1e-2, warmup_steps=2, total_steps=20),
+    mesh=sharding.make_mesh(mesh, jax.devices()[: math.prod(size for _, size in mesh)]),
+    log_every=log_every,
+    checkpoint_every=every,
+    negatives_clips=ToyTask.group,
+  )
+
+
+def run_toy(workdir: pathlib.Path, count: int = 1, *, devices: int = 1, **options) -> Children:
+  """The program on the toy task, in `count` processes; `options` as for `train`, and `heartbeat`."""
+  options = {"mesh": (("fsdp", count * devices),), **options}
+  return start(count, devices, main, str(workdir), patch=toy, options=options)
+
+
+class ToyModel:
+  """As much of a model as the evaluator looks at: tokens of a frame that depend on that frame, on a linear map."""
+
+  image_size = 8
+
+  def embed(self, trainable, frozen, frames, waveform, *, face_box, mouth_box):
+    import jax.numpy as jnp
+
+    from synclipmae_jax.types import Tokens
+
+    clips, total = frames.shape[:2]
+    seen = frames.reshape(clips, total, -1).astype(jnp.float32) / 255 + face_box.mean(-1, keepdims=True)
+    heard = waveform.reshape(clips, total, -1)[..., : seen.shape[-1]]
+    vocal, audio = (jnp.tanh(x @ trainable["kernel"]) for x in (seen, heard))
+    return Tokens(identity=None, vocal=vocal, ambient=None, audio=audio)
+
+
+def evaluation_clips(count: int):
+  """Clips of 40 to 130 frames (the first is too short to be scored), every other one with the truth known."""
+  import numpy as np
+
+  from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip
+
+  for number in range(count):
+    rng, frames = np.random.default_rng(number), (40, 60, 130, 64, 70, 128, 50)[number % 7]
+    yield EvalClip(
+      key=f"clip {number}",
+      corpus="toy",
+      identity="",
+      frames=rng.integers(0, 256, (frames, 8, 8, 3), np.uint8),
+      waveform=rng.normal(0, 0.1, frames * SAMPLES_PER_FRAME).astype(np.float32),
+      face_box=np.tile(np.array([0.1, 0.1, 0.9, 0.9], np.float32), (frames, 1)),
+      mouth_box=np.full((frames, 4), -1, np.float32),
+      lag=None if number % 2 else 3,
+      truth=rng.normal(size=(frames, 2)).astype(np.float32),
+      truth_names=("mouth/open", "mouth/width"),
+    )
+
+
+def evaluate(workdir: str, *, clips: int, distributed: bool = False, devices: int | None = None) -> None:
+  """The evaluator on so many clips, of which this process has its share."""
+  import jax
+  import numpy as np
+
+  from synclipmae_jax import distributed as processes
+  from synclipmae_jax import sharding
+  from synclipmae_jax.tasks.pretrain_evaluation import SyncEvaluator
+
+  if distributed:
+    processes.initialise()
+  everyones = list(evaluation_clips(clips))
+  lot = np.array_split(np.arange(clips), jax.process_count())[jax.process_index()]
+  evaluator = SyncEvaluator(
+    ToyModel(),
+    clips=[everyones[number] for number in lot],
+    train_clips=lambda: evaluation_clips(3),
+    workdir=pathlib.Path(workdir),
+    mesh=sharding.make_mesh((("data", -1),), jax.devices()[:devices]),
+  )
+  kernel = np.random.default_rng(0).normal(size=(192, 16)).astype(np.float32)
+  scores = evaluator({"kernel": kernel}, {}, step=1, final=False)
+  print(f"{len(lot)} clips", scores["acc/k1"], flush=True)
+
+
+def note_reads(folder: str) -> None:
+  """Has every process write down the positions in the stream of records that it reads."""
+  import jax
+
+  from synclipmae_jax.data import pipeline
+
+  cut = pipeline._CutWindows.__call__
+
+  def noted(self, position, record):
+    with open(f"{folder}/{jax.process_index()}", "a") as file:
+      file.write(f"{position} {record['key']}\n")
+    return cut(self, position, record)
+
+  pipeline._CutWindows.__call__ = noted
