@@ -34,7 +34,7 @@ from synclipmae_jax.types import InputError, Params
 
 MANIFEST, META, SCORES = "checksums.json", "meta.json", "scores.json"
 OPT_STATE, FROZEN = "opt_state", "frozen"
-_LOOK_SECONDS = 5
+_LOOK_SECONDS = 5  # between two looks, while a save of many processes is waited for
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
