@@ -6,7 +6,7 @@ model.
 
 from importlib import import_module
 
-_EXPORTS = {"SyncLipMAE": "synclipmae_jax.models.synclipmae", "prepare": "synclipmae_jax.data.prepare"}
+_EXPORTS = {"SyncLipMAE": "synclipmae_jax.pretrained", "prepare": "synclipmae_jax.data.prepare"}
 __all__ = sorted(_EXPORTS)
 
 

@@ -34,9 +34,8 @@ from ml_collections import ConfigDict, config_flags
 from synclipmae_jax import hlo, job, sharding
 from synclipmae_jax.command_line import parse_flags
 from synclipmae_jax.train.flops import TPUS, peak_flops
-from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import abstract_state
-from synclipmae_jax.train.step import check_batch, make_train_step
+from synclipmae_jax.train.step import make_train_step
 from synclipmae_jax.types import InputError
 
 GIB = 2**30
@@ -100,20 +99,12 @@ def tpu_devices(topology: str) -> list[jax.Device]:
 
 def lower_step(config: ConfigDict, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
   """The step that `job.run` runs with this configuration, for `devices`, before it is compiled. Raises InputError."""
-  task = job.build_task(config)
-  try:
-    mesh = sharding.make_mesh(config.train.mesh, devices)
-  except InputError as error:
-    raise InputError(f"{error}; this would do: --config.train.mesh=\"(('data', -1),)\"") from None
-  split = dict(accumulation=config.train.accumulation, negatives_clips=task.negatives_clips)
-  hosts = len({device.process_index for device in devices})
-  check_batch(config.train.batch_clips, mesh=mesh, processes=hosts, **split)
-  warmup = min(config.optimizer.warmup_steps, config.train.steps)
-  optimizer = make_optimizer(**{**config.optimizer, "warmup_steps": warmup}, total_steps=config.train.steps)
+  training = job.build_training(config, devices)
+  task, optimizer, mesh = training.task, training.optimizer, training.mesh
   state, frozen = abstract_state(task, optimizer, mesh)
   batch = task.abstract_batch(config.train.batch_clips)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return make_train_step(task, optimizer, mesh=mesh, **split).lower(state, frozen, batch, key)
+  return make_train_step(task, optimizer, mesh=mesh, **training.split).lower(state, frozen, batch, key)
 
 
 def compile_step(config: ConfigDict, devices: Sequence[jax.Device]) -> jax.stages.Compiled:
@@ -213,7 +204,7 @@ def advice(config: ConfigDict, report: Report) -> list[str]:
      config.train.batch_clips % (n * math.lcm(report.chips, config.loss.negatives_clips or 2))), None
   )  # fmt: skip
   lines = []
-  if config.model.remat != "full":
+  if config.model.get("remat", "full") != "full":
     lines.append(f"--config.model.remat=full   recompute more (now {config.model.remat})")
   if more:
     lines.append(f"--config.train.accumulation={more}   the same batch in {more} parts, one after another")

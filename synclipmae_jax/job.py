@@ -10,28 +10,33 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from synclipmae_jax import sharding
+from synclipmae_jax.clock import Clock
 from synclipmae_jax.data import pipeline
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.records import open_records
 from synclipmae_jax.data.synthtalk.corpus import write_corpus
 from synclipmae_jax.models.position import resize_position
-from synclipmae_jax.models.synclipmae import SyncLipMAE
+from synclipmae_jax.pretrained import build_model
 from synclipmae_jax.tasks.pretrain import Pretrain
 from synclipmae_jax.tasks.pretrain_evaluation import COLUMNS, PretrainPictures, SyncEvaluator
+from synclipmae_jax.tasks.syncnet import SyncNetTask
+from synclipmae_jax.tasks.syncnet_evaluation import SyncNetEvaluator
 from synclipmae_jax.train import loop
+from synclipmae_jax.train.checkpoint import save_items
 from synclipmae_jax.train.initial_items import plan_item
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.step import check_batch
-from synclipmae_jax.types import FPS, SAMPLE_RATE, EvalClip, InputError
+from synclipmae_jax.types import FPS, SAMPLE_RATE, EvalClip, InputError, Params, Task
 
 REFERENCE_CLIPS = 500  # training clips that the linear baseline and the ceiling are fitted on, at most
 # Fields that make a model what it is: a workdir holds one model. Of these, some say how it is computed, not what it is.
@@ -43,44 +48,50 @@ def run(config: ConfigDict, workdir: Path, *, overrides: dict[str, Any] | None =
   """The whole job. What the user can mend raises InputError, and nothing is made or compiled before it is checked."""
   clock = Clock()
   started = time.perf_counter()
-  task = build_task(config)
-  mesh = sharding.make_mesh(config.train.mesh)
-  batch = dict(accumulation=config.train.accumulation, negatives_clips=task.negatives_clips)
-  check_batch(config.train.batch_clips, mesh=mesh, processes=jax.process_count(), **batch)
-  warmup = min(config.optimizer.warmup_steps, config.train.steps)  # a few steps are a run too
-  optimizer = make_optimizer(**{**config.optimizer, "warmup_steps": warmup}, total_steps=config.train.steps)
+  training = build_training(config)
+  task, mesh = training.task, training.mesh
   items = initial_items(config, task, resuming=has_checkpoints(workdir))
   check_workdir(config, workdir)
 
   sources = find_sources(config, workdir, clock)
+  stamped = stamp(config, sources)
   clips, remark = evaluation_clips(config, sources, jax.process_index(), jax.process_count())
   shown = list(itertools.islice(evaluation_clips(config, sources, 0, 1)[0], COLUMNS))  # the same on every process
   write_config(config, workdir, overrides or {})
-  evaluator = SyncEvaluator(
-    task.model,
-    clips=list(clips),
-    train_clips=lambda: pipeline.eval_clips(
-      sources[0].directory, split="train", image_size=config.data.image_size, max_clips=REFERENCE_CLIPS
-    ),
-    workdir=workdir,
-    mesh=mesh,
-    remark=remark,
-  )
-  draw = PretrainPictures(task.model, clips=shown, workdir=workdir, mesh=mesh)
 
-  def train_batches(step: int):
+  def train_batches(step: int, host_index: int = jax.process_index(), host_count: int = jax.process_count()):
     return pipeline.train_batches(
       sources,
       seed=config.seed,
-      batch_size=config.train.batch_clips // jax.process_count(),
+      batch_size=config.train.batch_clips // host_count,
       clip_frames=config.data.clip_frames,
       audio_context_frames=config.data.audio_frames,
       image_size=config.data.image_size,
       start_step=step,
       workers=config.data.workers,
-      host_index=jax.process_index(),
-      host_count=jax.process_count(),
+      host_index=host_index,
+      host_count=host_count,
     )
+
+  evaluated = dict(
+    clips=list(clips),
+    train_clips=lambda: pipeline.eval_clips(
+      sources[0].directory, split="train", image_size=config.data.image_size, max_clips=REFERENCE_CLIPS
+    ),
+    workdir=workdir,
+    remark=remark,
+  )
+  draw = None
+  if config.task == "syncnet":
+    evaluator = SyncNetEvaluator(
+      task,
+      **evaluated,
+      batches=lambda: itertools.islice(train_batches(0, 0, 1), config.train.calibration_batches),
+      save=lambda step, params: save_calibrated(workdir, step, params, task=task, stamp=stamped),
+    )
+  else:
+    evaluator = SyncEvaluator(task.model, **evaluated, mesh=mesh)
+    draw = PretrainPictures(task.model, clips=shown, workdir=workdir, mesh=mesh)
 
   with clock("training"):
     result = loop.run(
@@ -89,10 +100,10 @@ def run(config: ConfigDict, workdir: Path, *, overrides: dict[str, Any] | None =
       train_batches=train_batches,
       batch_size=config.train.batch_clips,
       total_steps=config.train.steps,
-      optimizer=optimizer,
+      optimizer=training.optimizer,
       mesh=mesh,
       seed=config.seed,
-      **batch,
+      **training.split,
       log_every=config.train.log_every,
       eval_every=config.train.eval_every,
       checkpoint_every=config.train.checkpoint_every,
@@ -100,52 +111,89 @@ def run(config: ConfigDict, workdir: Path, *, overrides: dict[str, Any] | None =
       keep_best=config.train.keep_best,
       best_metric="sync/r_precision/top1",
       evaluators=[clock.timed("evaluation", evaluator)] if shown else (),
-      pictures=clock.timed("pictures", draw) if shown else None,
+      pictures=clock.timed("pictures", draw) if shown and draw else None,
       pictures_every=config.train.pictures_every,
       initial_items=items,
       resize_position=resize_position,
-      stamp=stamp(config, sources),
+      stamp=stamped,
       tensorboard=config.train.tensorboard,
     )
   # The loop's own time is what evaluation and pictures, which it calls, leave of it.
   clock.seconds["training"] -= sum(clock.seconds.get(part, 0.0) for part in ("evaluation", "pictures"))
   if result.stopped is None and jax.process_index() == 0:
     if evaluator.report is not None:
-      with clock("pictures"):
-        evaluator.draw_curves()
+      if draw:
+        with clock("pictures"):
+          evaluator.draw_curves()
       print(f"\n{evaluator.report.table()}\n")
     else:
       print("\nThere is no clip to evaluate on.\n")
     print(clock.table(time.perf_counter() - started))
-    print(next_commands(workdir))
+    print(next_commands(workdir, task=config.task))
   return result
 
 
-def build_task(config: ConfigDict) -> Pretrain:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """What a train step is made of. `split`: keyword arguments of the step and of the loop, how a batch is divided."""
+
+  task: Task
+  mesh: Mesh
+  optimizer: optax.GradientTransformation
+  split: Mapping[str, int]
+
+
+def build_training(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Training:
+  """Task, mesh over `devices` (default: all) and optimizer of a configuration. Raises InputError."""
+  task = build_task(config)
+  try:
+    mesh = sharding.make_mesh(config.train.mesh, devices)
+  except InputError as error:
+    raise InputError(f"{error}; this would do: --config.train.mesh=\"(('data', -1),)\"") from None
+  split = dict(accumulation=config.train.accumulation, negatives_clips=task.negatives_clips)
+  hosts = len({device.process_index for device in mesh.devices.flat})
+  check_batch(config.train.batch_clips, mesh=mesh, processes=hosts, **split)
+  warmup = min(config.optimizer.warmup_steps, config.train.steps)  # a few steps are a run too
+  optimizer = make_optimizer(**{**config.optimizer, "warmup_steps": warmup}, total_steps=config.train.steps)
+  return Training(task=task, mesh=mesh, optimizer=optimizer, split=split)
+
+
+def _pretrain(config: ConfigDict, loss: dict[str, Any]) -> Pretrain:
+  return Pretrain(build_model(config.to_dict()), **loss)
+
+
+def _syncnet(config: ConfigDict, loss: dict[str, Any]) -> SyncNetTask:
+  data = config.data
+  shapes = dict(frame_size=data.image_size, clip_frames=data.clip_frames, audio_frames=data.audio_frames)
+  return SyncNetTask(**config.model, **shapes, **loss)
+
+
+TASKS: dict[str, Callable[[ConfigDict, dict[str, Any]], Task]] = {"pretrain": _pretrain, "syncnet": _syncnet}
+
+
+def build_task(config: ConfigDict) -> Task:
   """The task of a configuration. Here, at the border, the configuration becomes keyword arguments."""
-  if config.task != "pretrain":
-    raise InputError(f"unknown task {config.task!r}: pretrain")
+  if config.task not in TASKS:
+    raise InputError(f"unknown task {config.task!r}: what can be trained is {', '.join(TASKS)}")
   if config.seed < 0:
     raise InputError(f"the seed must be 0 or more, not {config.seed}")
-  model, loss = config.model.to_dict(), config.loss.to_dict()
-  model["visual_encoder"]["image_size"] = config.data.image_size
+  loss = config.loss.to_dict()
   if loss["negatives_clips"] == 0:  # all of the micro-batch
     loss["negatives_clips"] = config.train.batch_clips // max(config.train.accumulation, 1)
   try:
-    model["compute_dtype"] = jnp.dtype(model["compute_dtype"])
-    return Pretrain(
-      SyncLipMAE(**model, clip_frames=config.data.clip_frames, audio_frames=config.data.audio_frames), **loss
-    )
+    return TASKS[config.task](config, loss)
   except (TypeError, ValueError, ArithmeticError) as error:
     raise InputError(f"this configuration makes no model: {error}") from error
 
 
-def initial_items(config: ConfigDict, task: Pretrain, *, resuming: bool) -> dict[str, str | None]:
+def initial_items(config: ConfigDict, task: Task, *, resuming: bool) -> dict[str, str | None]:
   """Items that may start from a checkpoint -> its directory, or None where none is given.
 
   A directory that does not fit is refused here already, from its keys and shapes; `resuming`, none is looked at. A
   frozen encoder of random numbers is refused, unless that is asked for by name.
   """
+  if "init" not in config:
+    return {}
   items = {name: config.init[name] or None for name in ("visual_encoder", "speech_encoder", "decoder")}
   trainable, frozen = jax.eval_shape(task.init, jax.random.key(0))
   needed = set(config.init.require)
@@ -240,27 +288,29 @@ def find_sources(config: ConfigDict, workdir: Path, clock: Clock) -> list[pipeli
 
 
 def evaluation_clips(
-  config: ConfigDict, sources: Sequence[pipeline.Source], host_index: int, host_count: int
+  config: ConfigDict,
+  sources: Sequence[pipeline.Source],
+  host_index: int,
+  host_count: int,
+  image_size: int | None = None,
 ) -> tuple[Iterable[EvalClip], str]:
   """A host's share of the clips of the first source to evaluate on, held out where it has such a split, and a remark
-  where it has not."""
+  where it has not. `image_size`: other than the configuration's."""
   directory, wanted = sources[0].directory, config.data.eval_split
-  pipeline.check_size(open_records(directory, split="train"), config.data.image_size)
-  for split in (wanted, "train"):
-    try:
-      clips = pipeline.eval_clips(
-        directory,
-        split=split,
-        image_size=config.data.image_size,
-        max_clips=config.data.eval_clips,
-        host_index=host_index,
-        host_count=host_count,
-      )
-    except InputError:  # no such split
-      continue
-    missing = "" if split == wanted else f"{directory} has no split {wanted!r}: "
-    return clips, f"{missing}these are training clips" if split == "train" else ""
-  return [], ""
+  split, missing = wanted, ""
+  try:
+    open_records(directory, split=wanted)
+  except InputError:
+    split, missing = "train", f"{directory} has no split {wanted!r}: "
+  clips = pipeline.eval_clips(
+    directory,
+    split=split,
+    image_size=image_size or config.data.image_size,
+    max_clips=config.data.eval_clips,
+    host_index=host_index,
+    host_count=host_count,
+  )
+  return clips, f"{missing}these are training clips" if split == "train" else ""
 
 
 def stamp(config: ConfigDict, sources: Sequence[pipeline.Source]) -> dict[str, Any]:
@@ -273,10 +323,20 @@ def stamp(config: ConfigDict, sources: Sequence[pipeline.Source]) -> dict[str, A
       "image_size": config.data.image_size,
       "fps": FPS,
       "sample_rate": SAMPLE_RATE,
-      "embed_visible": config.model.embed_visible,
+      **({"embed_visible": config.model.embed_visible} if "embed_visible" in config.model else {}),
     },
     "revision": revision(),
   }
+
+
+def save_calibrated(
+  workdir: Path, step: int, params: Params, *, task: SyncNetTask, stamp: Mapping[str, Any]
+) -> None:
+  """WORKDIR/calibrated/STEP: SyncNet with the statistics of its batch norm, ready to use."""
+  directory = workdir / "calibrated" / str(step)
+  if not directory.exists():
+    meta = {**stamp, "sizes": task.sizes, "similarity": task.similarity}
+    save_items(directory, {"syncnet": params["syncnet"]}, meta)
 
 
 def revision() -> str | None:
@@ -313,47 +373,16 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     yield from _flatten(value, f"{prefix}.{name}" if prefix else name)
 
 
-@dataclasses.dataclass
-class Clock:
-  """Where the time of a run went."""
-
-  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-  @contextlib.contextmanager
-  def __call__(self, part: str) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-      yield
-    finally:
-      self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
-
-  def timed(self, part: str, function):
-    """`function`, its time counted; other attributes (an evaluator's name) pass through."""
-    return _Timed(self, part, function)
-
-  def table(self, total: float) -> str:
-    parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in self.seconds.items())
-    return f"Time: {parts}; in all {total:.0f} s."
-
-
-@dataclasses.dataclass(frozen=True)
-class _Timed:
-  clock: Clock
-  part: str
-  function: Any
-
-  def __call__(self, *args, **kwargs):
-    with self.clock(self.part):
-      return self.function(*args, **kwargs)
-
-  def __getattr__(self, name: str):
-    return getattr(self.function, name)
-
-
-def next_commands(workdir: Path) -> str:
+def next_commands(workdir: Path, *, task: str) -> str:
   """What a newcomer may want to do next, with this environment's own commands."""
   here = Path(sys.executable)
   here = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
+  if task == "syncnet":
+    return f"""Results: eval.json, metrics.jsonl, calibrated parameters and checkpoints in {workdir}
+Next:
+  {here} -m synclipmae_jax.main --config=configs/sync.py --workdir={workdir.parent / "sync"} \\
+    --config.models="(('linear', None), ('syncnet', '{workdir}'), ('synclipmae', None))"   # beside other models
+"""
   again = f"{here} -m synclipmae_jax.main --config=configs/pretrain.py"
   long, ablation, yours, on_yours = (workdir.parent / name for name in ("long", "demo_A1", "yours", "on_yours"))
   sources = f"--config.data.sources=\"(('{yours}', 1.0),)\""

@@ -35,6 +35,7 @@ def main(_argv: Sequence[str]) -> int:
   """Runs the job of the flags; the exit status."""
   # Here and not above: a data worker imports this module again, and needs none of it.
   from synclipmae_jax import distributed, job
+  from synclipmae_jax.train.host_memory import keep_freed_memory
   from synclipmae_jax.train.loop import NonFiniteLoss
   from synclipmae_jax.types import InputError
 
@@ -42,11 +43,17 @@ def main(_argv: Sequence[str]) -> int:
   try:
     if "://" in WORKDIR.value:
       raise InputError(f"--workdir={WORKDIR.value} is no folder: mount the bucket (launch/README.md) and name its path")
+    keep_freed_memory()
     if DISTRIBUTED.value:
       distributed.initialise()
-    result = job.run(
-      CONFIG.value, Path(WORKDIR.value), overrides=config_flags.get_override_values(flags.FLAGS["config"])
-    )
+    given = CONFIG.value, Path(WORKDIR.value)
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    if CONFIG.value.task == "sync":
+      from synclipmae_jax import benchmark
+
+      benchmark.run(*given, overrides=overrides)
+      return 0
+    result = job.run(*given, overrides=overrides)
     return {None: 0, "sigint": 130, "sigterm": 143}[result.stopped]
   except KeyboardInterrupt:  # outside the loop, which saves first
     print("\ninterrupted: what was made is kept; to go on, run the same command again", file=sys.stderr)

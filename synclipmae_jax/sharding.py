@@ -25,6 +25,7 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 # The house's one table. Leaves of stacked blocks carry their depth on the first axis, which is scanned, never sharded.
 RULES: Rules = (
   (r"(^|/)vae/", PartitionSpec()),  # 0.5 GB, frozen, convolutions of every size: a copy everywhere
+  (r"(^|/)positional_conv/", PartitionSpec()),  # 19 MB, frozen; split, whichever axis, it cost a collective of its own
   (r"(^|/)blocks/.*kernel$", PartitionSpec(None, "fsdp")),  # [depth, in, out]
   (r"(^|/)conv\w*/kernel$", PartitionSpec(None, None, "fsdp")),  # [taps, in, out]
   (r"kernel$", PartitionSpec("fsdp")),  # [in, out]

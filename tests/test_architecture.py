@@ -19,7 +19,7 @@ MAY_IMPORT = {
   "train": SHARED | {"train"},
   "baselines": SHARED | {"metrics", "models", "losses", "baselines"},
   "tasks": SHARED | {"losses", "metrics", "models", "baselines", "tasks"},
-  "convert": SHARED | {"models", "train", "convert"},  # of train, the checkpoints
+  "convert": SHARED | {"models", "baselines", "train", "convert"},  # of train, the checkpoints
 }
 
 

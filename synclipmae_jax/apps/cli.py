@@ -6,7 +6,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = {"prepare": "a folder of videos -> clean clips, a manifest, and records to train from"}
+COMMANDS = {
+  "prepare": "a folder of videos -> clean clips, a manifest, and records to train from",
+  "sync": "a video -> by how much its picture lags its sound, and the file mended",
+  "embed": "a video -> identity, vocal, ambient and audio tokens of every frame",
+  "lse": "a video -> LSE-C and LSE-D by SyncNet, and StableSyncNet's variant",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

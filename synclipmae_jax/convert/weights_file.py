@@ -30,6 +30,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from synclipmae_jax.types import InputError
 
@@ -90,6 +91,11 @@ def open_weights(path: Path) -> WeightsFile:
   except Exception as error:  # hostile or cut short: whatever bytes can bring about in the readers below
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0][:200]
     raise InputError(f"{path} is cut short or damaged ({reason}): download it again") from None
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Named arrays of numbers as one safetensors file."""
+  save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
 
 def _open(path: Path) -> WeightsFile:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from synclipmae_jax.types import FPS, InputError
 CROP_RULE = "square, 1.4 x the longer side of the face box (90th percentile of the clip), never beyond the picture"
 _CROP_SCALE = 1.4  # the box is brow to chin: a fifth of it on every side, and room for the jaw to open
 _TRACKS = 20  # newest faces that are looked after at a time
-_BRIDGED = 8  # frames without a detection that are interpolated rather than called a gap
+BRIDGED = 8  # frames without a detection that are interpolated rather than called a gap
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,10 @@ class FaceTrack:
   mouth: tuple[int, ...] = ()  # the landmarks that are lips
   schema: str = ""  # the landmarks' name
 
+  def __getitem__(self, rows: np.ndarray | slice) -> FaceTrack:
+    landmarks = None if self.landmarks is None else self.landmarks[rows]
+    return dataclasses.replace(self, box=self.box[rows], track=self.track[rows], landmarks=landmarks)
+
 
 class FaceBackend(Protocol):
   def __call__(self, frames: Iterable[Frame], *, info: MediaInfo, sidecar: Path | None) -> FaceTrack: ...
@@ -41,7 +45,11 @@ class FaceBackend(Protocol):
 
 def full_frame(frames: Iterable[Frame], *, info: MediaInfo, sidecar: Path | None) -> FaceTrack:
   """The largest centred square is the crop: for corpora that were cropped by others."""
-  count = sum(1 for _ in frames)
+  return centred(sum(1 for _ in frames), info=info)
+
+
+def centred(count: int, *, info: MediaInfo) -> FaceTrack:
+  """`count` rows with the box around which the crop is the largest centred square."""
   side = min(info.width, info.height) / _CROP_SCALE
   x, y = side / info.width / 2, side / info.height / 2
   box = np.tile(np.float32([0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y]), (count, 1))
@@ -49,13 +57,22 @@ def full_frame(frames: Iterable[Frame], *, info: MediaInfo, sidecar: Path | None
 
 
 def precomputed(frames: Iterable[Frame], *, info: MediaInfo, sidecar: Path | None) -> FaceTrack:
-  """From `<stem>.faces.npz`, one row a source frame: boxes [n, 4] and landmarks [n, K, 2] in pixels of the picture,
-  scores [n] (0: no face), schema, mouth (indices of the lip landmarks). All but boxes may be absent."""
+  """What another tool found, as `read_sidecar` reads it."""
   source = np.array([frame.source for frame in frames])
   if sidecar is None or not os.path.exists(sidecar):
     raise InputError("it has no .faces.npz beside it")
+  rows = read_sidecar(sidecar, info=info)
+  shown = source[-1] + 1  # at more than 25 frames/s the last few may never be shown
+  if not shown <= len(rows.box) <= shown + info.fps / FPS:
+    raise InputError(f"its face file has {len(rows.box)} rows, the video {shown} frames")
+  return rows[source]
+
+
+def read_sidecar(path: Path, *, info: MediaInfo) -> FaceTrack:
+  """`<stem>.faces.npz`, one row a source frame: boxes [n, 4] and landmarks [n, K, 2] in pixels of the picture,
+  scores [n] (0: no face), schema, mouth (indices of the lip landmarks). All but boxes may be absent."""
   try:
-    with np.load(sidecar) as stored:
+    with np.load(path) as stored:
       sheet = {name: stored[name] for name in stored.files}
     boxes = np.asarray(sheet["boxes"], np.float32)
     score = np.broadcast_to(np.asarray(sheet.get("scores", 1), np.float32), len(boxes))
@@ -66,61 +83,76 @@ def precomputed(frames: Iterable[Frame], *, info: MediaInfo, sidecar: Path | Non
     if mouth and not 0 <= min(mouth) <= max(mouth) < landmarks.shape[1]:
       raise ValueError(f"mouth names landmark {max(mouth)} of {landmarks.shape[1]}")
   except Exception as error:  # a damaged archive shows it in a dozen ways
-    raise InputError(f"its face file {sidecar.name} cannot be read ({error})") from error
-  shown = source[-1] + 1  # at more than 25 frames/s the last few may never be shown
-  if not shown <= len(boxes) <= shown + info.fps / FPS:
-    raise InputError(f"its face file has {len(boxes)} rows, the video {shown} frames")
+    raise InputError(f"its face file {path.name} cannot be read ({error})") from error
   scale = np.float32([info.width, info.height])
   found = np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & (score > 0)
-  box = np.where(found[:, None], boxes / np.tile(scale, 2), np.nan)[source]
   return FaceTrack(
-    box=box.astype(np.float32),
-    track=np.where(found[source], 0, -1),
-    landmarks=landmarks[source] / scale if landmarks.shape[1] else None,
+    box=np.where(found[:, None], boxes / np.tile(scale, 2), np.nan).astype(np.float32),
+    track=np.where(found, 0, -1),
+    landmarks=landmarks / scale if landmarks.shape[1] else None,
     mouth=mouth,
     schema=str(sheet.get("schema", "")),
   )
 
 
 def skimage_lbp(frames: Iterable[Frame], *, info: MediaInfo, sidecar: Path | None) -> FaceTrack:
-  """Frontal faces by the local-binary-pattern cascade that ships with scikit-image; boxes only.
-
-  Looks at every 5th frame, near the faces it follows (everywhere every 2 s, or when it follows none), and at the
-  frames between where a face came or went, so the ends of a gap are exact.
-  """
-  look = _Cascade()
-  tracks: list[_Track] = []
-  recent: list[tuple[int, np.ndarray]] = []  # what passed since the last look
-  count, shape = 0, (1, 1)
+  """Frontal faces by the local-binary-pattern cascade that ships with scikit-image; boxes only."""
+  follower, count, shape = Follower(), 0, (1, 1)
   for frame in frames:
-    count, shape, t = frame.index + 1, frame.image.shape, frame.index
-    grey = (frame.image @ np.float32([0.299, 0.587, 0.114])).astype(np.uint8)
+    count, shape = frame.index + 1, frame.image.shape
+    follower.see(frame.index, lambda image=frame.image: (image @ np.float32([0.299, 0.587, 0.114])).astype(np.uint8))
+  follower.finish()
+  return _dominant([track.boxes for track in follower.tracks], count, shape)
+
+
+Picture = Callable[[], np.ndarray]
+
+
+class Follower:
+  """Sees grey pictures go by, in order of time, and follows every face through them: `tracks`.
+
+  A picture is a function that makes it, uint8 [H, W], for few are needed: it looks at every 5th frame, near the faces
+  it follows (everywhere every 2 s, or when it follows none), and at the frames between where a face came or went, so
+  the ends of a gap are exact.
+  """
+
+  def __init__(self):
+    self.tracks: list[Track] = []
+    self._look = _Cascade()
+    self._recent: list[tuple[int, Picture]] = []  # what passed since the last look
+    self._last = -1
+
+  def see(self, t: int, picture: Picture) -> None:
+    look, self._last = self._look, t
     if t % look.stride:
-      recent.append((t, grey))
-      continue
-    active = [track for track in tracks[-_TRACKS:] if t - track.last <= _BRIDGED + look.stride]
+      self._recent.append((t, picture))
+      return
+    grey = picture()
+    active = [track for track in self.tracks[-_TRACKS:] if t - track.last <= BRIDGED + look.stride]
     for track in active:
       seen, box = track.last, look.near(grey, track.boxes[track.last])
       if box is not None:
         if seen < t - look.stride:
-          look.follow(recent[::-1], track, box)
+          look.follow(self._recent[::-1], track, box)
         track.add(t, box)
       elif seen == t - look.stride:
-        look.follow(recent, track, track.boxes[seen])
+        look.follow(self._recent, track, track.boxes[seen])
     if not active or t % look.everywhere_stride == 0:
       for box in look.everywhere(grey):
-        if all(_overlap(box, track.boxes[track.last]) < 0.3 for track in active):
-          tracks.append(_Track(t, box))
-          active.append(tracks[-1])
-          look.follow(recent[::-1], tracks[-1], box)
-    recent = []
-  for track in tracks[-_TRACKS:]:
-    if track.last == count - 1 - len(recent):
-      look.follow(recent, track, track.boxes[track.last])
-  return _dominant([track.boxes for track in tracks], count, shape)
+        if all(overlap(box, track.boxes[track.last]) < 0.3 for track in active):
+          self.tracks.append(Track(t, box))
+          active.append(self.tracks[-1])
+          look.follow(self._recent[::-1], self.tracks[-1], box)
+    self._recent = []
+
+  def finish(self) -> None:
+    """After the last frame: follows to it what the last look saw."""
+    for track in self.tracks[-_TRACKS:]:
+      if track.last == self._last - len(self._recent):
+        self._look.follow(self._recent, track, track.boxes[track.last])
 
 
-class _Track:
+class Track:
   """Where one face was seen: frame -> box in pixels of the frames as they were given."""
 
   def __init__(self, t: int, box: np.ndarray):
@@ -162,13 +194,13 @@ class _Cascade:
       return None
     found = self._detect(region, max(24, int(0.75 * side)), min(int(1.4 * side), *region.shape), neighbours=2)
     found = [candidate + np.tile([x0, y0], 2) for candidate in found]
-    best = max(found, key=lambda candidate: _overlap(candidate, box), default=None)
-    return best if best is not None and _overlap(best, box) > 0.3 else None
+    best = max(found, key=lambda candidate: overlap(candidate, box), default=None)
+    return best if best is not None and overlap(best, box) > 0.3 else None
 
-  def follow(self, frames: Iterable[tuple[int, np.ndarray]], track: _Track, box: np.ndarray) -> None:
+  def follow(self, frames: Iterable[tuple[int, Picture]], track: Track, box: np.ndarray) -> None:
     """Extends `track` through `frames` until the face is no longer found."""
-    for t, grey in frames:
-      if (box := self.near(grey, box)) is None:
+    for t, picture in frames:
+      if (box := self.near(picture(), box)) is None:
         return
       track.add(t, box)
 
@@ -186,7 +218,7 @@ class _Cascade:
     ]
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
   """Intersection over union of two boxes."""
   width, height = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
   inside = width * height
@@ -195,23 +227,27 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def _dominant(tracks: list[dict[int, np.ndarray]], count: int, shape: tuple[int, ...]) -> FaceTrack:
   """One face a frame: the tracks in order of duration x width, each taking the frames that are still free."""
-  pieces = []
-  for track in tracks:
-    times = np.array(sorted(track))
-    for part in np.split(times, np.flatnonzero(np.diff(times) > _BRIDGED + 1) + 1):
-      boxes = np.array([track[t] for t in part])
-      if len(part) >= 3:  # fewer are a flicker of the detector
-        pieces.append((float((part[-1] - part[0] + 1) * (boxes[:, 2] - boxes[:, 0]).mean()), part, boxes))
+  pieces = [piece for track in tracks for piece in paths(track)]
+  size = np.array([len(path) * (path[:, 2] - path[:, 0]).mean() for _, path in pieces])
   box, owner = np.full((count, 4), np.nan, np.float32), np.full(count, -1)
-  for number, (_, times, boxes) in enumerate(sorted(pieces, key=lambda piece: -piece[0])):
-    span = np.arange(times[0], times[-1] + 1)
-    padded = np.pad(boxes, ((2, 2), (0, 0)), "edge")
-    median = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5, axis=0), -1)
-    path = np.stack([np.interp(span, times, median[:, side]) for side in range(4)], 1)
-    path = smooth(path, sigma=3) / np.tile([shape[1], shape[0]], 2)
+  for number, piece in enumerate(np.argsort(-size, stable=True)):
+    span, path = pieces[piece]
     free = owner[span] < 0
-    box[span[free]], owner[span[free]] = path[free], number
+    box[span[free]], owner[span[free]] = path[free] / np.tile([shape[1], shape[0]], 2), number
   return FaceTrack(box=box, track=owner)
+
+
+def paths(boxes: Mapping[int, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Frame -> box, with holes, as unbroken smooth stretches: frames [n] and boxes [n, 4] of each."""
+  found = []
+  times = np.array(sorted(boxes))
+  for part in np.split(times, np.flatnonzero(np.diff(times) > BRIDGED + 1) + 1):
+    if len(part) >= 3:  # fewer are a flicker of the detector
+      span = np.arange(part[0], part[-1] + 1)
+      padded = np.pad([boxes[t] for t in part], ((2, 2), (0, 0)), "edge")
+      median = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5, axis=0), -1)
+      found.append((span, smooth(np.stack([np.interp(span, part, column) for column in median.T], 1), sigma=3)))
+  return found
 
 
 def smooth(path: np.ndarray, *, sigma: float) -> np.ndarray:

@@ -6,24 +6,27 @@ The paper leaves the sampler open ("a minibatch or a pre-defined sampler"); here
   r_precision_within  31 tokens of the same clip, more than 2 frames away: the hard one, no identity or room helps
   r_precision_mixed   16 of the former and 15 of the latter
 
-Every audio token of every clip whose true partner lies inside the clip is a query, and all queries count alike.
-Chance is k / 32 for each sampler.
+Every audio token of every clip whose true partner lies inside the clip is a query, and all queries count alike; of
+models that judge pairs, where each query is 63 runs of a network, as many of each clip as make PAIR_QUERIES in all,
+drawn by a fixed seed. Chance is k / 32 for each sampler.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from synclipmae_jax.metrics.bootstrap import SEED, Estimate, clip_bootstrap
-from synclipmae_jax.metrics.sync import ClipTokens, unit
+from synclipmae_jax.metrics.sync import ClipTokens, PairScores, unit
 
 POOL = 32
 TOPS = (1, 2, 3)
 MIXED_CROSS = 16
 MIN_DISTANCE = 3  # frames between the partner and a distractor of the same clip
 TIE = 1e-6  # of float32 cosines
+PAIR_QUERIES = 1_000  # about
 
 SAMPLERS = ("r_precision", "r_precision_within", "r_precision_mixed")
 COLUMNS = tuple(f"{sampler}/top{k}" for sampler in SAMPLERS for k in TOPS)
@@ -65,28 +68,32 @@ class RetrievalState:
       return f"{len(self.clips)} clip: pools across clips are not defined"
     return f"only {len(self.clips)} clips: each pool of {POOL} draws the other clips with replacement"
 
-  def compute(self, *, seed: int = SEED) -> dict[str, Estimate]:
-    """One estimate for every name of COLUMNS, as a fraction; NaN where a sampler is not defined (a single clip)."""
+  def compute(self, pair_scores: PairScores | None = None, *, seed: int = SEED) -> dict[str, Estimate]:
+    """One estimate for every name of COLUMNS, as a fraction; NaN where a sampler is not defined (a single clip).
+
+    `pair_scores`: the comparison of tokens of similarity "pairs".
+    """
     clips = sorted(self.clips, key=lambda clip: clip.key)
     rng = np.random.default_rng(seed)
     lengths = np.array([clip.frames for clip in clips])
     starts = np.cumsum(lengths) - lengths
-    vocal = unit(np.concatenate([clip.vocal for clip in clips]), np.float32) if clips else None
+    in_pairs = any(clip.similarity == "pairs" for clip in clips)
+    score = _score_pairs(clips, pair_scores) if in_pairs else _score_vectors(clips)
     values = np.full((len(clips), len(SAMPLERS), len(TOPS)), np.nan)
     queries = np.zeros_like(values)
     for c, clip in enumerate(clips):
       times = np.arange(max(0, -clip.true_lag), clip.frames - max(0, clip.true_lag))
-      audio, partners = unit(clip.audio[times], np.float32), times + clip.true_lag
+      if in_pairs:
+        times = rng.permutation(times)[: -(-PAIR_QUERIES // len(clips))]
       if not len(times):
         continue
-      same = audio @ vocal[starts[c] : starts[c] + clip.frames].T  # [n, T]
-      own = np.take_along_axis(same, partners[:, None], axis=1)[:, 0]
+      heard, partners = starts[c] + times, times + clip.true_lag
+      own = score(heard, starts[c] + partners[:, None])[:, 0]
       pools = {}
       if len(clips) > 1:
-        candidates = _other_clips(rng, len(times), c, lengths, starts)
-        pools["r_precision"] = (vocal[candidates] @ audio[:, :, None])[..., 0]
+        pools["r_precision"] = score(heard, _other_clips(rng, len(times), c, lengths, starts))
       if clip.frames >= POOL - 1 + 2 * MIN_DISTANCE - 1:
-        pools["r_precision_within"] = np.take_along_axis(same, _other_frames(rng, partners, clip.frames), axis=1)
+        pools["r_precision_within"] = score(heard, starts[c] + _other_frames(rng, partners, clip.frames))
       if len(pools) == 2:
         cross, within = pools.values()
         pools["r_precision_mixed"] = np.concatenate([cross[:, :MIXED_CROSS], within[:, MIXED_CROSS:]], axis=1)
@@ -95,6 +102,38 @@ class RetrievalState:
         values[c, s], queries[c, s] = expected_hits(own, others).mean(axis=0), len(times)
     shape = (len(clips), len(COLUMNS))
     return dict(zip(COLUMNS, clip_bootstrap(values.reshape(shape), queries.reshape(shape)), strict=True))
+
+
+# Rows of all clips' tokens, one after another: those of n audio tokens and of their m candidates each -> scores [n, m].
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _score_vectors(clips: Sequence[ClipTokens]) -> Score:
+  """By inner products that rank the candidates of a query as their similarity does."""
+  if not clips:
+    return lambda heard, seen: np.zeros(seen.shape)
+  audio, vocal = (np.concatenate([getattr(clip, name) for clip in clips]) for name in ("audio", "vocal"))
+  if clips[0].similarity == "cosine":
+    audio, vocal = unit(audio, np.float32), unit(vocal, np.float32)
+  else:  # 2 a v - |v|^2 is |a|^2 - |a - v|^2, and |a| is the query's own
+    audio, vocal = np.asarray(audio, np.float64), np.asarray(vocal, np.float64)
+    audio = np.pad(2 * audio, ((0, 0), (0, 1)), constant_values=-1)
+    vocal = np.concatenate([vocal, np.square(vocal).sum(axis=1, keepdims=True)], axis=1)
+  return lambda heard, seen: (vocal[seen] @ audio[heard][:, :, None])[..., 0]
+
+
+def _score_pairs(clips: Sequence[ClipTokens], pair_scores: PairScores) -> Score:
+  ends = np.cumsum([clip.frames for clip in clips])
+
+  def tokens(name: str, rows: np.ndarray) -> np.ndarray:
+    owners = np.searchsorted(ends, rows, side="right")
+    return np.stack([getattr(clips[c], name)[row - ends[c]] for c, row in zip(owners, rows, strict=True)])
+
+  def score(heard: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    audio = tokens("audio", heard).repeat(seen.shape[1], axis=0)
+    return np.asarray(pair_scores(audio, tokens("vocal", seen.ravel()))).reshape(seen.shape)
+
+  return score
 
 
 def _other_clips(rng, n: int, own: int, lengths: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Temporal lag detection: Acc and Offset under smoothing windows K = 1, 5, 15 (paper section 5, tables 1 and 6).
 
 The score of lag l at audio frame t is s(l, t) = cos(audio_t, vocal_{t+l}) for l in -15..15; a positive lag means that
-the video lags the audio. Only frames with all 31 lags inside the clip, t in [15, T - 15), are scored. Zero padding
-instead pushes the answer to the edges (a zero vector beats every mismatch): SyncNet-style padding turns the accuracy
-of random features from 9.7 % into 6.0 %.
+the video lags the audio. Models that were trained on another comparison are judged by theirs: minus the distance of
+SyncNet's vectors ("l2"), or the answer of one that judges pairs ("pairs"). Only frames with all 31 lags inside the
+clip, t in [15, T - 15), are scored. Zero padding instead pushes the answer to the edges (a zero vector beats every
+mismatch): SyncNet-style padding turns the accuracy of random features from 9.7 % into 6.0 %.
 
 K is the width of a centred window over which the score rows of those frames are averaged (truncated at the ends)
 before the best lag of each frame is taken. A frame is correct within one frame of the true lag; Offset is the mean
@@ -13,6 +14,7 @@ absolute error in frames. Both are means over the frames of a clip, then over cl
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,10 @@ LAGS = np.arange(-MAX_LAG, MAX_LAG + 1)
 TOLERANCE = 1
 WINDOWS = (1, 5, 15)
 MIN_FRAMES = 2 * MAX_LAG + max(WINDOWS)  # so that even the widest window is filled once
+SIMILARITIES = ("cosine", "l2", "pairs")
 TIE = 1e-9  # scores closer than this are tied: float32 tokens cannot tell them apart
+
+PairScores = Callable[[Any, Any], Any]  # (audio [n, ...], video [n, ...]) -> [n], larger where they fit better
 
 COLUMNS = tuple(f"{name}/k{k}" for name in ("acc", "offset") for k in WINDOWS) + ("utterance/acc", "utterance/offset")
 
@@ -33,6 +38,9 @@ COLUMNS = tuple(f"{name}/k{k}" for name in ("acc", "offset") for k in WINDOWS) +
 class ClipTokens:
   """The two token sequences of one clip and its true lag (None where nobody knows it: 0 is assumed).
 
+  `similarity`, one of SIMILARITIES, is how they are compared. The tokens of "pairs" are what a function of pairs takes:
+  of any shape behind their first axis, and not the same for both.
+
   Raises ValueError where the sequences differ in shape or hold a value that is not finite.
   """
 
@@ -40,11 +48,17 @@ class ClipTokens:
   audio: np.ndarray  # float [T, D]
   vocal: np.ndarray  # float [T, D]
   lag: int | None = 0
+  similarity: str = "cosine"
 
   def __post_init__(self):
     object.__setattr__(self, "audio", np.asarray(self.audio))
     object.__setattr__(self, "vocal", np.asarray(self.vocal))
-    if self.audio.ndim != 2 or self.audio.shape != self.vocal.shape:
+    if self.similarity not in SIMILARITIES:
+      raise ValueError(f"{self.key}: unknown similarity {self.similarity!r}: one of {', '.join(SIMILARITIES)}")
+    if self.similarity == "pairs":
+      if self.audio.shape[:1] != self.vocal.shape[:1] or self.audio.ndim < 2 or self.vocal.ndim < 2:
+        raise ValueError(f"{self.key}: audio {self.audio.shape} and vocal {self.vocal.shape} must both be [T, ...]")
+    elif self.audio.ndim != 2 or self.audio.shape != self.vocal.shape:
       raise ValueError(f"{self.key}: audio {self.audio.shape} and vocal {self.vocal.shape} tokens must both be [T, D]")
     if not (np.isfinite(self.audio).all() and np.isfinite(self.vocal).all()):
       raise ValueError(f"{self.key}: its tokens hold values that are not finite")
@@ -64,14 +78,30 @@ def unit(x: Any, dtype=np.float64) -> np.ndarray:
   return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(dtype).tiny)
 
 
-def lag_scores(audio: Any, vocal: Any) -> np.ndarray:
+def lag_scores(audio: Any, vocal: Any, similarity: str = "cosine") -> np.ndarray:
   """s(l, t) of the frames that have all lags: [T - 30, 31]; row i is audio frame i + 15, column j lag j - 15."""
-  audio, vocal = unit(audio), unit(vocal)
+  middle, rows = _scored_frames(audio)
+  if similarity == "cosine":
+    audio, vocal = unit(audio), unit(vocal)
+    score = lambda a, v: np.einsum("td,td->t", a, v)
+  else:
+    audio, vocal = (np.asarray(x, np.float64) for x in (audio, vocal))
+    score = lambda a, v: -np.linalg.norm(a - v, axis=1)
+  return np.stack([score(audio[middle], vocal[j : j + rows]) for j in range(len(LAGS))], axis=1)
+
+
+def pair_lag_scores(audio: Any, vocal: Any, pair_scores: PairScores) -> np.ndarray:
+  """`lag_scores` by a function of pairs: 31 (T - 30) of them, one call a lag."""
+  middle, rows = _scored_frames(audio)
+  columns = [pair_scores(audio[middle], vocal[j : j + rows]) for j in range(len(LAGS))]
+  return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
+
+
+def _scored_frames(audio: Any) -> tuple[slice, int]:
   rows = len(audio) - 2 * MAX_LAG
   if rows < 1:
     raise ValueError(f"{len(audio)} frames are too few: {2 * MAX_LAG + 1} lags need at least as many frames")
-  middle = audio[MAX_LAG : MAX_LAG + rows]
-  return np.stack([np.einsum("td,td->t", middle, vocal[j : j + rows]) for j in range(len(LAGS))], axis=1)
+  return slice(MAX_LAG, MAX_LAG + rows), rows
 
 
 def smooth(scores: np.ndarray, window: int) -> np.ndarray:
@@ -117,17 +147,25 @@ class LagState:
   clips: tuple[ClipLag, ...] = ()
 
   @classmethod
-  def from_clip(cls, clip: ClipTokens) -> LagState:
-    scores = lag_scores(clip.audio, clip.vocal)
+  def from_clip(cls, clip: ClipTokens, pair_scores: PairScores | None = None) -> LagState:
+    """`pair_scores`: the comparison of tokens of similarity "pairs"."""
+    if clip.similarity == "pairs":
+      scores = pair_lag_scores(clip.audio, clip.vocal, pair_scores)
+    else:
+      scores = lag_scores(clip.audio, clip.vocal, clip.similarity)
+    return cls.from_scores(clip.key, scores, clip.true_lag)
+
+  @classmethod
+  def from_scores(cls, key: str, scores: np.ndarray, lag: int) -> LagState:
+    """From s(l, t) of the scored frames, [M, 31], of whatever makes it. Raises ValueError where one is not finite."""
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != 2 or scores.shape[1] != len(LAGS) or not len(scores) or not np.isfinite(scores).all():
+      raise ValueError(f"{key}: its scores {scores.shape} must be finite numbers [M, {len(LAGS)}]")
     curve = scores.mean(axis=0)
-    judged = [judge(smooth(scores, k), clip.true_lag) for k in WINDOWS]
+    judged = [judge(smooth(scores, k), lag) for k in WINDOWS]
     values = [correct.mean() for correct, _ in judged] + [error.mean() for _, error in judged]
-    values += judge(curve, clip.true_lag)  # the utterance-level lag of the paper: one answer a clip
-    return cls(
-      clips=(
-        ClipLag(key=clip.key, true_lag=clip.true_lag, frames=len(scores), values=np.array(values), curve=curve),
-      )
-    )
+    values += judge(curve, lag)  # the utterance-level lag of the paper: one answer a clip
+    return cls(clips=(ClipLag(key=key, true_lag=lag, frames=len(scores), values=np.array(values), curve=curve),))
 
   def merge(self, other: LagState) -> LagState:
     return LagState(clips=self.clips + other.clips)

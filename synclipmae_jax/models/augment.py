@@ -1,7 +1,8 @@
-"""Photometric jitter of the face-preserving view (paper section 3.2), on the device, one draw per clip.
+"""What training does to pictures, on the device, one draw per clip.
 
-Brightness, contrast, saturation and hue are affine maps of RGB, so their composition is one 3x3 matrix and one offset
-per clip; it is applied to the visible patches only.
+Photometric jitter of the face-preserving view (paper section 3.2): brightness, contrast, saturation and hue are affine
+maps of RGB, so their composition is one 3x3 matrix and one offset per clip, applied to the visible patches only. And
+the jitter of the crop, which is ours: another detector's idea of where the face is.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float32)
@@ -56,3 +57,30 @@ def apply_affine(
   rgb = pixels.reshape(*pixels.shape[:-1], -1, 3)
   mapped = jnp.einsum("btkpc,bcd->btkpd", rgb, matrix) + offset[:, None, None, None]
   return jnp.clip(mapped, 0.0, 1.0).reshape(pixels.shape)
+
+
+def crop_jitter(
+  key: Key[Array, ""],
+  frames: UInt8[Array, "t s s 3"],
+  boxes: Float[Array, "n t 4"],
+  *,
+  zoom: float,
+  shift: float,
+) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
+  """One clip as if its face had been cropped otherwise, and its boxes (fractions of the image) there.
+
+  The picture is enlarged about its centre by a factor in [1 / `zoom`, `zoom`], even in its logarithm, and moved by up
+  to `shift` of its side along each axis; what lies beyond its edge repeats the edge. Rows of -1 (no box) stay.
+  """
+  zoom_key, shift_key = jax.random.split(key)
+  factor = zoom ** jax.random.uniform(zoom_key, minval=-1.0, maxval=1.0)
+  moved = jax.random.uniform(shift_key, (2,), minval=-shift, maxval=shift)  # x, y
+  size = frames.shape[1]
+  pixel = jnp.arange(size)
+  seen = ((pixel + 0.5) / size - 0.5) / factor + 0.5 + moved[:, None]  # [2, S]: where each new pixel looks
+  seen = jnp.clip(seen * size - 0.5, 0, size - 1)
+  columns, rows = jnp.maximum(0.0, 1 - jnp.abs(seen[..., None] - pixel))  # bilinear weights [S, S] of each axis
+  frames = jnp.einsum("ij,kl,tjlc->tikc", rows, columns, frames.astype(jnp.float32))
+  there = (boxes - 0.5 - jnp.tile(moved, 2)) * factor + 0.5
+  known = boxes[..., 2:3] > boxes[..., :1]
+  return jnp.rint(frames).astype(jnp.uint8), jnp.where(known, jnp.clip(there, 0.0, 1.0), boxes)

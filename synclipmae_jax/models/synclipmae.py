@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from synclipmae_jax.models import masking
 from synclipmae_jax.models.audio_adapter import AudioAdapter
-from synclipmae_jax.models.augment import LUMA, apply_affine, jitter_affine
+from synclipmae_jax.models.augment import LUMA, apply_affine, crop_jitter, jitter_affine
 from synclipmae_jax.models.decoder import Decoder
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.layers import rematerialise
@@ -78,6 +78,7 @@ class SyncLipMAE:
     mouth_weight: float,
     views: str,
     jitter: Mapping[str, float] | None,
+    crop_jitter: Mapping[str, float] | None = None,
     shuffle_probability: float,
     embed_visible: str,
     compute_dtype=jnp.float32,
@@ -97,7 +98,8 @@ class SyncLipMAE:
         f"got {decode_frames}, {clip_frames}, {audio_frames}"
       )
     self.clip_frames, self.audio_frames, self.decode_frames = clip_frames, audio_frames, decode_frames
-    self.views, self.jitter, self.embed_visible = views, jitter, embed_visible
+    self.views, self.embed_visible = views, embed_visible
+    self.jitter, self.crop_jitter = jitter, crop_jitter
     self.face_weight, self.mouth_weight = face_weight, mouth_weight
     self.shuffle_probability = shuffle_probability
     self.image_size, self.patch, self.width = (visual_encoder[k] for k in ("image_size", "patch", "width"))
@@ -136,8 +138,10 @@ class SyncLipMAE:
   def apply(self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> Outputs:
     """Training forward pass. Every random choice of a clip comes from (key, its stream index) alone."""
     frames = self.clip_frames
-    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 5))(batch["index"])
-    uniform_key, face_key, jitter_key, frame_key, shuffle_key = (keys[:, i] for i in range(5))
+    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 6))(batch["index"])
+    uniform_key, face_key, jitter_key, frame_key, shuffle_key, crop_key = (keys[:, i] for i in range(6))
+    if self.crop_jitter is not None:
+      batch = self._recrop(crop_key, batch)
     patches = masking.patchify(batch["frames"], self.patch)
     decoded = _choose_frames(frame_key, frames=frames, chosen=self.decode_frames)
 
@@ -271,6 +275,13 @@ class SyncLipMAE:
     )
     return 3 * trained + speech.flops(self.audio_frames)
 
+  def _recrop(self, keys: Key[Array, b], batch: Batch) -> Batch:
+    """The batch under `crop_jitter`; both windows of a record alike, since they exchange their identity tokens."""
+    keys = jnp.repeat(rearrange(keys, "(r w) -> r w", w=2)[:, 0], 2)
+    boxes = jnp.stack([batch["face_box"], batch["mouth_box"]], axis=1)
+    frames, boxes = jax.vmap(lambda k, f, b: crop_jitter(k, f, b, **self.crop_jitter))(keys, batch["frames"], boxes)
+    return {**batch, "frames": frames, "face_box": boxes[:, 0], "mouth_box": boxes[:, 1]}
+
   def _motion_mask(self, keys: Key[Array, b], batch: Batch) -> Int[Array, "b t k"]:
     """Visible patches of the view the motion tokens come from: face-preserving, or uniform in ablation A1."""
     weights = None
@@ -315,8 +326,9 @@ def _speech_encoder(
   raise InputError(f"unknown speech encoder {sizes['kind']!r}: one of {', '.join(SPEECH_ENCODERS)}")
 
 
-def _to_unit(pixels: UInt8[Array, "*b p"]) -> Float[Array, "*b p"]:
-  return pixels.astype(jnp.float32) / 255
+def _to_unit(pixels: Array) -> Float[Array, "*b p"]:
+  """uint8 -> [0, 1]; floats are there already, and gradients flow to them."""
+  return pixels.astype(jnp.float32) / (255 if pixels.dtype == jnp.uint8 else 1)
 
 
 def _choose_frames(keys: Key[Array, b], *, frames: int, chosen: int) -> Int[Array, "b f"]:

@@ -115,7 +115,7 @@ def lag(path: str | os.PathLike, clips: Sequence[ClipTokens], *, state: LagState
   figure = _figure(3.4 * (len(clips) + 1), 5.6)
   axes = figure.subplots(2, len(clips) + 1, squeeze=False, height_ratios=(3, 2))
   for (heat, curve), clip in zip(axes.T[:-1], clips, strict=True):
-    scores = lag_scores(clip.audio, clip.vocal)
+    scores = lag_scores(clip.audio, clip.vocal, clip.similarity)
     start = MAX_LAG / FPS
     heat.imshow(
       scores.T,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,54 +20,24 @@ from synclipmae_jax.models import masking
 from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAE
 from synclipmae_jax.models.visual_encoder import denormalise_pixels
 from synclipmae_jax.tasks import pictures
-from synclipmae_jax.tasks.sync_evaluation import References, SyncReport, evaluate_sync, measure_references
+from synclipmae_jax.tasks.sync_evaluation import SyncReport, TokenEvaluator, evaluate_sync
 from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, EvalClip, Params, audio_context_samples
 
 PAD_FRAMES = 64  # clips are padded to a multiple of this: at most four shapes to compile for clips of up to 10 s
 COLUMNS = 8  # frames in a picture
 
 
-class SyncEvaluator:
-  """Acc, Offset and R-precision of the frozen tokens on held-out clips (`types.Evaluator`).
+class SyncEvaluator(TokenEvaluator):
+  """The frozen tokens of SyncLipMAE on held-out clips, on all devices of a mesh; the rest as its base has it."""
 
-  `clips` are this process's share, which may be empty; the scores are those of all clips on every process. Writes
-  DIR/eval.json at every evaluation, and at the last one DIR/lag.png. The linear baseline and the ceiling are fitted on
-  `train_clips`, the same on every process, once, at the first evaluation.
-  """
-
-  name = "sync"
-
-  def __init__(
-    self,
-    model: SyncLipMAE,
-    *,
-    clips: Sequence[EvalClip],
-    train_clips: Callable[[], Iterable[EvalClip]],
-    workdir: Path,
-    mesh: Mesh,
-    remark: str = "",
-  ):
-    self.model, self.clips, self.workdir, self.remark = model, clips, workdir, remark
-    self.report: SyncReport | None = None
-    self._train_clips = train_clips
-    self._mesh = mesh
+  def __init__(self, model: SyncLipMAE, *, mesh: Mesh, **clips: Any):
+    super().__init__(**clips)
+    self.model, self._mesh = model, mesh
     self._embed = _embed_sharded(model, mesh)
 
-  @functools.cached_property
-  def references(self) -> References:
-    """Linear baseline and ceiling on these clips."""
-    return measure_references(self.clips, self._train_clips())
-
-  def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:
+  def measure(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> SyncReport:
     tokens = self._tokens(trainable, frozen)
-    self.report = evaluate_sync(
-      lambda clip: tokens[clip.key], self.clips, references=self.references, remark=self.remark
-    )
-    if jax.process_index() == 0:
-      self.report.write(self.workdir / "eval.json")
-    if final and jax.process_index() == 0:
-      pictures.lag(self.workdir / "lag.png", self.report.model.examples, state=self.report.model.lags)
-    return self.report.scalars()
+    return evaluate_sync(lambda clip: tokens[clip.key], self.clips, references=self.references, remark=self.remark)
 
   def _tokens(self, trainable: Params, frozen: Params) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """key -> (audio, vocal) tokens [T, D] of this process's clips, on each device one clip at a time.

@@ -16,13 +16,16 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from synclipmae_jax import sharding
 from synclipmae_jax.baselines.linear import fit_linear
 from synclipmae_jax.metrics import retrieval, sync
 from synclipmae_jax.metrics.bootstrap import Estimate
 from synclipmae_jax.metrics.retrieval import RetrievalState
-from synclipmae_jax.metrics.sync import ClipTokens, LagState
-from synclipmae_jax.types import EvalClip
+from synclipmae_jax.metrics.sync import ClipTokens, LagState, PairScores
+from synclipmae_jax.tasks import pictures
+from synclipmae_jax.types import EvalClip, Params
 
 TokensOf = Callable[[EvalClip], tuple[Any, Any]]  # -> (audio [T, D], vocal [T, D])
 
@@ -47,6 +50,16 @@ class SyncScores:
   pool_note: str | None
   examples: tuple[ClipTokens, ...]  # the first few clips, for the pictures
 
+  def notes(self, remark: str = "") -> list[str]:
+    """Sentences about the clips without which the numbers would mislead; `remark` is the caller's own."""
+    notes = [SYNTHETIC_NOTE] if self.synthetic else []
+    notes += [remark] if remark else []
+    if self.lag_assumed:
+      notes.append(f"the true lag of {len(self.lag_assumed)} clips is unknown: 0 is assumed")
+    if self.skipped:
+      notes.append(f"{len(self.skipped)} clips of fewer than {sync.MIN_FRAMES} frames were skipped")
+    return notes + ([self.pool_note] if self.pool_note else [])
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyncState:
@@ -59,16 +72,17 @@ class SyncState:
   synthetic: bool = False
 
   @classmethod
-  def from_clip(cls, clip: EvalClip, tokens_of: TokensOf) -> SyncState:
+  def from_clip(cls, clip: EvalClip, tokens_of: TokensOf, similarity: str | PairScores = "cosine") -> SyncState:
     synthetic = clip.corpus.startswith(SYNTHETIC_CORPUS)
     if len(clip.frames) < sync.MIN_FRAMES:
       return cls(skipped=(clip.key,), synthetic=synthetic)
     audio, vocal = tokens_of(clip)
-    tokens = ClipTokens(key=clip.key, audio=audio, vocal=vocal, lag=clip.lag)
+    compared, in_pairs = (similarity, None) if isinstance(similarity, str) else ("pairs", similarity)
+    tokens = ClipTokens(key=clip.key, audio=audio, vocal=vocal, lag=clip.lag, similarity=compared)
     if tokens.frames != len(clip.frames):
       raise ValueError(f"{clip.key}: {tokens.frames} tokens for {len(clip.frames)} frames")
     return cls(
-      lags=LagState.from_clip(tokens),
+      lags=LagState.from_clip(tokens, in_pairs),
       pairs=RetrievalState.from_clip(tokens),
       lag_assumed=(clip.key,) if clip.lag is None else (),
       synthetic=synthetic,
@@ -84,16 +98,19 @@ class SyncState:
     )
 
 
-def score_tokens(tokens_of: TokensOf, clips: Iterable[EvalClip], *, examples: int = 3) -> SyncScores:
+def score_tokens(
+  tokens_of: TokensOf, clips: Iterable[EvalClip], *, similarity: str | PairScores = "cosine", examples: int = 3
+) -> SyncScores:
   """Scores `tokens_of` on every clip of at least sync.MIN_FRAMES frames. Clips are read once and not kept.
 
+  `similarity`: "cosine", "l2", or the function of a model that judges pairs (`baselines.protocol.SyncModel`).
   Each process gives its own share of the clips, and all get the scores of all clips, the very same numbers as a single
   process. Raises ValueError where the tokens are not [T, D], one for each frame of the clip, or are not finite.
   """
   merged = lambda states: functools.reduce(SyncState.merge, states, SyncState())
-  state = merged(sharding.gather(merged(SyncState.from_clip(clip, tokens_of) for clip in clips)))
+  state = merged(sharding.gather(merged(SyncState.from_clip(clip, tokens_of, similarity) for clip in clips)))
   return SyncScores(
-    estimates=state.lags.compute() | state.pairs.compute(),
+    estimates=state.lags.compute() | state.pairs.compute(None if isinstance(similarity, str) else similarity),
     chance=state.lags.chance() | retrieval.CHANCE,
     lags=state.lags,
     skipped=state.skipped,
@@ -139,14 +156,7 @@ class SyncReport:
   @property
   def notes(self) -> list[str]:
     """Sentences without which the numbers would mislead."""
-    model = self.model
-    notes = [SYNTHETIC_NOTE] if model.synthetic else []
-    notes += [self.remark] if self.remark else []
-    if model.lag_assumed:
-      notes.append(f"the true lag of {len(model.lag_assumed)} clips is unknown: 0 is assumed")
-    if model.skipped:
-      notes.append(f"{len(model.skipped)} clips of fewer than {sync.MIN_FRAMES} frames were skipped")
-    return notes + ([model.pool_note] if model.pool_note else [])
+    return self.model.notes(self.remark)
 
   def scalars(self) -> dict[str, float]:
     """The model's defined numbers by flat name ("acc/k5", "r_precision/top1" …), for a metric writer."""
@@ -159,16 +169,16 @@ class SyncReport:
     linear, ceiling = self.references.linear, self.references.ceiling
     clips = self.model.lags.clips
     return {
-      **_nest(protocol, _value),
-      "chance": _nest({name: self.model.chance[name] for name in PROTOCOL}, _number),
-      "linear_baseline": _protocol(linear, _value),
-      "ceiling": _protocol(ceiling, _value),
-      "ci95": _nest(self.model.estimates, _interval),
+      **nest(protocol, value_or_null),
+      "chance": nest({name: self.model.chance[name] for name in PROTOCOL}, number_or_null),
+      "linear_baseline": _protocol(linear, value_or_null),
+      "ceiling": _protocol(ceiling, value_or_null),
+      "ci95": nest(self.model.estimates, interval_or_null),
       "clips": len(clips),
-      **_nest(extra, _value),
-      "chance_extra": _nest({name: self.model.chance[name] for name in extra}, _number),
-      "linear_baseline_ci95": _protocol(linear, _interval),
-      "ceiling_ci95": _protocol(ceiling, _interval),
+      **nest(extra, value_or_null),
+      "chance_extra": nest({name: self.model.chance[name] for name in extra}, number_or_null),
+      "linear_baseline_ci95": _protocol(linear, interval_or_null),
+      "ceiling_ci95": _protocol(ceiling, interval_or_null),
       "frames": sum(clip.frames for clip in clips),
       "skipped": list(self.model.skipped),
       "lag_assumed_zero": list(self.model.lag_assumed),
@@ -186,16 +196,16 @@ class SyncReport:
   def table(self) -> str:
     """Markdown: chance, linear baseline, the model with its 95 % interval and its ratio to linear, the ceiling."""
     model, linear, ceiling = self.model.estimates, self.references.linear, self.references.ceiling
-    rows = {"": [_heading(name) for name in PROTOCOL]}
-    rows["chance"] = [_cell(name, self.model.chance[name]) for name in PROTOCOL]
+    rows = {"": [heading(name) for name in PROTOCOL]}
+    rows["chance"] = [cell(name, self.model.chance[name]) for name in PROTOCOL]
     if linear:
-      rows["linear baseline"] = [_cell(name, linear.estimates[name].value) for name in PROTOCOL]
-    rows[self.name] = [_cell(name, model[name].value) for name in PROTOCOL]
-    rows["  95 % interval, +-"] = [_cell(name, (model[name].high - model[name].low) / 2) for name in PROTOCOL]
+      rows["linear baseline"] = [cell(name, linear.estimates[name].value) for name in PROTOCOL]
+    rows[self.name] = [cell(name, model[name].value) for name in PROTOCOL]
+    rows["  95 % interval, +-"] = [cell(name, (model[name].high - model[name].low) / 2) for name in PROTOCOL]
     if linear:
       rows["  times linear"] = [_ratio(model[name].value, linear.estimates[name].value) for name in PROTOCOL]
     if ceiling:
-      rows["ceiling (true mouth)"] = [_cell(name, ceiling.estimates[name].value) for name in PROTOCOL]
+      rows["ceiling (true mouth)"] = [cell(name, ceiling.estimates[name].value) for name in PROTOCOL]
     first, width = max(map(len, rows)), max(len(cell) for cells in rows.values() for cell in cells)
     lines = [
       f"| {label:<{first}} | {' | '.join(f'{cell:>{width}}' for cell in cells)} |" for label, cells in rows.items()
@@ -217,16 +227,60 @@ def evaluate_sync(
   clips: Iterable[EvalClip],
   *,
   references: References | None = None,
+  similarity: str | PairScores = "cosine",
   name: str = "SyncLipMAE",
   remark: str = "",
 ) -> SyncReport:
   """Measures `tokens_of` on `clips` and sets it beside `references` (from `measure_references` on the same clips)."""
   return SyncReport(
-    model=score_tokens(tokens_of, clips), references=references or References(), name=name, remark=remark
+    model=score_tokens(tokens_of, clips, similarity=similarity),
+    references=references or References(),
+    name=name,
+    remark=remark,
   )
 
 
-def _nest(flat: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
+class TokenEvaluator:
+  """Acc, Offset and R-precision of a model in training on held-out clips (`types.Evaluator`).
+
+  `clips` are this process's share, which may be empty; the scores are those of all clips on every process. Writes
+  DIR/eval.json at every evaluation, and at the last one DIR/lag.png. The linear baseline and the ceiling are fitted on
+  `train_clips`, the same on every process, once, at the first evaluation.
+  """
+
+  name = "sync"
+
+  def __init__(
+    self,
+    *,
+    clips: Sequence[EvalClip],
+    train_clips: Callable[[], Iterable[EvalClip]],
+    workdir: pathlib.Path,
+    remark: str = "",
+  ):
+    self.clips, self.workdir, self.remark = clips, workdir, remark
+    self.report: SyncReport | None = None
+    self._train_clips = train_clips
+
+  @functools.cached_property
+  def references(self) -> References:
+    """Linear baseline and ceiling on these clips."""
+    return measure_references(self.clips, self._train_clips())
+
+  def measure(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> SyncReport:
+    """The report of these parameters."""
+    raise NotImplementedError
+
+  def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:
+    self.report = self.measure(trainable, frozen, step=step, final=final)
+    if jax.process_index() == 0:
+      self.report.write(self.workdir / "eval.json")
+    if final and jax.process_index() == 0:
+      pictures.lag(self.workdir / "lag.png", self.report.model.examples, state=self.report.model.lags)
+    return self.report.scalars()
+
+
+def nest(flat: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
   """{"acc/k1": x} -> {"acc": {"k1": convert(x)}}."""
   nested: dict[str, dict[str, Any]] = {}
   for path, value in flat.items():
@@ -236,30 +290,30 @@ def _nest(flat: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str, d
 
 
 def _protocol(scores: SyncScores | None, convert: Callable[[Estimate], Any]) -> dict[str, Any] | None:
-  return _nest({name: scores.estimates[name] for name in PROTOCOL}, convert) if scores else None
+  return nest({name: scores.estimates[name] for name in PROTOCOL}, convert) if scores else None
 
 
-def _number(value: float) -> float | None:
+def number_or_null(value: float) -> float | None:
   return None if math.isnan(value) else float(value)
 
 
-def _value(estimate: Estimate) -> float | None:
-  return _number(estimate.value)
+def value_or_null(estimate: Estimate) -> float | None:
+  return number_or_null(estimate.value)
 
 
-def _interval(estimate: Estimate) -> list[float] | None:
+def interval_or_null(estimate: Estimate) -> list[float] | None:
   return None if math.isnan(estimate.low) else [estimate.low, estimate.high]
 
 
-def _heading(name: str) -> str:
+def heading(name: str) -> str:
   group, which = name.split("/")
   return f"R@{which[3:]}" if group == "r_precision" else f"{group.capitalize()[:3]} {which.upper()}"
 
 
-def _cell(name: str, value: float) -> str:
+def cell(name: str, value: float) -> str:
   if math.isnan(value):
     return "-"
-  return f"{value:.2f}" if name.startswith("offset") else f"{100 * value:.1f}"
+  return f"{value:.2f}" if "offset" in name else f"{100 * value:.1f}"
 
 
 def _ratio(value: float, reference: float) -> str:

@@ -130,3 +130,22 @@ def test_few_clips_are_said_and_a_single_clip_is_not_defined():
   assert found["r_precision_within/top1"].value == 1.0
   assert state_of(pairs(rng, clips=32)).pool_note is None
   assert all(np.isnan(e.value) for e in RetrievalState().compute().values())
+
+
+def test_pools_are_ranked_by_the_distance_where_that_is_the_similarity():
+  """And pairs by their function: the same function of vectors gives the same numbers for the same queries."""
+  rng = np.random.default_rng(9)
+  clips = []
+  for i in range(33):  # 1000 queries are all of 31 a clip
+    source = rng.normal(size=(31, 4)) * rng.uniform(0.3, 3, size=(31, 1))
+    near = source + 0.5 * rng.normal(size=source.shape)
+    clips.append(ClipTokens(key=f"{i:02d}", audio=source, vocal=near, similarity="l2"))
+  distance = lambda a, v: -np.linalg.norm(a - v, axis=1)
+  as_pairs = [ClipTokens(key=c.key, audio=c.audio, vocal=c.vocal, similarity="pairs") for c in clips]
+  found, asked = state_of(clips).compute(), state_of(as_pairs).compute(distance)
+  assert 0.1 < found["r_precision/top1"].value < 0.9
+  assert found["r_precision/top1"].value == pytest.approx(asked["r_precision/top1"].value, abs=0.04)
+  # Within one candidate set the order is the distance's, not the cosine's.
+  score = retrieval._score_vectors(clips)(np.array([5]), np.arange(100)[None])
+  vocal = np.concatenate([c.vocal for c in clips])[:100]
+  np.testing.assert_array_equal(np.argsort(score[0]), np.argsort(-np.linalg.norm(vocal - clips[0].audio[5], axis=1)))

@@ -147,3 +147,32 @@ def test_bad_tokens_are_refused_by_name():
     ClipTokens(key="clip7", audio=good, vocal=bad)
   with pytest.raises(ValueError, match="too few"):
     sync.lag_scores(good[:30], good[:30])
+
+
+def test_the_distance_is_that_of_the_vectors_as_they_are():
+  rng = np.random.default_rng(8)
+  audio, vocal = rng.normal(size=(50, 6)), rng.normal(size=(50, 6)) * rng.uniform(0.1, 10, size=(50, 1))
+  scores = sync.lag_scores(audio, vocal, "l2")
+  for row, lag in ((0, -15), (3, 0), (19, 15)):
+    assert scores[row, lag + 15] == pytest.approx(-np.sqrt(((audio[row + 15] - vocal[row + 15 + lag]) ** 2).sum()))
+  clip = ClipTokens(key="c", audio=audio, vocal=vocal, lag=2, similarity="l2")
+  by_scores = {name: e.value for name, e in LagState.from_scores("c", scores, 2).compute().items()}
+  assert values(clip) == by_scores != values(dataclasses.replace(clip, similarity="cosine"))
+
+
+def test_a_function_of_pairs_is_asked_for_the_same_pairs():
+  rng = np.random.default_rng(9)
+  audio, vocal = rng.normal(size=(48, 6)), rng.normal(size=(48, 6))
+  asked = sync.pair_lag_scores(audio[:, None], vocal[:, None, None], lambda a, v: (a[:, 0] * v[:, 0, 0]).sum(axis=1))
+  norm = lambda x: np.linalg.norm(x, axis=1)
+  lags = np.arange(31)
+  rows = np.arange(18)[:, None]
+  np.testing.assert_allclose(
+    asked / (norm(audio)[rows + 15] * norm(vocal)[rows + lags]), sync.lag_scores(audio, vocal), atol=1e-12
+  )
+  with pytest.raises(ValueError, match=r"both be \[T, \.\.\.\]"):
+    ClipTokens(key="c", audio=audio[:, None], vocal=vocal[:-1], similarity="pairs")
+  with pytest.raises(ValueError, match="unknown similarity 'l1'"):
+    ClipTokens(key="c", audio=audio, vocal=vocal, similarity="l1")
+  with pytest.raises(ValueError, match="finite numbers"):
+    LagState.from_scores("c", np.full((4, 31), np.nan), 0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synclipmae_jax.models.augment import apply_affine, jitter_affine
+from synclipmae_jax.models.augment import apply_affine, crop_jitter, jitter_affine
 
 OFF = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, probability=1.0)
 FULL = dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8)
@@ -63,3 +63,34 @@ def test_result_stays_in_range_and_is_one_draw_a_clip(pixels):
   assert 0 <= out.min() and out.max() <= 1
   alone = np.asarray(apply_affine(clip[:, 1:, 3:4], matrix[None], offset[None]))
   np.testing.assert_allclose(out[:, 1:, 3:4], alone, atol=1e-6)
+
+
+def square_clip(size=32):
+  """Black frames with a white square at [8, 20) x [12, 20), and its box beside one that is unknown."""
+  frames = np.zeros((2, size, size, 3), np.uint8)
+  frames[:, 12:20, 8:20] = 255
+  known = np.tile(np.float32([8, 12, 20, 20]) / size, (2, 1))
+  return frames, np.stack([known, np.full((2, 4), -1, np.float32)])
+
+
+def test_no_crop_jitter_changes_nothing():
+  frames, boxes = square_clip()
+  noise = np.random.default_rng(0).integers(0, 256, frames.shape, dtype=np.uint8)
+  same, there = crop_jitter(jax.random.key(0), noise, boxes, zoom=1.0, shift=0.0)
+  np.testing.assert_array_equal(same, noise)
+  np.testing.assert_allclose(there, boxes, atol=1e-6)
+
+
+def test_boxes_follow_the_picture():
+  frames, boxes = square_clip()
+  moved = []
+  for key in range(12):
+    seen, there = crop_jitter(jax.random.key(key), frames, boxes, zoom=1.3, shift=0.1)
+    white = np.asarray(seen[0, :, :, 0]) > 127
+    rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
+    found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    np.testing.assert_allclose(found, 32 * np.asarray(there[0, 0]), atol=1.0)
+    np.testing.assert_array_equal(there[1], boxes[1])  # what is unknown stays unknown
+    np.testing.assert_array_equal(seen[0], seen[1])  # one draw a clip
+    moved.append(found)
+  assert np.ptp(moved, axis=0).min() >= 2

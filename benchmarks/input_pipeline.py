@@ -1,0 +1,180 @@
+"""What the input pipeline costs: against PyAV alone, against a torch DataLoader, and in the training loop.
+
+    python benchmarks/input_pipeline.py                        makes 8 SynthTalk clips of 256 px first
+    python benchmarks/input_pipeline.py --records=DIR          what `synclipmae prepare` made in DIR
+
+Clips/s per core, that is, per second of processor time, since decoding takes nothing else. The bound is a loop over
+records in memory in which PyAV decodes two windows of pictures, and the sound; the DataLoader (needs the extra
+`convert`) decodes as we do. The step is the demo's, fed by the pipeline as `train.loop` feeds it.
+Targets: at least 0.8 of the bound; host time of a step outside the device under 2 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import itertools
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import jax
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from side_by_side import in_turn, load, ratio
+from train_step import build, sized
+
+from synclipmae_jax import sharding
+from synclipmae_jax.data import pipeline, records
+from synclipmae_jax.data.prepare import prepare
+from synclipmae_jax.data.synthtalk.corpus import write_corpus
+from synclipmae_jax.train.host_memory import keep_freed_memory
+from synclipmae_jax.types import FPS
+
+CLIPS, FRAMES, AUDIO_FRAMES, BATCHES = 16, 16, 64, 4  # clips and frames of a batch, batches of a round
+
+
+def make_records(directory: Path, size: int) -> Path:
+  """A small SynthTalk corpus, prepared."""
+  write_corpus(directory / "raw", clips={"train": 8}, seconds=6.0, size=size, progress=False)
+  out = directory / "prepared"
+  prepare(directory / "raw", out, corpus="synthtalk", faces="precomputed", size=size, progress=False)
+  return out
+
+
+def pyav_alone(recorded: list[dict], random: np.random.Generator) -> None:
+  """Decodes two windows of every record, and its sound."""
+  for record in recorded:
+    first = int(random.integers(record["n_frames"] - 2 * FRAMES + 1))
+    second = int(random.integers(first + FRAMES, record["n_frames"] - FRAMES + 1))
+    rgb = VideoReformatter()
+    with av.open(io.BytesIO(record["mp4"]), format="mp4") as container:
+      stream = container.streams.video[0]
+      stream.thread_type = "NONE"
+      ticks = round(1 / (FPS * stream.time_base))
+      for start in (first, second):
+        container.seek(start * ticks, stream=stream)
+        wanted = (frame for frame in container.decode(stream) if frame.pts >= start * ticks)
+        for frame in itertools.islice(wanted, FRAMES):
+          rgb.reformat(frame, format="rgb24").to_ndarray()
+    with av.open(io.BytesIO(record["flac"]), format="flac") as container:
+      for frame in container.decode(audio=0):
+        frame.to_ndarray()
+
+
+def torch_batches(source: records.Records, size: int):
+  """Endless batches of a DataLoader over the same records, cut and decoded by the same functions."""
+  import torch
+
+  torch.set_num_threads(1)  # as in the workers of a DataLoader; more spin, which is processor time too
+  cut = pipeline._CutWindows(seed=0, frames=FRAMES, audio_frames=AUDIO_FRAMES, size=size)
+
+  class Clips(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+      return len(source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+      return cut(index, source[index])
+
+  loader = torch.utils.data.DataLoader(Clips(), batch_size=CLIPS // 2, shuffle=True, drop_last=True)
+  while True:
+    yield from loader
+
+
+def rest() -> None:
+  """Waits until the threads of this process rest: what the pipeline decodes ahead belongs to the round."""
+  used = -1.0
+  while time.process_time() - used > 0.01:
+    used = time.process_time()
+    time.sleep(0.3)
+
+
+def feeding(batches, rounds: int) -> dict[str, float]:
+  """Of the loop's step on the demo's model, medians: its seconds, those that the main thread computes (assembling,
+  dispatching, reading the metrics), the share of these, and those that it waits for its batch."""
+  config = sized("demo", dtype="float32")
+  ours = build(config, jax.devices()[:1])
+  frozen, _, key = ours.arguments
+  mesh = sharding.make_mesh(config.train.mesh, jax.devices()[:1])
+  ours()
+  rest()
+  seconds, host, waits, before = [], [], [], None
+  for _ in range(rounds):
+    started, used = time.perf_counter(), time.thread_time()
+    batch = next(batches)
+    waits.append(time.perf_counter() - started)
+    batch = sharding.to_global(batch, mesh)
+    ours.state, metrics = ours.compiled(ours.state, frozen, batch, key)
+    if before is not None:  # as the loop does: read the step before while the device computes this one
+      {name: float(value) for name, value in jax.device_get(before).items()}
+    before = metrics
+    seconds.append(time.perf_counter() - started)
+    host.append(time.thread_time() - used)
+  share = [h / s for h, s in zip(host[1:], seconds[1:], strict=True)]
+  measured = {"step_s": seconds[1:], "host_s": host[1:], "share": share, "data_wait_s": waits[1:]}
+  return {name: float(np.median(each)) for name, each in measured.items()}
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--records", help="directory that `synclipmae prepare` has filled")
+  parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+  args = parser.parse_args()
+  keep_freed_memory()
+  with tempfile.TemporaryDirectory() as made:
+    directory = args.records or make_records(Path(made), 256)
+    source = records.open_records(directory, split="train")
+    size = source.preprocessing["size"]
+    common = dict(seed=0, batch_size=CLIPS, clip_frames=FRAMES, audio_context_frames=AUDIO_FRAMES)
+    open_stream = lambda size: pipeline.train_batches([pipeline.Source(directory=directory)], **common, image_size=size)
+    ours = open_stream(size)
+    recorded = [source[index] for index in range(min(len(source), BATCHES * CLIPS // 2))]
+    random = np.random.default_rng(0)
+
+    def draw(batches):
+      for _ in range(BATCHES):
+        next(batches)
+      rest()
+
+    def bound():
+      for number in range(BATCHES * CLIPS // 2):
+        pyav_alone([recorded[number % len(recorded)]], random)
+
+    runs = {"ours": lambda: draw(ours), "pyav": bound}
+    try:
+      loader = torch_batches(source, size)
+      next(loader)
+      runs["torch"] = lambda: draw(loader)
+    except ImportError:
+      print("no torch: its DataLoader is left out", file=sys.stderr)
+    in_turn(runs, rounds=1)  # warm
+    times = in_turn(runs, rounds=args.rounds)
+    step = feeding(open_stream(64), rounds=8 * args.rounds) if size >= 64 else None
+  clips = BATCHES * CLIPS
+  rates = {name: clips / float(np.median(each.cpu)) for name, each in times.items()}
+  # Times the other way up: of two rates, the larger is the one that takes less.
+  ratios = {name: ratio(times[name], times["ours"]) for name in runs if name != "ours"}
+  if args.json:
+    plain = {name: dataclasses.asdict(value) for name, value in ratios.items()}
+    print(json.dumps({"size": size, "clips_per_cpu_second": rates, "ratio": plain, "step": step, "load": load()}))
+    return 0
+  for name, rate in rates.items():
+    print(f"{name:6} {rate:7.0f} clips/s per core ({FRAMES} frames of {size} px and their sound)")
+  for name, value in ratios.items():
+    print(f"ours / {name:5} = {value.cpu:.2f}" + (" (target: at least 0.8)" if name == "pyav" else ""))
+  if step:
+    print(
+      f"the demo's step: {1e3 * step['step_s']:.0f} ms, of which the host's own {1e3 * step['host_s']:.1f} ms"
+      f" ({step['share']:.1%}; target: under 2 %); it waits {1e3 * step['data_wait_s']:.1f} ms for its batch"
+    )
+  print(load())
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,54 @@
+"""Timing things in turn, so that a busy machine slows all of them alike, and ratios with their spread."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Times:
+  """Seconds of one thing, round by round."""
+
+  wall: list[float] = dataclasses.field(default_factory=list)
+  cpu: list[float] = dataclasses.field(default_factory=list)  # of all threads of this process: blind to others' load
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ratio:
+  """Of two times, over the rounds: median and quartiles of the wall clock, median of the processor time."""
+
+  wall: float
+  low: float
+  high: float
+  cpu: float
+
+  def __str__(self) -> str:
+    return f"{self.wall:.2f} [{self.low:.2f}, {self.high:.2f}] (processor time {self.cpu:.2f})"
+
+
+def in_turn(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Times]:
+  """Every round times all of `runs`, in an order that alternates."""
+  times = {name: Times() for name in runs}
+  for number in range(rounds):
+    for name in list(runs)[:: -1 if number % 2 else 1]:
+      cpu, wall = time.process_time(), time.perf_counter()
+      runs[name]()
+      times[name].wall.append(time.perf_counter() - wall)
+      times[name].cpu.append(time.process_time() - cpu)
+  return times
+
+
+def ratio(above: Times, below: Times) -> Ratio:
+  """Of the rounds of two entries of `in_turn`, each round by itself."""
+  of = lambda a, b: statistics.quantiles([x / y for x, y in zip(a, b, strict=True)], n=4, method="inclusive")
+  low, wall, high = of(above.wall, below.wall)
+  return Ratio(wall=wall, low=low, high=high, cpu=of(above.cpu, below.cpu)[1])
+
+
+def load() -> str:
+  """How busy the machine was: with more load than cores, wall clocks are noise and processor times still count."""
+  return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"

@@ -1,0 +1,193 @@
+"""Our train step against the same step in PyTorch (`torch_twin.py`), timed in turn in one process.
+
+    python benchmarks/train_step.py                              the demo's model, float32, all cores
+    python benchmarks/train_step.py --size=middle                12 blocks of 384, with wav2vec 2.0
+    python benchmarks/train_step.py --size=paper                 on a GPU: bfloat16, the twins compiled, MFU
+
+`plain` is the twin as one writes it first; `lean` also shares the decoder's first self-attention and predicts only the
+patches that are scored. On a CPU both keep the memory they free, as ours does by itself (train/host_memory.py).
+Needs the extra `convert`; `taskset -c 0` in front gives one core.
+Targets: at most 1.1 x `plain` on a CPU, aim 1.0; on a GPU at most 0.9 x the compiled one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import runpy
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from side_by_side import in_turn, load, ratio
+
+from synclipmae_jax import job, sharding
+from synclipmae_jax.train.flops import mfu
+from synclipmae_jax.train.host_memory import keep_freed_memory
+from synclipmae_jax.train.optim import make_optimizer
+from synclipmae_jax.train.state import init_state
+from synclipmae_jax.train.step import make_train_step
+
+SIZES = {  # preset of configs/pretrain.py and what is changed in it
+  "demo": ("demo", {}),
+  "middle": (
+    "demo",
+    {
+      "data.image_size": 128,
+      "model.visual_encoder": dict(patch=16, width=384, depth=12, heads=6, mlp_width=1536, class_token=True),
+      "model.decoder": dict(width=256, depth=4, heads=8, mlp_width=1024, conditioning="cross_attention"),
+      "model.speech_encoder.kind": "wav2vec2",
+      "model.speech_encoder.wav2vec2": dict(width=384, depth=6, heads=6, mlp_width=1536, conv_width=256),
+      "model.decode_frames": 8,
+      "loss.reconstruct_patches": "masked",
+      "loss.negatives_clips": 4,
+      "train.batch_clips": 4,
+    },
+  ),
+  "paper": ("paper", {"train.batch_clips": 48, "train.mesh": (("data", -1),), "model.remat": "none"}),
+}
+
+
+def sized(name: str, *, dtype: str, clips: int | None = None):
+  """The configuration of one of SIZES."""
+  preset, changes = SIZES[name]
+  config = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "pretrain.py"))["get_config"](preset)
+  changes = changes | {"model.compute_dtype": dtype}
+  if clips:
+    changes |= {"train.batch_clips": clips, "loss.negatives_clips": min(clips, config.loss.negatives_clips)}
+  return change(config, changes)
+
+
+def change(config, changes: Mapping[str, Any]):
+  """`config` itself, with other values in the fields named by their paths; a part is updated."""
+  for path, value in changes.items():
+    *parts, field = path.split(".")
+    part = functools.reduce(getattr, parts, config)
+    if isinstance(value, dict):
+      part[field].update(value)
+    else:
+      part[field] = value
+  return config
+
+
+@dataclasses.dataclass
+class Ours:
+  """Our step on random data; calling it runs one to its end."""
+
+  task: Any
+  compiled: Any
+  state: Any
+  arguments: tuple  # frozen, batch, key
+
+  def __call__(self) -> float:
+    self.state, metrics = self.compiled(self.state, *self.arguments)
+    jax.block_until_ready(self.state)
+    return float(metrics["loss"])
+
+
+def build(config, devices=None) -> Ours:
+  """Compiles the step of a configuration for `devices` (default: all)."""
+  task = job.build_task(config)
+  mesh = sharding.make_mesh(config.train.mesh, devices)
+  optimizer = make_optimizer(**config.optimizer, total_steps=config.train.steps)
+  state, frozen = init_state(task, optimizer, mesh, jax.random.key(0))
+  random, abstract = np.random.default_rng(0), task.abstract_batch(config.train.batch_clips)
+  batch = {
+    name: (random.integers(256, size=leaf.shape) if leaf.dtype == "uint8" else random.standard_normal(leaf.shape))
+    for name, leaf in abstract.items()
+  }
+  batch["face_box"][:], batch["mouth_box"][:] = (0.2, 0.15, 0.8, 0.9), (0.35, 0.6, 0.65, 0.8)
+  batch["index"] = np.arange(config.train.batch_clips)
+  batch = {name: batch[name].astype(leaf.dtype) for name, leaf in abstract.items()}
+  key = jax.device_put(jax.random.key(1), NamedSharding(mesh, PartitionSpec()))
+  arguments = (frozen, sharding.to_global(batch, mesh), key)
+  step = make_train_step(task, optimizer, mesh=mesh, negatives_clips=task.negatives_clips)
+  return Ours(task, step.lower(state, *arguments).compile(), state, arguments)
+
+
+def same_work(ours: Ours, twins, tensors) -> dict:
+  """Parameters of every part, FLOPs of a step and the first loss, of ours and of the twins."""
+  from torch.utils.flop_counter import FlopCounterMode
+
+  parameters, flops, first_loss = {}, {"ours": ours.task.model_flops(len(ours.arguments[1]["index"]))}, {"ours": ours()}
+  parts = dict(next(iter(twins.values())).model.named_children())
+  for part, tree in {**ours.state.trainable, **ours.arguments[0]}.items():
+    if part in parts:  # our tables of positions are parameters, never trained
+      count = sum(leaf.size for path, leaf in sharding.tree_paths(tree) if not path.endswith("position"))
+      parameters[part] = {"ours": count, "twin": sum(p.numel() for p in parts[part].parameters())}
+  for name, twin in twins.items():
+    with FlopCounterMode(display=False) as counter:
+      first_loss[name] = float(twin.step(tensors))
+    flops[name] = counter.get_total_flops()
+  return {"parameters": parameters, "flops": flops, "first_loss": first_loss}
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--size", choices=SIZES, default="demo")
+  parser.add_argument("--clips", type=int, help="clips of a batch (default: 16 demo, 4 middle, 48 paper)")
+  parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
+  parser.add_argument("--compile", action="store_true", help="torch.compile the twins (on a GPU: always)")
+  parser.add_argument("--system-malloc", action="store_true", help="do not keep freed memory, as main does on a CPU")
+  parser.add_argument("--rounds", type=int, default=15)
+  parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+  args = parser.parse_args()
+
+  import torch
+  import torch_twin
+
+  if not args.system_malloc:
+    keep_freed_memory()
+  torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA takes
+  on_gpu = torch.cuda.is_available()
+  config = sized(args.size, dtype=args.dtype or ("bfloat16" if on_gpu else "float32"), clips=args.clips)
+  ours = build(config, jax.devices()[:1])
+  twins = {name: torch_twin.Trainer(config, lean=name == "lean") for name in ("plain", "lean")}
+  if (jax.default_backend() == "gpu") != on_gpu:
+    parser.error("jax and torch do not see the same devices")
+  tensors = {
+    name: torch.from_numpy(np.array(value)).to(twins["plain"].device)
+    for name, value in ours.arguments[1].items()
+    if name != "index"
+  }
+  same = same_work(ours, twins, tensors)
+  for twin in twins.values() if args.compile or on_gpu else ():
+    twin.compile()
+  runs = {"ours": ours} | {name: functools.partial(_finished, twin, tensors) for name, twin in twins.items()}
+  in_turn(runs, rounds=2)  # warm
+  times = in_turn(runs, rounds=args.rounds)
+  ratios = {name: ratio(times["ours"], times[name]) for name in twins}
+  seconds = {name: statistics.median(each.wall) for name, each in times.items()}
+  utilisation = mfu(same["flops"]["ours"], seconds["ours"], jax.devices()[:1])
+  if args.json:
+    plain = {name: dataclasses.asdict(value) for name, value in ratios.items()}
+    print(json.dumps({"ratio": plain, "seconds": seconds, "mfu": utilisation, **same, "load": load()}))
+    return 0
+  for part, count in same["parameters"].items():
+    print(f"{part:15} {count['ours'] / 1e6:8.3f} M parameters, the twin's {count['twin'] / 1e6:8.3f}")
+  for name in runs:
+    print(
+      f"{name:6} {same['flops'][name] / 1e9:9.2f} GFLOP, first loss {same['first_loss'][name]:7.3f},"
+      f" {1e3 * seconds[name]:7.0f} ms"
+    )
+  for name, value in ratios.items():
+    print(f"ours / {name:5} = {value}")
+  target = 0.9 if on_gpu else 1.1
+  print(f"target: at most {target} x plain; {load()}" + (f"; MFU {utilisation:.1%}" if utilisation else ""))
+  return 0
+
+
+def _finished(twin, tensors) -> float:
+  return float(twin.step(tensors))  # waits for the device
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,181 @@
+"""`synclipmae calibrate WORKDIR --out DIR`: a trained model -> a checkpoint that knows what its answers are worth.
+
+Holds the model against clips of known lag that it has not seen: half of them are fitted, the other half is what the
+reported error is measured on. Stretches of 2 to 9 s are cut from every clip, with a lag of -10 .. 10 frames put in, and
+each is also given another clip's sound, which no lag fits. Without --records, SynthTalk with another seed is made for
+it. The checkpoint holds what the applications need and nothing of the optimizer; `synclipmae sync --checkpoint DIR`
+takes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from synclipmae_jax.data import pipeline
+from synclipmae_jax.data.prepare import prepare
+from synclipmae_jax.data.synthtalk.corpus import write_corpus
+from synclipmae_jax.metrics.sync import LAGS, TOLERANCE
+from synclipmae_jax.pretrained import SyncLipMAE
+from synclipmae_jax.sync.calibration import Calibration, Evidence, fit, measure
+from synclipmae_jax.sync.estimate import LagScorer, evidence_of
+from synclipmae_jax.train import checkpoint
+from synclipmae_jax.types import FPS, EvalClip, InputError
+
+LENGTHS = (50, 75, 110, 150, 225)  # frames
+MAX_SHIFT = 10
+ITEMS = ("visual_encoder", "audio_adapter", "decoder", "contrast")  # the frozen speech encoder where it has numbers
+META = ("task", "config", "preprocessing", "revision", "donors", "step")
+SYNTHTALK = dict(clips=160, seconds=10.0, size=112, seed=1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser("synclipmae calibrate", description=__doc__.split("\n\n")[0])
+  parser.add_argument("checkpoint", help="workdir of a run, or one of its steps")
+  parser.add_argument("--out", required=True, help="folder of the new checkpoint; must not exist")
+  parser.add_argument("--records", help="what `synclipmae prepare` made of footage in sync (default: SynthTalk)")
+  parser.add_argument("--split", default="test", help="of the records (default test)")
+  parser.add_argument("--seed", type=int, default=0, help="of the stretches and their lags")
+  parser.add_argument("--json", action="store_true", help="print one JSON object, and no progress bar")
+  args = parser.parse_args(argv)
+  try:
+    summary = calibrate(
+      args.checkpoint, args.out, records=args.records, split=args.split, seed=args.seed, progress=not args.json
+    )
+  except (InputError, OSError) as error:
+    print(f"synclipmae calibrate: {error}", file=sys.stderr)
+    return 2
+  print(json.dumps(summary) if args.json else _report(summary))
+  return 0
+
+
+def calibrate(
+  directory: str | os.PathLike,
+  out: str | os.PathLike,
+  *,
+  records: str | os.PathLike | None = None,
+  split: str = "test",
+  seed: int = 0,
+  progress: bool = True,
+) -> dict:
+  """Writes the calibrated checkpoint to `out` and returns what was measured. Raises InputError."""
+  if Path(out).exists():
+    raise InputError(f"{out} exists already")
+  model = SyncLipMAE.load(directory)
+  with tempfile.TemporaryDirectory() as scratch:
+    if records is None:
+      raw = Path(scratch) / "synthtalk"
+      settings = {**SYNTHTALK, "clips": {"test": SYNTHTALK["clips"]}}
+      write_corpus(raw, **settings, progress=progress)
+      prepare(
+        raw, scratch, corpus="synthtalk", faces="precomputed", size=model.image_size, workers=os.cpu_count() or 1,
+        progress=progress,
+      )  # fmt: skip
+    clips = pipeline.eval_clips(records or scratch, split=split, image_size=model.image_size)
+    tokens = [
+      (clip.lag or 0, *_tokens(model, clip)) for clip in tqdm(clips, desc="embed", unit="clip", disable=not progress)
+    ]
+  if len(tokens) < 4:
+    raise InputError(f"{len(tokens)} clips are too few to calibrate on: at least 4 are needed")
+  rng = np.random.default_rng(seed)
+  fitted, held_out = (list(_stretches(half, rng)) for half in (tokens[::2], tokens[1::2]))
+  if not fitted or not held_out:
+    raise InputError(f"none of the {len(tokens)} clips is long enough to cut {LENGTHS[0]} frames out with a lag")
+  source = f"SynthTalk, seed {SYNTHTALK['seed']}" if records is None else Path(records).name
+  fitted_on = f"{len(fitted)} stretches of {len(tokens[::2])} clips of {source}"
+  calibration = fit([(own, lag) for own, lag, _ in fitted], [other for _, _, other in fitted], fitted_on=fitted_on)
+  calibration = measure(calibration, [(own, lag) for own, lag, _ in held_out])
+  summary = {"checkpoint": str(out), "fitted_on": fitted_on, "calibration_error": calibration.error,
+             "by_length": _by_length(calibration, held_out)}  # fmt: skip
+  _write(directory, out, calibration, summary)
+  return summary
+
+
+def _tokens(model: SyncLipMAE, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
+  tokens = model.embed(clip.frames, clip.waveform, face_box=clip.face_box, mouth_box=clip.mouth_box)
+  return tokens.audio, tokens.vocal
+
+
+def _stretches(
+  clips: Sequence[tuple[int, np.ndarray, np.ndarray]], rng: np.random.Generator
+) -> Iterator[tuple[Evidence, int, Evidence]]:
+  """(evidence, its true lag, evidence under another clip's sound) of stretches of every length of every clip.
+
+  Vocal tokens come from single frames: to move them against the audio tokens is to move the picture.
+  """
+  for index, (own_lag, audio, vocal) in enumerate(clips):
+    for length in LENGTHS:
+      lag = int(rng.integers(-MAX_SHIFT, MAX_SHIFT + 1))
+      late = lag - own_lag  # vocal tokens begin so many frames before the audio tokens
+      first, last = max(0, late), len(audio) - length + min(0, late)
+      stranger = clips[(index + 1 + int(rng.integers(len(clips) - 1))) % len(clips)][1]
+      if last < first or len(stranger) < length:
+        continue
+      start = int(rng.integers(first, last + 1))
+      seen = vocal[start - late :][:length]
+      other = stranger[int(rng.integers(len(stranger) - length + 1)) :][:length]
+      yield _evidence(audio[start:][:length], seen), lag, _evidence(other, seen)
+
+
+def _evidence(audio: np.ndarray, vocal: np.ndarray) -> Evidence:
+  scorer = LagScorer()
+  scorer.push(audio, vocal)
+  return evidence_of(scorer.finish())
+
+
+def _by_length(calibration: Calibration, cases: Iterable[tuple[Evidence, int, Evidence]]) -> list[dict]:
+  """Of every length: how often the lag is right within a frame, the interval holds it, and who is taken for whom."""
+  rows = []
+  cases = list(cases)
+  for length in sorted({own.frames for own, _, _ in cases}):
+    chosen = [case for case in cases if case[0].frames == length]
+    found = np.array([[calibration.probabilities(e)[1] >= 0.5 for e in (own, other)] for own, _, other in chosen])
+    refused = ~found
+    rows.append({
+      "seconds": length / FPS,
+      "stretches": len(chosen),
+      "right": float(np.mean([abs(int(LAGS[own.best]) - lag) <= TOLERANCE for own, lag, _ in chosen])),
+      "interval_covers": float(np.mean([low <= lag <= high for own, lag, _ in chosen
+                                        for low, high in [calibration.interval(own)]])),
+      "not_synchronizable_recall": float(refused[:, 1].mean()),
+      "not_synchronizable_precision": float(refused[:, 1].sum() / refused.sum()) if refused.any() else None,
+    })  # fmt: skip
+  return rows
+
+
+def _write(directory, out, calibration: Calibration, summary: dict) -> None:
+  step = checkpoint.resolve_step(directory)
+  meta = checkpoint.load_meta(step)
+  names = checkpoint.list_items(step)
+  items = {name: checkpoint.load_item(step, name) for name in (*ITEMS, "speech_encoder") if name in names}
+  kept = {name: meta[name] for name in META if name in meta}
+  checkpoint.save_items(out, items, {**kept, "calibration": calibration.to_json(), "measured": summary["by_length"]})
+
+
+def _report(summary: dict) -> str:
+  lines = [
+    f"{summary['checkpoint']}: calibrated on {summary['fitted_on']};",
+    f"expected calibration error on the other half {summary['calibration_error']:.3f}",
+    "",
+    "| seconds | stretches | lag within 1 frame | in the interval | not synchronizable: recall | precision |",
+    "|---:|---:|---:|---:|---:|---:|",
+  ]
+  for row in summary["by_length"]:
+    precision = row["not_synchronizable_precision"]
+    lines.append(
+      f"| {row['seconds']:.1f} | {row['stretches']} | {row['right']:.3f} | {row['interval_covers']:.3f} |"
+      f" {row['not_synchronizable_recall']:.3f} | {'-' if precision is None else f'{precision:.3f}'} |"
+    )
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

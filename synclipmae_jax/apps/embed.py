@@ -1,0 +1,86 @@
+"""`synclipmae embed VIDEO… --out tokens.npz`: the tokens of every frame of a talking face, for use elsewhere.
+
+Arrays: identity, vocal, ambient and audio, float32 [T, D] at 25 frames/s, not normalised; times [T] in seconds from the
+first picture; face_box [T, 4] as fractions of the picture. Rows without a face are nan, but for audio. Of several faces
+it is the one that is on screen most. One file goes to OUT (.npz or .safetensors), several into the folder OUT.
+
+Exit status: 0 where every file was done, 1 where some of several were not, 2 for wrong arguments or a single bad file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from synclipmae_jax.apps.footage import find_videos, keep_compiled, outputs
+from synclipmae_jax.data.clips import FACES
+from synclipmae_jax.types import InputError
+
+FORMATS = (".npz", ".safetensors")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser("synclipmae embed", description=__doc__.split("\n\n")[0])
+  parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
+  parser.add_argument("--out", required=True, help="a .npz or .safetensors file (several files: a folder)")
+  parser.add_argument("--format", default="npz", choices=[end[1:] for end in FORMATS], help="of the files in a folder")
+  parser.add_argument("--checkpoint", metavar="DIR", help="a workdir or a step (default: the model of the package)")
+  parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the faces (auto: the .faces.npz beside "
+                      "a file, else skimage_lbp)")  # fmt: skip
+  args = parser.parse_args(argv)
+  try:
+    return _run(args)
+  except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+    print(f"synclipmae embed: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\ninterrupted", file=sys.stderr)
+    return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+  from synclipmae_jax.pretrained import SyncLipMAE
+
+  videos = find_videos(args.videos)
+  paths = outputs(args.out, videos, suffix=f".{args.format}")
+  for path in paths.values():
+    if path.suffix not in FORMATS:
+      raise InputError(f"tokens are written as {' or '.join(FORMATS)}, not to {path}")
+  keep_compiled()
+  model = SyncLipMAE.load(args.checkpoint)
+  failed = 0
+  for video in tqdm(videos, unit="file", desc="embed", disable=not sys.stderr.isatty()):
+    try:
+      embedding = model.embed(video, faces=args.faces)
+    except InputError as error:
+      print(f"synclipmae embed: {video}: {error}", file=sys.stderr)
+      failed += 1
+      continue
+    _write(paths[video], {field.name: getattr(embedding, field.name) for field in dataclasses.fields(embedding)})
+  return 0 if not failed else 1 if len(videos) > 1 else 2
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """The file appears in one rename."""
+  unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+  try:
+    if path.suffix == ".npz":
+      np.savez(unfinished, **arrays)
+    else:
+      from synclipmae_jax.convert.weights_file import write_safetensors
+
+      write_safetensors(unfinished, arrays)
+    os.replace(unfinished, path)
+  finally:
+    unfinished.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,141 @@
+"""`synclipmae lse VIDEO… --syncnet DIR`: LSE-C and LSE-D, the lip-sync numbers that dubbing papers report.
+
+Needs the converted weights of SyncNet v2 or StableSyncNet. A file is cut into clips of one face in one shot with sound,
+at most 10 s each; its numbers are the means over its clips. The face crop is ours, not that of SyncNet's own pipeline
+(S3FD), so compare files with each other, not with published numbers.
+
+Exit status: 0 where every file was measured, 1 where some of several were not, 2 for wrong arguments or a single file
+that cannot be measured, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synclipmae_jax.apps.footage import find_videos, keep_compiled
+from synclipmae_jax.data import audio, video
+from synclipmae_jax.data.clips import FACES, Settings, cut_file
+from synclipmae_jax.data.corpora import SourceItem
+from synclipmae_jax.metrics import lse
+from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip, InputError
+
+LseOf = Callable[[EvalClip], lse.LseState]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(
+    "synclipmae lse",
+    description=f"{__doc__.split('Exit status')[0]}Definitions\n\n{lse.__doc__}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
+  parser.add_argument("--syncnet", metavar="DIR", help="converted weights of SyncNet v2")
+  parser.add_argument("--stable-syncnet", metavar="DIR", help="converted weights of StableSyncNet")
+  parser.add_argument("--json", action="store_true", help="print one object (several files: an array of them)")
+  parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the faces (auto: the .faces.npz beside "
+                      "a file, else skimage_lbp)")  # fmt: skip
+  parser.add_argument("--size", type=int, default=224, help="pixels of a side of the face crops (default 224)")
+  args = parser.parse_args(argv)
+  try:
+    return _run(args)
+  except (InputError, OSError) as error:
+    print(f"synclipmae lse: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\ninterrupted", file=sys.stderr)
+    return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+  if not (args.syncnet or args.stable_syncnet):
+    raise InputError("name the weights to measure with: --syncnet DIR, --stable-syncnet DIR, or both")
+  settings, videos = Settings(size=args.size, faces=args.faces), find_videos(args.videos)
+  keep_compiled()
+  judges = _load(syncnet=args.syncnet, stable_syncnet=args.stable_syncnet)
+  entries, failed = [], 0
+  for path in videos:
+    try:
+      entries.append(_measure(path, judges, settings))
+    except InputError as error:
+      print(f"synclipmae lse: {path}: {error}", file=sys.stderr)
+      entries.append({"file": path, "error": str(error)})
+      failed += 1
+  if args.json:
+    print(json.dumps(entries if len(videos) > 1 else entries[0], allow_nan=False))
+  elif failed < len(videos):
+    _print([entry for entry in entries if "error" not in entry])
+  return 0 if not failed else 1 if len(videos) > 1 else 2
+
+
+def _load(**directories: str | None) -> list[LseOf]:
+  """What measures a clip, of each model that has a directory."""
+  from synclipmae_jax.benchmark import LSE, MODELS
+
+  judges = []
+  for kind, directory in directories.items():
+    if directory:
+      model = MODELS[kind](directory)
+      if (kind, model.similarity) not in LSE:
+        raise InputError(f"{directory} is a SyncNet that was trained here; LSE is of the released one")
+      judges.append(lambda clip, of=LSE[kind, model.similarity], model=model: of(clip.key, *model.embed(clip)))
+  return judges
+
+
+def _measure(path: str, judges: Sequence[LseOf], settings: Settings) -> dict[str, Any]:
+  """The entry of one file. Raises InputError where it yields no clip."""
+  with tempfile.TemporaryDirectory() as folder:
+    clips = 0
+    states: list[lse.LseState | None] = [None] * len(judges)
+    for clip in _clips(path, settings, Path(folder)):
+      found = [judge(clip) for judge in judges]
+      states = [new if old is None else old.merge(new) for old, new in zip(states, found, strict=True)]
+      clips += 1
+  values = {name: e.value for state in states for name, e in state.compute().items()}
+  return {"file": path, "clips": clips, **{name: None if math.isnan(v) else v for name, v in values.items()}}
+
+
+def _clips(path: str, settings: Settings, folder: Path) -> Iterator[EvalClip]:
+  sidecar = Path(path).with_suffix(".faces.npz")
+  faces_path = sidecar if os.path.exists(sidecar) else None
+  names = dict(corpus="", split="", identity="", split_group="")
+  item = SourceItem(key=Path(path).stem, path=Path(path), faces_path=faces_path, **names)
+  cut = cut_file(item, settings, folder, check=lambda: None)
+  for number, entry in enumerate(cut.clips):
+    stem, frames = folder / f"{number:02d}", entry["frames"]
+    with np.load(stem.with_suffix(".npz")) as boxes:
+      face_box, mouth_box = boxes["face_box"], boxes["mouth_box"]
+    waveform = audio.decode_flac(stem.with_suffix(".flac").read_bytes())
+    yield EvalClip(
+      key=entry["key"],
+      corpus="",
+      identity="",
+      frames=video.read_windows(stem.with_suffix(".mp4").read_bytes(), [0], count=frames, size=settings.size)[0],
+      waveform=np.pad(waveform, (0, max(0, frames * SAMPLES_PER_FRAME - len(waveform))))[: frames * SAMPLES_PER_FRAME],
+      face_box=face_box,
+      mouth_box=mouth_box,
+      lag=None,
+      truth=None,
+    )
+
+
+def _print(entries: Sequence[Mapping[str, Any]]) -> None:
+  columns = list(entries[0])[1:]
+  width = max(len(entry["file"]) for entry in entries)
+  print(" " * width, *(f"{name:>{max(len(name), 8)}}" for name in columns))
+  text = lambda value: "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+  for entry in entries:
+    print(f"{entry['file']:<{width}}", *(f"{text(entry[name]):>{max(len(name), 8)}}" for name in columns))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

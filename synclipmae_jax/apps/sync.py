@@ -1,0 +1,171 @@
+"""`synclipmae sync VIDEO…`: by how much the picture of a file lags its sound, how sure that is, and the file mended.
+
+A lag is positive when the video lags the audio. VIDEO is a file, a folder or a pattern. Without --checkpoint the small
+model of the package answers, which has seen synthetic faces only.
+
+Exit status: 0 where every file got an answer ("not synchronizable" is one), 1 where some of several did not, 2 for
+wrong arguments or a single file that cannot be judged, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from tqdm import tqdm
+
+from synclipmae_jax.apps.footage import find_videos, keep_compiled, outputs
+from synclipmae_jax.data.clips import FACES
+from synclipmae_jax.sync.result import SyncResult
+from synclipmae_jax.types import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser("synclipmae sync", description=__doc__.split("\n\n")[0])
+  parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
+  parser.add_argument("--checkpoint", metavar="DIR", help="a workdir or a step (default: the model of the package)")
+  parser.add_argument("--json", action="store_true", help="print one object (several files: an array of them)")
+  parser.add_argument("--csv", metavar="FILE", help="write one row a file")
+  parser.add_argument("--plot", metavar="PNG", help="draw the lag over the scores (several files: a folder)")
+  parser.add_argument("--fix", metavar="OUT", help="write the file with its lag taken out (several files: a folder)")
+  parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the faces (auto: the .faces.npz beside "
+                      "a file, else skimage_lbp)")  # fmt: skip
+  parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+  args = parser.parse_args(argv)
+  try:
+    return _run(args)
+  except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+    print(f"synclipmae sync: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\ninterrupted", file=sys.stderr)
+    return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+  from synclipmae_jax.sync import report  # draws: slow to import
+
+  videos = find_videos(args.videos)
+  if args.workers < 1:
+    raise InputError(f"the number of workers must be at least 1, not {args.workers}")
+  several = len(videos) > 1
+  plots = outputs(args.plot, videos, suffix=".png") if args.plot else {}
+  fixed = outputs(args.fix, videos) if args.fix else {}
+  results, errors = {}, {}
+  for video, answer in _answers(videos, args):
+    try:
+      if not isinstance(answer, SyncResult):
+        raise InputError(answer)
+      results[video] = answer  # it is given even where it cannot be drawn or used
+      if video in plots:
+        report.plot(answer, plots[video])
+      if video in fixed:
+        _fix(answer, fixed[video])
+    except InputError as error:
+      errors[video] = str(error)
+      print(f"synclipmae sync: {video}: {error}", file=sys.stderr)
+  entries = [
+    results[video].to_json() if video in results else {"file": video, "error": errors[video]} for video in videos
+  ]
+  results = [results[video] for video in videos if video in results]  # they may have come in another order
+  if args.json:
+    print(json.dumps(entries if several else entries[0], allow_nan=False))
+  elif results:
+    print(report.table(results))
+  if args.csv:
+    report.write_csv(results, args.csv)
+  return 0 if not errors else 1 if several else 2
+
+
+def _fix(result: SyncResult, out: Path) -> None:
+  """An answer of "in sync" is as exact as the frame: such a file is copied as it is."""
+  from synclipmae_jax.data import remux
+
+  if result.verdict == "not_synchronizable":
+    raise InputError(f"{out} is not written, for no lag was found: {result.reason}")
+  remux.fix_lag(result.file, out, lag_ms=result.lag_ms if result.verdict == "out_of_sync" else 0.0)
+
+
+# -- which files, in which processes --
+
+
+def _answers(videos: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[str, SyncResult | str]]:
+  """Every file with its result, or with what is wrong with it, as they are done."""
+  quiet = args.json or not sys.stderr.isatty()
+  if args.workers == 1 or len(videos) == 1:
+    _start_worker(args.checkpoint)
+    with tqdm(total=len(videos), unit="file", desc="sync", disable=quiet or len(videos) == 1) as files:
+      for video in videos:
+        with tqdm(unit="s", desc=Path(video).name[:30], disable=quiet, leave=False) as seconds:
+          yield video, _answer(video, args.faces, lambda done, total, bar=seconds: _show(bar, done, total))
+        files.update()
+    return
+  with tqdm(total=len(videos), unit="file", desc="sync", disable=quiet) as files:
+    left = list(videos)
+    try:
+      for video, answer in _in_processes(left, args, workers=args.workers):
+        left.remove(video)
+        yield video, answer
+        files.update()
+    except BrokenProcessPool:  # a file has ended its process: each by itself, to find out which
+      for video in list(left):
+        try:
+          yield from _in_processes([video], args, workers=1)
+        except BrokenProcessPool:
+          yield video, "reading it ended the process that read it (out of memory, or a fault of the decoder)"
+        files.update()
+
+
+def _show(bar: tqdm, done: float, total: float) -> None:
+  bar.total = total or None
+  bar.update(round(done, 1) - bar.n)
+
+
+def _in_processes(
+  videos: Sequence[str], args: argparse.Namespace, *, workers: int
+) -> Iterator[tuple[str, SyncResult | str]]:
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(workers, context, _start_process, (args.checkpoint,)) as pool:
+    try:
+      running = {pool.submit(_answer, video, args.faces): video for video in videos}
+      for future in concurrent.futures.as_completed(running):
+        yield running[future], future.result()
+    except BaseException:  # Ctrl-C, or the consumer has gone
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
+_model = None  # of this process
+
+
+def _start_worker(checkpoint: str | None) -> None:
+  global _model
+  from synclipmae_jax.pretrained import SyncLipMAE
+
+  keep_compiled()
+  _model = SyncLipMAE.load(checkpoint)
+
+
+def _start_process(checkpoint: str | None) -> None:
+  signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; the parent speaks
+  _start_worker(checkpoint)
+
+
+def _answer(video: str, faces: str, progress: Callable[[float, float], None] | None = None) -> SyncResult | str:
+  try:
+    return _model.sync(video, faces=faces, progress=progress)
+  except InputError as error:
+    return str(error)
+  except Exception as error:  # whatever one file does to us, the others get their answer
+    return f"unexpected {type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,70 @@
+"""What the pretrained judges are shown of a clip: pictures of the face, and a window of pictures and of mel columns
+around every frame."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from synclipmae_jax.types import EvalClip
+
+
+def picture_rows(frames: int, length: int) -> np.ndarray:
+  """int [frames, length]: the pictures t - length // 2 onwards of the window of every frame t; near the ends of the
+  clip those of the nearest whole window."""
+  return np.minimum(_starts(frames, length) + np.arange(length), frames - 1)  # a very short clip repeats its last
+
+
+def mel_windows(mel: np.ndarray, frames: int, *, length: int, columns: int) -> np.ndarray:
+  """[frames, bands, columns] of [bands, n]: the sound of the windows of `picture_rows`, from column
+  int(80 * start / 25) on."""
+  rows = 16 * _starts(frames, length) // 5 + np.arange(columns)
+  return mel[:, np.minimum(rows, mel.shape[1] - 1)].swapaxes(0, 1)
+
+
+def _starts(frames: int, length: int) -> np.ndarray:
+  return (np.arange(frames)[:, None] - length // 2).clip(0, max(frames - length, 0))
+
+
+def face_pictures(
+  clip: EvalClip, *, size: int, above: float, below: float, method: str, antialias: bool, chunk: int = 64
+) -> np.ndarray:
+  """float32 [T, size, size, 3] in 0..255: one region of all frames, resampled to a square.
+
+  The region is the median face box (brow to chin), grown by `above` and `below` of its height and cut off at the edge
+  of the picture. One region a clip: what moves in it is the face.
+  """
+  side = clip.frames.shape[1]
+  x0, y0, x1, y1 = np.median(clip.face_box, axis=0).astype(float)
+  height = y1 - y0
+  low = side * np.clip([y0 - above * height, x0], 0, 1)
+  high = side * np.clip([y1 + below * height, x1], 0, 1)
+  high = np.minimum(np.maximum(high, low + 1), side)
+  low = np.minimum(low, high - 1)
+  scale = size / (high - low)
+  run = functools.partial(_resample, size=size, method=method, antialias=antialias)
+  resampled = lambda frames: run(frames, jnp.float32(scale), jnp.float32(-low * scale))
+  return in_chunks(resampled, clip.frames, chunk=chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "method", "antialias"))
+def _resample(frames, scale, shift, *, size: int, method: str, antialias: bool):
+  shape = (len(frames), size, size, 3)
+  pictures = jax.image.scale_and_translate(
+    frames.astype(jnp.float32), shape, (1, 2), scale, shift, method=method, antialias=antialias
+  )
+  return jnp.clip(jnp.round(pictures), 0, 255)  # as pictures of bytes are resized
+
+
+def in_chunks(run: Callable[..., jax.Array], *arrays: np.ndarray, chunk: int) -> np.ndarray:
+  """`run(*arrays)`, `chunk` rows at a time: bounded memory, and one compilation, since the last rows are repeated."""
+  count = len(arrays[0])
+  results = []
+  for start in range(0, count, chunk):
+    rows = np.arange(start, start + chunk).clip(max=count - 1)
+    results.append(np.asarray(run(*(array[rows] for array in arrays))))
+  return np.concatenate(results)[:count]

@@ -1,0 +1,1 @@
+"""Audio-visual synchronisation of files: footage in, a lag with its confidence out."""

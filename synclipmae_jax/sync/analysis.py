@@ -1,0 +1,224 @@
+"""From the tokens of a file to its answer: scores of every face, who speaks, the lag, and a verdict with its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from synclipmae_jax.metrics.sync import MAX_LAG, smooth
+from synclipmae_jax.sync.calibration import Calibration
+from synclipmae_jax.sync.estimate import (
+  BLOCK,
+  MIN_SPEECH,
+  NO_LAG,
+  LagEstimate,
+  LagScorer,
+  Scores,
+  estimate,
+  level_db,
+  speech_activity,
+)
+from synclipmae_jax.sync.result import MS_PER_FRAME, FaceResult, FrameResult, SyncResult
+from synclipmae_jax.sync.stream import FaceBlock, TokenStream, runs
+from synclipmae_jax.types import FPS, InputError
+
+if TYPE_CHECKING:
+  from synclipmae_jax.pretrained import SyncLipMAE
+
+IN_SYNC = 1  # frames: the lags of at most so many are neither heard nor seen (ITU-R BT.1359: +45 to -125 ms)
+_SPEAKER_WINDOW = 25  # frames over which faces are compared
+_SILENT = 1e-4  # of full scale: below it a track holds the noise of its codec
+
+
+def sync_file(
+  model: SyncLipMAE,
+  path: str | os.PathLike,
+  *,
+  faces: str = "auto",
+  progress: Callable[[float, float], None] | None = None,
+) -> SyncResult:
+  """See `SyncLipMAE.sync`."""
+  stream = TokenStream(model, path, faces=faces)
+  levels, peak, frames, followed = [], 0.0, 0, {}
+  for block in stream:
+    levels.append(level_db(block.waveform))
+    peak = max(peak, float(np.abs(block.waveform).max(initial=0)))
+    for number, face in block.faces.items():
+      followed.setdefault(number, _Face()).push(block.start, block.audio, face)
+    for face in followed.values():
+      face.close(before=block.start)
+    frames = block.start + block.count
+    if progress:
+      progress(frames / FPS, max(0.0, stream.info.end - float(stream.info.origin)))
+  if frames <= 2 * MAX_LAG:
+    raise InputError(f"it is too short: {frames} frames at {FPS} frames/s, {2 * MAX_LAG + 1} are needed")
+  speech = speech_activity(np.concatenate(levels)) & (peak >= _SILENT)
+  judged = [face.judge(model.calibration) for face in followed.values() if face.seen]
+  judged.sort(key=lambda face: -len(face.times))  # the one on screen most is number 0
+  return _answer(model, stream, path, judged, speech=speech, silent=peak < _SILENT)
+
+
+class _Face:
+  """A face that is followed through the file: its scores and boxes, in stretches without a gap."""
+
+  def __init__(self):
+    self.seen = 0
+    self._stretches: list[tuple[int, Scores]] = []  # first frame, scores
+    self._scorer, self._start, self._end = None, 0, 0  # of the stretch that goes on
+    self._boxes: list[np.ndarray] = []
+
+  def push(self, start: int, audio: np.ndarray, face: FaceBlock) -> None:
+    """Tokens of the frames from `start` on; blocks come in order of time."""
+    for a, b in runs(np.isfinite(face.vocal[:, 0])):
+      self.close(before=start + a)
+      if self._scorer is None:
+        self._scorer, self._start = LagScorer(), start + a
+      self._scorer.push(audio[a:b], face.vocal[a:b])
+      self._boxes.append(face.box[a:b])
+      self._end = start + b
+      self.seen += b - a
+
+  def close(self, *, before: int) -> None:
+    """Ends a stretch that does not reach the frame."""
+    if self._scorer is not None and self._end < before:
+      self._stretches.append((self._start, self._scorer.finish()))
+      self._scorer = None
+
+  def judge(self, calibration: Calibration) -> _Judged:
+    self.close(before=self._end + 1)
+    scores = join([scores for _, scores in self._stretches], [start for start, _ in self._stretches])
+    times = np.concatenate([start + np.arange(len(part.scores)) for start, part in self._stretches])
+    margin = np.concatenate([_margin(part.scores.astype(np.float32)) for _, part in self._stretches])
+    lags = estimate(scores, calibration)
+    return _Judged(
+      times=times, box=np.median(np.concatenate(self._boxes), axis=0), scores=scores.scores, margin=margin, lags=lags
+    )
+
+
+def join(stretches: Sequence[Scores], starts: Sequence[int]) -> Scores:
+  """Scores of several stretches of a file as if they were one; sums stay near their place in time, for the drift."""
+  sums, counts = [], []
+  for part, start in zip(stretches, starts, strict=True):
+    gap = max(0, round(start / BLOCK) - sum(map(len, sums)) - round(starts[0] / BLOCK))
+    sums += [np.zeros((gap, *part.wide_sum.shape[1:])), part.wide_sum]
+    counts += [np.zeros((gap, *part.wide_count.shape[1:]), np.int64), part.wide_count]
+  return Scores(
+    scores=np.concatenate([part.scores for part in stretches]),
+    wide_sum=np.concatenate(sums),
+    wide_count=np.concatenate(counts),
+  )
+
+
+def _margin(scores: np.ndarray) -> np.ndarray:
+  """float32 [n]: by how much the best lag stands out around each frame; -inf where not all lags can be tried."""
+  margin, known = np.full(len(scores), -np.inf, np.float32), np.isfinite(scores).all(axis=1)
+  if known.any():
+    rows = smooth(scores[known], _SPEAKER_WINDOW)
+    margin[known] = rows.max(axis=1) - np.median(rows, axis=1)
+  return margin
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Judged:
+  """What became of one face, in the n frames in which it is seen."""
+
+  times: np.ndarray  # int [n]: which frames
+  box: np.ndarray  # float32 [4], the median
+  scores: np.ndarray  # float16 [n, 31]
+  margin: np.ndarray  # float32 [n], of `_margin`
+  lags: LagEstimate
+
+  @property
+  def told(self) -> bool:
+    """Whether its lag can be told."""
+    return self.lags.lag is not None and self.lags.synchronizable >= 0.5
+
+
+def _answer(
+  model: SyncLipMAE, stream: TokenStream, path, judged: list[_Judged], *, speech: np.ndarray, silent: bool
+) -> SyncResult:
+  frames = len(speech)
+  speaker, followed, row = np.full((3, frames), -1)  # numbers of faces, and a face's row of the frame; -1 without one
+  most = np.full(frames, -np.inf)
+  for number, face in reversed(list(enumerate(judged))):
+    followed[face.times] = number
+    louder = face.times[face.margin > most[face.times]]
+    speaker[louder] = number
+    most[face.times] = np.maximum(face.margin, most[face.times])
+  shown = np.where(speech & (speaker >= 0), speaker, followed)
+  score_map = np.full((frames, 2 * MAX_LAG + 1), np.nan, np.float16)
+  for number, face in enumerate(judged):
+    mine = np.flatnonzero(shown[face.times] == number)
+    row[face.times[mine]] = mine
+    score_map[face.times[mine]] = face.scores[mine]
+  best = max((face for face in judged if face.lags.lag is not None), key=lambda face: face.lags.peak, default=None)
+  verdict, reason = _verdict(judged, best, speech=speech, silent=silent)
+  told = verdict != "not_synchronizable"
+  return SyncResult(
+    file=os.fspath(path),
+    fps=stream.info.fps,
+    duration_s=frames / FPS,
+    lag_frames=float(best.lags.lag) if told else None,
+    lag_ms=best.lags.lag * MS_PER_FRAME if told else None,
+    confidence=best.lags.confidence if told else 0.0,
+    interval=best.lags.interval if told else None,
+    score=best.lags.score if best else float("nan"),
+    verdict=verdict,
+    reason=reason,
+    drift_ms_per_min=best.lags.drift_ms_per_min if told else None,
+    faces=tuple(
+      _face_result(number, face, float((speech & (speaker == number)).sum() / max(1, speech.sum())))
+      for number, face in enumerate(judged)
+    ),
+    frames=tuple(
+      _frame_result(t, judged[shown[t]] if shown[t] >= 0 else None, int(shown[t]), row[t], bool(speech[t]))
+      for t in range(frames)
+    ),
+    curve=tuple(best.lags.curve.tolist()) if best else (),
+    checkpoint=model.name,
+    notes=(*model.notes, *stream.notes),
+    score_map=score_map,
+  )
+
+
+def _verdict(judged: list[_Judged], best: _Judged | None, *, speech: np.ndarray, silent: bool) -> tuple[str, str]:
+  """The verdict, and one sentence that gives its reason."""
+  no = "not_synchronizable"
+  if silent:
+    return no, "its sound track is silent"
+  if not judged:
+    return no, "no face is found in it"
+  if best is None:
+    return no, f"no face is seen for the {(2 * MAX_LAG + 1) / FPS:.2f} s that a comparison takes"
+  if speech.sum() < MIN_SPEECH:
+    return no, "no speech is heard in it"
+  if not best.told:
+    return no, "the lips do not move with the sound at any lag: a still or hidden mouth, another's voice, or music"
+  if abs(best.lags.lag) <= IN_SYNC:
+    return "in_sync", f"lips and sound agree within {IN_SYNC} frame ({MS_PER_FRAME:.0f} ms)"
+  ahead, behind = ("audio", "video") if best.lags.lag > 0 else ("video", "audio")
+  return "out_of_sync", f"the {behind} lags the {ahead} by {abs(best.lags.lag)} frames"
+
+
+def _face_result(number: int, face: _Judged, speaking: float) -> FaceResult:
+  return FaceResult(
+    id=number,
+    start=int(face.times[0]) / FPS,
+    end=int(face.times[-1]) / FPS,
+    box=tuple(round(float(edge), 4) for edge in face.box),
+    speaking=speaking,
+    lag_frames=float(face.lags.lag) if face.told else None,
+    confidence=face.lags.confidence if face.told else 0.0,
+    score=face.lags.score,
+  )
+
+
+def _frame_result(t: int, face: _Judged | None, number: int, row: int, speech: bool) -> FrameResult:
+  lag = score = None
+  if face is not None and face.lags.frame_lags[row] != NO_LAG:
+    lag, score = int(face.lags.frame_lags[row]), float(face.lags.frame_scores[row])
+  return FrameResult(t=t / FPS, lag=lag, score=score, face=number if face else None, speech=speech)

@@ -1,0 +1,144 @@
+"""What evidence is worth: from the numbers of `sync.estimate` to probabilities.
+
+Two logistic curves and one temperature, fitted on clips whose lag is known (`fit`), on stretches of many lengths and
+against the same clips with another clip's sound. They travel with the checkpoint, in its meta.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+
+from synclipmae_jax.metrics.sync import LAGS, TOLERANCE
+
+MASS = 0.95  # of the probability, in the interval of the lag
+BINS = 10  # of the reliability diagram: equally many cases in each
+_DECAY = 1e-2  # of the weights, so that a perfectly separable set does not send them to infinity
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence:
+  """What a stretch shows for its best lag."""
+
+  curve: np.ndarray  # float64 [31], z(l) of `sync.estimate`
+  frames: int
+
+  @property
+  def best(self) -> int:
+    """Index of the best lag in LAGS."""
+    return int(self.curve.argmax())
+
+  @property
+  def features(self) -> np.ndarray:
+    """float64 [4]: 1, the peak, its margin over the best lag more than one frame away, log2 of the length in 6 s."""
+    away = np.abs(LAGS - LAGS[self.best]) > TOLERANCE
+    peak = self.curve[self.best]
+    return np.array([1.0, peak, peak - self.curve[away].max(), np.log2(self.frames / 150)])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+  """`right`: weights of P(|error| <= 1 frame | there is a lag); `present`: of P(there is a lag); both logistic in
+  `Evidence.features`. `temperature`: p(l) is proportional to exp(temperature * z(l))."""
+
+  right: tuple[float, float, float, float]
+  present: tuple[float, float, float, float]
+  temperature: float
+  fitted_on: str  # a sentence; empty: nothing was fitted
+  error: float | None = None  # expected calibration error on clips that were not fitted
+  reliability: tuple[tuple[float, float, int], ...] = ()  # (mean confidence, share right, cases) a bin, of those clips
+
+  @classmethod
+  def uncalibrated(cls) -> Calibration:
+    """For a checkpoint that brings none: a peak of z = 4 with a margin of 1 is worth one half. A guess, and says so."""
+    return cls(right=(-5.0, 1.0, 1.0, 0.0), present=(-5.0, 1.0, 1.0, 0.0), temperature=1.0, fitted_on="")
+
+  def probabilities(self, evidence: Evidence) -> tuple[float, float]:
+    """(P(|error| <= 1 frame | there is a lag), P(there is a lag to be found))."""
+    right, present = (_logistic(evidence.features @ np.array(weights)) for weights in (self.right, self.present))
+    return float(right), float(present)
+
+  def interval(self, evidence: Evidence) -> tuple[int, int]:
+    """The shortest run of lags around the best one, grown to its heavier side, that holds 95 % of the probability."""
+    mass = _posterior(evidence.curve, self.temperature)
+    low = high = evidence.best
+    while mass[low : high + 1].sum() < MASS:
+      left, right = (mass[low - 1] if low else -1.0), (mass[high + 1] if high + 1 < len(mass) else -1.0)
+      low, high = (low - 1, high) if left > right else (low, high + 1)
+    return int(LAGS[low]), int(LAGS[high])
+
+  def to_json(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(cls, stored: Mapping[str, Any]) -> Calibration:
+    """Raises ValueError, TypeError or KeyError where `stored` is no calibration."""
+    numbers = {name: tuple(float(x) for x in stored[name]) for name in ("right", "present")}
+    if any(len(weights) != 4 or not np.isfinite(weights).all() for weights in numbers.values()):
+      raise ValueError("a calibration has four finite weights a curve")
+    error = stored.get("error")
+    return cls(
+      **numbers,
+      temperature=float(stored["temperature"]),
+      fitted_on=str(stored["fitted_on"]),
+      error=None if error is None else float(error),
+      reliability=tuple((float(c), float(r), int(n)) for c, r, n in stored.get("reliability", ())),
+    )
+
+
+def fit(
+  pairs: Sequence[tuple[Evidence, int]], strangers: Sequence[Evidence], *, fitted_on: str
+) -> Calibration:
+  """A calibration from stretches with their true lag, and from stretches that have none (another clip's sound)."""
+  right = np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
+  own, foreign = (np.array([e.features for e in group]) for group in ([e for e, _ in pairs], strangers))
+  curves = np.array([evidence.curve for evidence, _ in pairs])
+  truth = np.array([lag for _, lag in pairs]) - LAGS[0]
+
+  def surprise(log_temperature: float) -> float:
+    mass = _posterior(curves, np.exp(log_temperature))
+    return -np.log(np.maximum(mass[np.arange(len(truth)), truth], 1e-9)).mean()
+
+  temperature = scipy.optimize.minimize_scalar(surprise, bounds=(-3.0, 3.0), method="bounded").x
+  return Calibration(
+    right=_fit_logistic(own, right),
+    present=_fit_logistic(
+      np.concatenate([own, foreign]), np.repeat([True, False], [len(own), len(foreign)])
+    ),
+    temperature=float(np.exp(temperature)),
+    fitted_on=fitted_on,
+  )
+
+
+def measure(calibration: Calibration, pairs: Sequence[tuple[Evidence, int]]) -> Calibration:
+  """`calibration` with its reliability and expected calibration error on stretches that were not fitted."""
+  confidence = np.array([calibration.probabilities(evidence)[0] for evidence, _ in pairs])
+  right = np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
+  bins = [part for part in np.array_split(np.argsort(confidence, kind="stable"), BINS) if len(part)]
+  reliability = tuple((float(confidence[part].mean()), float(right[part].mean()), len(part)) for part in bins)
+  error = sum(abs(mean - share) * cases for mean, share, cases in reliability) / max(len(pairs), 1)
+  return dataclasses.replace(calibration, reliability=reliability, error=float(error))
+
+
+def _posterior(curve: np.ndarray, temperature: float) -> np.ndarray:
+  mass = np.exp(temperature * (curve - curve.max(axis=-1, keepdims=True)))
+  return mass / mass.sum(axis=-1, keepdims=True)
+
+
+def _logistic(x):
+  return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
+
+
+def _fit_logistic(features: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
+  """Weights of least mean log loss; peak and margin may only help."""
+  sign = np.where(labels, 1.0, -1.0)
+
+  def loss(weights):
+    return np.logaddexp(0, -sign * (features @ weights)).mean() + _DECAY * (weights[1:] ** 2).sum() / len(labels) ** 0.5
+
+  bounds = [(None, None), (0, None), (0, None), (None, None)]
+  return tuple(float(w) for w in scipy.optimize.minimize(loss, np.zeros(4), bounds=bounds).x)

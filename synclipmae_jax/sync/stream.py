@@ -1,0 +1,238 @@
+"""A video file as a stream of tokens: one pass, constant memory, any length.
+
+One thread decodes, one follows the faces and cuts them out, the caller's runs the model. Blocks are whole clips of the
+model, and the sound around a block is heard with it, so that tokens are those of the whole file at once.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import math
+import os
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+
+from synclipmae_jax.data import audio, video
+from synclipmae_jax.data.clips import crop_boxes
+from synclipmae_jax.data.face_tracks import LOOKAHEAD, FaceSource, open_faces
+from synclipmae_jax.data.faces import FaceTrack, crop_path
+from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
+
+if TYPE_CHECKING:
+  from synclipmae_jax.pretrained import SyncLipMAE
+
+BLOCK_FRAMES = 128
+_SHORT_SIDE = 360  # pixels of the pictures that are held; more, where a model wants larger crops
+_MAX_ASPECT = 2.5  # a longer picture is held smaller: memory is bounded
+_MIN_CROP = 16  # pixels: less of a face is none
+_MAX_HOURS = 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FaceBlock:
+  """One face in one block of n frames; nan where it is not seen."""
+
+  box: np.ndarray  # float32 [n, 4] fractions of the picture
+  identity: np.ndarray  # float32 [n, D]
+  vocal: np.ndarray  # float32 [n, D]
+  ambient: np.ndarray  # float32 [n, D]
+
+  @property
+  def count(self) -> int:
+    """Frames in which it is seen."""
+    return int(np.isfinite(self.vocal[:, 0]).sum())
+
+  @classmethod
+  def absent(cls, frames: int, *, width: int) -> FaceBlock:
+    nothing = lambda size: np.full((frames, size), np.nan, np.float32)
+    return cls(box=nothing(4), identity=nothing(width), vocal=nothing(width), ambient=nothing(width))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+  """Frames [start, start + count) of the 25 frames/s clock."""
+
+  start: int
+  count: int
+  waveform: np.ndarray  # float32 [640 * count]
+  audio: np.ndarray  # float32 [count, D]
+  faces: dict[int, FaceBlock]  # by number
+
+
+class TokenStream:
+  """Iterates over the `Block`s of a file, once. `info` and `notes` are there from the start."""
+
+  def __init__(self, model: SyncLipMAE, path: str | os.PathLike, *, faces: str):
+    self._model, self._path = model, path
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+      raise InputError("it is not a regular file")
+    self.info = video.probe(path)
+    if (hours := (self.info.end - float(self.info.origin)) / 3600) > _MAX_HOURS:
+      raise InputError(f"it claims to last {hours:.0f} hours, {_MAX_HOURS} are the most")
+    self._source, self.notes = open_faces(path, faces, info=self.info)
+
+  def __iter__(self) -> Iterator[Block]:
+    with contextlib.closing(_in_thread(self._cuts(), ahead=2)) as cuts:
+      for cut in cuts:
+        yield self._tokens(cut)
+
+  def _cuts(self) -> Iterator[_Cut]:
+    """What the model is given, block by block."""
+    model, info = self._model, self.info
+    aspect = max(info.width, info.height) / min(info.width, info.height)
+    short_side = max(_SHORT_SIDE, 3 * model.image_size) * math.sqrt(min(1, _MAX_ASPECT / aspect))
+    pictures = video.read_frames(self._path, short_side=round(short_side))
+    with contextlib.closing(_in_thread(pictures, ahead=16)) as pictures:  # decoding beside the search for faces
+      yield from self._cut_all(pictures)
+
+  def _cut_all(self, pictures: Iterator[video.Frame]) -> Iterator[_Cut]:
+    model, info = self._model, self.info
+    sound = audio.Track(self._path, origin=info.origin)
+    size, ahead = model.block_frames, max(LOOKAHEAD, model.audio_context)
+    start, held, ended = 0, collections.deque(), False
+    while not ended or held:
+      while not ended and len(held) < size + ahead:
+        if (frame := next(pictures, None)) is None:
+          ended = True
+          break
+        if held and frame.image.shape != held[0].shape:
+          raise InputError(f"the shape of its picture changes at {frame.index / FPS:.1f} s")
+        if frame.index > _MAX_HOURS * 3600 * FPS:
+          raise InputError(f"it lasts longer than {_MAX_HOURS} hours")
+        self._source.see(frame)
+        held.append(frame.image)
+      if held:
+        count = min(size, len(held))
+        heard = self._hear(sound, start, end=start + len(held) if ended else None)
+        yield _cut(self._source, [held.popleft() for _ in range(count)], start, heard, info=info, size=model.image_size)
+        start += count
+    self._check_end(start)
+
+  def _hear(self, sound: audio.Track, start: int, *, end: int | None) -> np.ndarray:
+    """The sound of a block and its context; zero beyond the first and, where it is near, the last picture."""
+    context = self._model.audio_context
+    first = SAMPLES_PER_FRAME * (start - context)
+    heard = sound.read(first, SAMPLES_PER_FRAME * (start + self._model.block_frames + context))
+    heard[: max(0, -first)] = 0
+    if end is not None:
+      heard[max(0, SAMPLES_PER_FRAME * end - first) :] = 0
+    return heard
+
+  def _check_end(self, frames: int) -> None:
+    """Refuses a file both of whose tracks end early (a track alone is checked as it is read)."""
+    end = float(self.info.origin) + frames / FPS
+    try:
+      video.check_length("footage", end=end, declared=self.info.end)
+    except InputError:  # unless the sound goes on
+      heard = max(first + len(samples) for first, samples in audio.read_chunks(self._path, origin=self.info.origin))
+      end = max(end, float(self.info.origin) + heard / SAMPLE_RATE)
+      video.check_length("footage", end=end, declared=self.info.end)
+
+  def _tokens(self, cut: _Cut) -> Block:
+    model, context = self._model, SAMPLES_PER_FRAME * self._model.audio_context
+    tokens = model.encode_sound(cut.heard)[: cut.count]
+    found = {number: FaceBlock.absent(cut.count, width=tokens.shape[1]) for number in cut.tracks}
+    if len(cut.frames):
+      seen = model.encode_frames(cut.frames, face_box=cut.face_box, mouth_box=cut.mouth_box)
+      for number, face in found.items():
+        mine = cut.face == number
+        face.box[cut.row[mine]] = cut.tracks[number].box[cut.row[mine]]
+        for name in ("identity", "vocal", "ambient"):
+          getattr(face, name)[cut.row[mine]] = getattr(seen, name)[mine]
+    waveform = cut.heard[context : context + SAMPLES_PER_FRAME * cut.count]
+    return Block(start=cut.start, count=cut.count, waveform=waveform, audio=tokens, faces=found)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Cut:
+  """The m face crops of a block of `count` frames, all faces together, and its sound."""
+
+  start: int
+  count: int
+  heard: np.ndarray  # float32, with the context
+  tracks: dict[int, FaceTrack]
+  face: np.ndarray  # int [m]: which face
+  row: np.ndarray  # int [m]: which frame of the block
+  frames: np.ndarray  # uint8 [m, S, S, 3]
+  face_box: np.ndarray  # float32 [m, 4] fractions of the crop
+  mouth_box: np.ndarray  # float32 [m, 4], -1 where unknown
+
+
+def _cut(
+  source: FaceSource, images: list[np.ndarray], start: int, heard: np.ndarray, *, info: video.MediaInfo, size: int
+) -> _Cut:
+  height, width = images[0].shape[:2]
+  small, scaler = dataclasses.replace(info, width=width, height=height), video.Scaler()
+  tracks = source.take(start, start + len(images))
+  face, row, frames = [], [], []
+  boxes = {"face_box": [np.zeros((0, 4), np.float32)], "mouth_box": [np.zeros((0, 4), np.float32)]}
+  for number, track in tracks.items():
+    for a, b in runs(track.track >= 0):
+      crop = crop_path(track.box[a:b] * np.tile([width, height], 2), width=width, height=height).round()
+      if crop[0, 2] < _MIN_CROP:
+        continue
+      for t, (x, y, side) in enumerate(crop.astype(int), a):
+        picture = np.ascontiguousarray(images[t][y : y + side, x : x + side])
+        picture = scaler(av.VideoFrame.from_ndarray(picture, format="rgb24"), width=size, height=size, pixels="rgb24")
+        frames.append(picture.to_ndarray())
+      face += [number] * (b - a)
+      row += range(a, b)
+      placed = crop_boxes(track, a, b, crop, small)
+      for name, parts in boxes.items():
+        parts.append(placed[name])
+  return _Cut(
+    start=start, count=len(images), heard=heard, tracks=tracks, face=np.array(face, int), row=np.array(row, int),
+    frames=np.reshape(frames, (-1, size, size, 3)).astype(np.uint8),
+    **{name: np.concatenate(parts) for name, parts in boxes.items()},
+  )  # fmt: skip
+
+
+def runs(true: np.ndarray) -> list[tuple[int, int]]:
+  """[a, b) of the unbroken stretches."""
+  edges = np.flatnonzero(np.diff(np.concatenate([[False], true, [False]]).astype(int)))
+  return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _in_thread(items: Generator, *, ahead: int) -> Generator:
+  """`items`, made by another thread, which is at most `ahead` of them ahead; an exception there is raised here."""
+  ready, stop = queue.Queue(ahead), threading.Event()
+
+  def put(entry) -> bool:
+    while not stop.is_set():
+      try:
+        ready.put(entry, timeout=0.1)
+        return True
+      except queue.Full:
+        pass
+    return False
+
+  def work() -> None:
+    try:
+      with contextlib.closing(items):
+        for item in items:
+          if not put((item, None)):
+            return
+      put((None, None))
+    except BaseException as error:
+      put((None, error))
+
+  thread = threading.Thread(target=work, daemon=True)
+  thread.start()
+  try:
+    while True:
+      item, error = ready.get()
+      if error is not None:
+        raise error
+      if item is None:
+        return
+      yield item
+  finally:
+    stop.set()
+    thread.join()

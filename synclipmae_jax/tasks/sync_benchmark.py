@@ -1,0 +1,252 @@
+"""The paper's synchronisation protocol for any model: many models on the same clips, one table (paper tables 1 and 2).
+
+Every row is measured by `sync_evaluation.score_tokens`. The digit behind a model's name is the number of video frames
+that one of its tokens sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synclipmae_jax import sharding
+from synclipmae_jax.baselines.protocol import SyncModel
+from synclipmae_jax.metrics import retrieval, sync
+from synclipmae_jax.metrics.bootstrap import Estimate
+from synclipmae_jax.metrics.lse import LseState
+from synclipmae_jax.tasks.sync_evaluation import (
+  References,
+  SyncScores,
+  cell,
+  heading,
+  interval_or_null,
+  nest,
+  number_or_null,
+  score_tokens,
+  value_or_null,
+)
+from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip
+
+LARGEST_INJECTED = 10  # frames
+# Columns of the tables: the paper's own, and the two samplers of R-precision beside its own.
+PAPER = (
+  *(f"{name}/k{k}" for k in sync.WINDOWS for name in ("acc", "offset")),
+  *("utterance/acc", "utterance/offset"),
+  *(f"r_precision/top{k}" for k in retrieval.TOPS),
+)
+POOLS = tuple(f"{sampler}/top{k}" for sampler in retrieval.SAMPLERS[1:] for k in retrieval.TOPS)
+
+
+def inject_lag(clip: EvalClip, *, seed: int) -> EvalClip:
+  """A clip of unknown lag, taken to be in sync, with a lag that is known: half of the clips 0, the rest one of -10..10.
+
+  The draw comes from `seed` and the clip's key alone. A positive lag makes the video late: the sound loses its first
+  frames and the picture its last, so that both stay of one length, shorter by the lag. A clip of known lag stays as it
+  is.
+  """
+  if clip.lag is not None:
+    return clip
+  rng = np.random.default_rng([seed, zlib.crc32(clip.key.encode())])
+  lag = int(rng.integers(-LARGEST_INJECTED, LARGEST_INJECTED + 1)) * int(rng.integers(2))
+  frames = len(clip.frames) - abs(lag)
+  if frames < 1:
+    return dataclasses.replace(clip, lag=0)
+  seen, heard = slice(max(0, -lag), max(0, -lag) + frames), max(0, lag) * SAMPLES_PER_FRAME
+  return dataclasses.replace(
+    clip,
+    lag=lag,
+    **{name: getattr(clip, name)[seen] for name in ("frames", "face_box", "mouth_box")},
+    waveform=clip.waveform[heard : heard + frames * SAMPLES_PER_FRAME],
+    truth=None if clip.truth is None else clip.truth[seen],
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+  """One model's line."""
+
+  kind: str
+  name: str  # with its context: "SyncNet-5"
+  scores: SyncScores
+  checkpoint: str | None = None
+  context_frames: int | None = None
+  similarity: str | None = None  # one of sync.SIMILARITIES
+  lse: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)  # of metrics.lse, where the model has them
+
+  @property
+  def frames(self) -> int:
+    """Scored ones, of all clips."""
+    return sum(clip.frames for clip in self.scores.lags.clips)
+
+  def to_json(self) -> dict[str, Any]:
+    return {
+      "kind": self.kind,
+      "name": self.name,
+      "checkpoint": self.checkpoint,
+      "context_frames": self.context_frames,
+      "similarity": self.similarity,
+      "clips": len(self.scores.lags.clips),
+      "frames": self.frames,
+      **nest(self.scores.estimates, value_or_null),
+      "ci95": nest(self.scores.estimates, interval_or_null),
+      "lse": {name: {"value": value_or_null(e), "ci95": interval_or_null(e)} for name, e in self.lse.items()} or None,
+    }
+
+
+LseOf = Callable[[str, Any, Any], LseState]  # key, (audio, video) tokens [T, D] of a clip
+
+
+def measure_model(
+  kind: str, model: SyncModel, clips: Iterable[EvalClip], *, checkpoint: str | None = None, lse: LseOf | None = None
+) -> Row:
+  """The row of a model; with `lse` also LSE-C and LSE-D of its tokens. Each process gives its own share of `clips`; all
+  get the row of all clips."""
+  states = []
+
+  def embed(clip: EvalClip) -> tuple[Any, Any]:
+    tokens = model.embed(clip)
+    if lse:
+      states.append(lse(clip.key, *tokens))
+    return tokens
+
+  scores = score_tokens(embed, clips, similarity=model.similarity)
+  states = [state for share in sharding.gather(states) for state in share]
+  return Row(
+    kind=kind,
+    name=f"{model.name}-{model.context_frames}",
+    scores=scores,
+    checkpoint=checkpoint,
+    context_frames=model.context_frames,
+    similarity=model.similarity if isinstance(model.similarity, str) else "pairs",
+    lse=functools.reduce(LseState.merge, states).compute() if states else {},
+  )
+
+
+def syncnet_lse(key: str, audio: Any, video: Any) -> LseState:
+  """Of SyncNet's tokens: those of the windows that the clip holds whole, as its script has them."""
+  return LseState.from_syncnet(key, audio[2:-3], video[2:-3])
+
+
+def stable_syncnet_lse(key: str, audio: Any, video: Any) -> LseState:
+  """Of StableSyncNet's tokens: those of the windows that the clip holds whole."""
+  return LseState.from_stable_syncnet(key, audio[8:-7], video[8:-7])
+
+
+def reference_rows(references: References) -> list[Row]:
+  """The linear baseline, and the ceiling where it is known."""
+  named = {"linear": ("linear baseline", references.linear), "ceiling": ("linear ceiling", references.ceiling)}
+  return [
+    Row(kind=kind, name=name, scores=scores, context_frames=1, similarity="cosine")
+    for kind, (name, scores) in named.items()
+    if scores is not None
+  ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+  """All rows, of the same clips; `to_json` is sync.json, `markdown` is sync.md."""
+
+  rows: Sequence[Row]
+  remarks: Sequence[str] = ()  # the caller's own sentences about these clips
+
+  @property
+  def lags(self) -> list[int]:
+    """The true lag of every scored clip, in frames, in increasing order."""
+    return sorted(clip.true_lag for clip in self.rows[0].scores.lags.clips)
+
+  @property
+  def notes(self) -> list[str]:
+    """Sentences without which the numbers would mislead."""
+    notes = self.rows[0].scores.notes("; ".join(self.remarks))
+    if any(row.similarity == "pairs" for row in self.rows):
+      notes.append(f"R-precision of models that judge pairs is that of about {retrieval.PAIR_QUERIES} queries")
+    return notes
+
+  def to_json(self) -> dict[str, Any]:
+    """Fractions in 0..1, offsets in frames, null where a number is not defined; the notes say why."""
+    scores = self.rows[0].scores
+    return {
+      "chance": nest(scores.chance, number_or_null),
+      "lags": self.lags,
+      "rows": [row.to_json() for row in self.rows],
+      "skipped": list(scores.skipped),
+      "lag_assumed_zero": list(scores.lag_assumed),
+      "notes": self.notes,
+    }
+
+  def write(self, workdir: Path) -> None:
+    """WORKDIR/sync.json and WORKDIR/sync.md."""
+    text = json.dumps(self.to_json(), indent=2, allow_nan=False)
+    for name, content in (("sync.json", text), ("sync.md", f"# Synchronisation\n\n{self.markdown()}")):
+      partial = workdir / f"{name}.tmp"
+      partial.write_text(content + "\n")
+      partial.replace(workdir / name)
+
+  def markdown(self) -> str:
+    """The paper's table, that of the other pools, LSE where there is any, and the notes; +- is half a 95 % interval."""
+    lags = self.lags
+    span = f"lags {lags[0]}..{lags[-1]}, {lags.count(0)} of them 0" if lags else "lags unknown"
+    lse = [row for row in self.rows if row.lse]
+    return "\n".join([
+      *self._table(PAPER),
+      "",
+      f"{len(lags)} clips, true {span}. Acc (%): within {sync.TOLERANCE} frame of the true lag; Off: error in"
+      f" frames; search +-{sync.MAX_LAG} frames, smoothing window K, utt: one lag a clip. R@k (%): {retrieval.POOL}"
+      " candidates, 1 right, the others from other clips. Chance is for these lags.",
+      "",
+      "R-precision with the others from the same clip (within) and from both (mixed), %:",
+      "",
+      *self._table(POOLS),
+      *(["", *_lse_table(lse)] if lse else []),
+      "",
+      *(f"Note: {note}." for note in self.notes),
+    ])  # fmt: skip
+
+  def _table(self, columns: Sequence[str]) -> list[str]:
+    sizes = lambda row: [str(len(row.scores.lags.clips)), str(row.frames)]
+    body = [["chance", *(cell(name, self.rows[0].scores.chance[name]) for name in columns), "", ""]]
+    body += [[row.name, *(_with_half_width(name, row.scores.estimates[name]) for name in columns), *sizes(row)]
+             for row in self.rows]  # fmt: skip
+    return _markdown(["", *map(_heading, columns), "clips", "frames"], body)
+
+
+def _lse_table(rows: Sequence[Row]) -> list[str]:
+  names = list(dict.fromkeys(name for row in rows for name in row.lse))
+  body = [[row.name, *(_plain(row.lse.get(name, Estimate(value=math.nan))) for name in names)] for row in rows]
+  return _markdown(["", *(name.upper().replace("_", "-") for name in names)], body)
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+  widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+  line = lambda cells: "| " + " | ".join(
+    text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(zip(cells, widths, strict=True))
+  ) + " |"  # fmt: skip
+  rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
+  return [line(head), rule, *map(line, body)]
+
+
+def _heading(name: str) -> str:
+  group, which = name.split("/")
+  if group == "utterance":
+    return f"{which.capitalize()[:3]} utt"
+  return f"{group.removeprefix('r_precision_')} @{which[3:]}" if name in POOLS else heading(name)
+
+
+def _with_half_width(name: str, estimate: Estimate) -> str:
+  half = (estimate.high - estimate.low) / 2
+  return cell(name, estimate.value) + ("" if math.isnan(half) else f" ±{cell(name, half)}")
+
+
+def _plain(estimate: Estimate) -> str:
+  if math.isnan(estimate.value):
+    return "-"
+  half = (estimate.high - estimate.low) / 2
+  return f"{estimate.value:.3f}" + ("" if math.isnan(half) else f" ±{half:.3f}")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from data.footage import numbered, write_video
+from safetensors.numpy import load_file
+from tiny_checkpoint import write_tiny
+
+from synclipmae_jax.apps.cli import main as cli
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  place = tmp_path_factory.mktemp("embed")
+  write_tiny(place / "checkpoint")
+  sound = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
+  for name in ("a", "b"):
+    write_video(place / f"{name}.mp4", [numbered(t * 40503 % 65536) for t in range(50)], sound=sound)
+  (place / "bad.mp4").write_text("not a film")
+  return place
+
+
+def run(place, *arguments):
+  return cli(["embed", *map(str, arguments), "--checkpoint", str(place / "checkpoint"), "--faces", "full_frame"])
+
+
+def test_one_file_in_both_formats(place, tmp_path):
+  assert run(place, place / "a.mp4", "--out", tmp_path / "a.npz") == 0
+  assert run(place, place / "a.mp4", "--out", tmp_path / "a.safetensors") == 0
+  with np.load(tmp_path / "a.npz") as stored:
+    tokens = dict(stored)
+  assert {name: tokens[name].shape for name in tokens} == {
+    "identity": (50, 32), "vocal": (50, 32), "ambient": (50, 32), "audio": (50, 32), "times": (50,),
+    "face_box": (50, 4),
+  }  # fmt: skip
+  same = load_file(tmp_path / "a.safetensors")
+  assert set(same) == set(tokens)
+  for name, array in tokens.items():
+    np.testing.assert_allclose(same[name], array, atol=1e-6)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.safetensors"]  # nothing unfinished
+
+
+def test_several_files_go_into_a_folder_and_a_bad_one_is_named(place, tmp_path, capsys):
+  assert run(place, place / "*.mp4", "--out", tmp_path / "tokens") == 1
+  assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == ["a.npz", "b.npz"]
+  assert "bad.mp4: it cannot be read" in capsys.readouterr().err
+
+
+def test_what_is_wrong_is_one_sentence_and_exit_2(place, tmp_path, capsys):
+  assert run(place, place / "a.mp4", "--out", tmp_path / "a.txt") == 2
+  assert run(place, place / "bad.mp4", "--out", tmp_path / "bad.npz") == 2
+  out, err = capsys.readouterr()
+  assert "written as .npz or .safetensors" in err and "cannot be read as a video" in err and err.count("\n") == 2
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from data.footage import numbered, write_video
+from tiny_checkpoint import write_tiny
+
+from synclipmae_jax.apps import sync
+from synclipmae_jax.apps.cli import main as cli
+from synclipmae_jax.apps.footage import outputs
+from synclipmae_jax.types import InputError
+
+ISSUE_KEYS = {
+  "file", "fps", "duration_s", "lag_frames", "lag_ms", "confidence", "interval", "score", "verdict",
+  "drift_ms_per_min", "faces", "frames",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A checkpoint, and a folder with two good files and a bad one."""
+  place = tmp_path_factory.mktemp("sync")
+  write_tiny(place / "checkpoint")
+  (place / "videos" / "deeper").mkdir(parents=True)
+  sound = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
+  images = [numbered(t * 40503 % 65536) for t in range(50)]
+  write_video(place / "videos" / "a.mp4", images, sound=sound)
+  write_video(place / "videos" / "deeper" / "b.mkv", images, sound=sound)
+  (place / "videos" / "bad.mp4").write_text("not a film")
+  return place
+
+
+def run(place, *arguments):
+  return cli(["sync", *map(str, arguments), "--checkpoint", str(place / "checkpoint"), "--faces", "full_frame"])
+
+
+def test_one_file_is_one_object(place, capsys):
+  assert run(place, place / "videos" / "a.mp4", "--json") == 0
+  answer = json.loads(capsys.readouterr().out)
+  assert set(answer) >= ISSUE_KEYS and set(answer["frames"][0]) == {"t", "lag", "score", "face", "speech"}
+  assert answer["fps"] == 25 and answer["duration_s"] == 2 and len(answer["frames"]) == 50
+  assert "this checkpoint has seen synthetic faces only" in answer["notes"]
+
+
+def test_a_folder_with_a_broken_file_gives_the_others_and_exit_1(place, capsys):
+  assert run(place, place / "videos", "--json", "--csv", place / "answers.csv", "--plot", place / "plots") == 1
+  out, err = capsys.readouterr()
+  answers = json.loads(out)
+  assert [answer["file"].rsplit("/", 1)[1] for answer in answers] == ["a.mp4", "bad.mp4", "b.mkv"]
+  assert ["error" in answer for answer in answers] == [False, True, False]
+  assert "bad.mp4: it cannot be read as a video" in err and "Traceback" not in err
+  with (place / "answers.csv").open() as file:
+    assert len(list(csv.DictReader(file))) == 2
+  assert sorted(path.name for path in (place / "plots").iterdir()) == ["a.png", "b.png"]
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_answers(place, capsys):
+  assert run(place, place / "videos" / "*.mp4", place / "videos" / "deeper", "--json", "--workers", 2) == 1
+  several = json.loads(capsys.readouterr().out)
+  assert run(place, place / "videos" / "a.mp4", "--json") == 0
+  one = json.loads(capsys.readouterr().out)
+  assert several[0]["score"] == pytest.approx(one["score"], abs=1e-3) and several[0]["verdict"] == one["verdict"]
+  assert [("error" in answer) for answer in several] == [False, True, False]
+
+
+def test_a_table_explains_itself(place, capsys):
+  assert run(place, place / "videos" / "a.mp4") == 0
+  assert "not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "arguments, complaint",
+  [
+    (["videos/bad.mp4"], "cannot be read as a video"),
+    (["videos/absent.mp4"], "the file is missing"),
+    (["checkpoint"], "there is no video"),
+    (["videos/*.avi"], "no file matches"),
+    (["videos/a.mp4", "--workers", "0"], "at least 1, not 0"),
+  ],
+)
+def test_what_is_wrong_is_one_sentence_and_exit_2(place, monkeypatch, capsys, arguments, complaint):
+  monkeypatch.chdir(place)
+  assert run(place, *arguments) == 2
+  err = capsys.readouterr().err
+  assert complaint in err and err.count("\n") == 1
+
+
+def test_no_checkpoint_is_one_sentence(place, capsys):
+  assert cli(["sync", str(place / "videos" / "a.mp4"), "--checkpoint", str(place / "videos")]) == 2
+  assert "no whole checkpoint" in capsys.readouterr().err
+
+
+def test_a_file_is_mended_only_where_a_lag_was_found(place, monkeypatch, tmp_path, capsys):
+  assert run(place, place / "videos" / "a.mp4", "--json") == 0
+  answer = json.loads(capsys.readouterr().out)
+  model = sync._model
+  for verdict, lag in (("out_of_sync", 200.0), ("in_sync", 40.0), ("not_synchronizable", None)):
+    monkeypatch.setattr(sync, "_answer", lambda video, *_, verdict=verdict, lag=lag: _with(model, video, verdict, lag))
+    code = run(place, place / "videos" / "a.mp4", "--fix", tmp_path / f"{verdict}.mp4")
+    assert code == (2 if lag is None else 0)
+    assert (tmp_path / f"{verdict}.mp4").exists() == (lag is not None)
+  assert "is not written, for no lag was found" in capsys.readouterr().err and answer["verdict"]
+
+
+def _with(model, video, verdict, lag):
+  result = model.sync(video, faces="full_frame")
+  frames = None if lag is None else lag / 40
+  return dataclasses.replace(result, verdict=verdict, lag_ms=lag, lag_frames=frames, interval=(0, 6), confidence=0.9)
+
+
+def test_outputs_of_two_files_never_meet(tmp_path):
+  with pytest.raises(InputError, match="several of these files"):
+    outputs(str(tmp_path), ["x/a.mp4", "y/a.mkv"], suffix=".png")

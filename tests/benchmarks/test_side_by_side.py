@@ -1,0 +1,66 @@
+"""What the benchmarks share, and that their configurations are ones that train; nothing is timed."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import pytest
+
+from synclipmae_jax import job, sharding
+from synclipmae_jax.train.step import check_batch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def load():
+  """A benchmark by its name, as a module; none of these needs torch to be imported."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+
+
+def test_every_round_runs_all_in_an_order_that_alternates(load):
+  ran = []
+  runs = {name: lambda name=name: ran.append(name) for name in "abc"}
+  times = load("side_by_side").in_turn(runs, rounds=3)
+  assert "".join(ran) == "abccbaabc"
+  assert all(len(each.wall) == len(each.cpu) == 3 for each in times.values())
+
+
+def test_a_ratio_is_the_median_over_rounds_and_blind_to_what_slows_both(load):
+  side_by_side = load("side_by_side")
+  busy = [1.0, 10.0, 1.0, 100.0, 1.0]
+  above = side_by_side.Times(wall=[3.0 * b for b in busy], cpu=[1.0] * 5)
+  below = side_by_side.Times(wall=[2.0 * b for b in busy], cpu=[1.0, 2.0, 4.0, 4.0, 5.0])
+  found = side_by_side.ratio(above, below)
+  assert found == side_by_side.Ratio(wall=1.5, low=1.5, high=1.5, cpu=0.25)
+  below.wall[0] = below.wall[1] = 0.1  # two rounds of five that went wrong
+  assert side_by_side.ratio(above, below).wall == 1.5 < side_by_side.ratio(above, below).high
+
+
+@pytest.mark.parametrize("size", ["demo", "middle", "paper"])
+def test_a_size_is_a_configuration_of_the_job(load, size):
+  config = load("train_step").sized(size, dtype="float32", clips=4)
+  task = job.build_task(config)
+  mesh = sharding.make_mesh((("data", 1),), jax.devices()[:1])
+  check_batch(4, mesh=mesh, negatives_clips=task.negatives_clips)
+  assert config.model.compute_dtype == "float32" and task.model_flops(4) > 0
+
+
+def test_what_grows_in_scaling_grows(load):
+  """Each larger row costs more than the row before, or as much on more devices; every one divides."""
+  scaling, train_step = load("scaling"), load("train_step")
+
+  def flops(changes):
+    config = train_step.change(train_step.sized("demo", dtype="float32"), scaling.SMALLEST)
+    config = train_step.change(config, {"train.mesh": (("data", 1),)} | changes)
+    devices = jax.devices()[: dict(config.train.mesh).popitem()[1]]
+    task, mesh = job.build_task(config), sharding.make_mesh(config.train.mesh, devices)
+    check_batch(config.train.batch_clips, mesh=mesh, negatives_clips=task.negatives_clips)
+    return task.model_flops(config.train.batch_clips)
+
+  smallest = flops({})
+  for name, rows in scaling.ROWS.items():
+    costs = [smallest, *map(flops, rows.values())]
+    assert costs == sorted(costs) and (costs[-1] == smallest) == ("devices" in name)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from footage import numbered, write_video
+from skimage.data import astronaut
+from skimage.transform import resize
+
+from synclipmae_jax.data import faces, video
+from synclipmae_jax.data.face_tracks import LOOKAHEAD, open_faces
+from synclipmae_jax.data.video import Frame, MediaInfo
+from synclipmae_jax.types import InputError
+
+INFO = MediaInfo(width=256, height=256, fps=25.0, sample_rate=16000, channels=1, origin=Fraction(0), end=0.0)
+PHOTOGRAPH = (resize(astronaut(), (256, 256), anti_aliasing=True) * 255).astype(np.uint8)
+FACE = PHOTOGRAPH[10:130, 50:170]
+GREY = np.full((256, 256, 3), 90, np.uint8)
+
+
+def picture(*corners):
+  """Faces on grey, each with its left edge there."""
+  image = GREY.copy()
+  for x in corners:
+    image[60:180, x : x + 120] = FACE
+  return image
+
+
+def blocks(source, images, *, size):
+  """What `take` gives, block by block, with no more shown before than is promised."""
+  taken, shown = [], 0
+  for start in range(0, len(images), size):
+    while shown < min(len(images), start + size + LOOKAHEAD):
+      source.see(Frame(shown, shown, images[shown]))
+      shown += 1
+    taken.append(source.take(start, min(start + size, len(images))))
+  return taken
+
+
+def joined(taken, number, size):
+  rows = [block[number].box if number in block else np.full((size, 4), np.nan) for block in taken]
+  return np.concatenate(rows)
+
+
+def test_one_face_is_followed_as_by_the_backend_that_sees_the_whole():
+  images = [np.roll(PHOTOGRAPH, t // 2, axis=1) for t in range(120)]
+  images[50:70] = [GREY] * 20
+  taken = blocks(open_faces("a.mp4", "auto", info=INFO)[0], images, size=40)
+  whole = faces.skimage_lbp((Frame(t, t, image) for t, image in enumerate(images)), info=INFO, sidecar=None)
+  assert {number for block in taken for number in block} == {0}  # it came back to its place
+  box = joined(taken, 0, 40)
+  np.testing.assert_array_equal(np.isnan(box), np.isnan(whole.box))
+  np.testing.assert_allclose(box, whole.box, atol=0.02)
+
+
+def test_two_faces_at_once_and_one_of_them_leaves():
+  images = [picture(4, 130)] * 60 + [picture(130)] * 40
+  taken = blocks(open_faces("a.mp4", "skimage_lbp", info=INFO)[0], images, size=50)
+  left, right = sorted((joined(taken, number, 50) for number in (0, 1)), key=lambda box: np.nanmean(box[:, 0]))
+  assert np.isfinite(right).all()
+  assert np.flatnonzero(np.isfinite(left[:, 0])).tolist() == list(range(60))
+  assert np.nanmax(left[:, 2]) < 0.5 < np.nanmin(right[:, 0])
+
+
+def test_no_face_is_no_track():
+  assert blocks(open_faces("a.mp4", "auto", info=INFO)[0], [GREY] * 30, size=30) == [{}]
+
+
+def test_full_frame_crops_the_middle():
+  (taken,) = blocks(open_faces("a.mp4", "full_frame", info=INFO)[0], [GREY] * 5, size=5)
+  crop = faces.crop_path(taken[0].box * 256, width=256, height=256)
+  np.testing.assert_allclose(crop, np.tile([0, 0, 256], (5, 1)), atol=1e-3)
+
+
+def test_the_sidecar_is_taken_where_it_fits(tmp_path):
+  path = write_video(tmp_path / "a.mp4", [numbered(t) for t in range(30)], sound=np.zeros(19200))
+  info = video.probe(path)
+  boxes = np.arange(30, dtype=np.float32)[:, None] / 2 + np.float32([10, 10, 30, 30])
+  np.savez(tmp_path / "a.faces.npz", boxes=boxes)
+  source, notes = open_faces(path, "auto", info=info)
+  assert notes == ()
+  for frame in video.read_frames(path):
+    source.see(frame)
+  np.testing.assert_allclose(source.take(0, 30)[0].box, boxes / 64, atol=1e-6)
+
+  np.savez(tmp_path / "a.faces.npz", boxes=boxes[:20])
+  assert "20 rows, the video 30 frames: faces were looked for instead" in open_faces(path, "auto", info=info)[1][0]
+  with pytest.raises(InputError, match="20 rows, the video 30 frames"):
+    open_faces(path, "precomputed", info=info)
+  with pytest.raises(InputError, match=r"no \.faces\.npz"):
+    open_faces(tmp_path / "b.mp4", "precomputed", info=info)

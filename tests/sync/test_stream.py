@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import struct
+import threading
+
+import numpy as np
+import pytest
+from data.footage import numbered, write_video
+from tiny_checkpoint import write_tiny
+
+from synclipmae_jax import SyncLipMAE
+from synclipmae_jax.data.faces import FaceTrack
+from synclipmae_jax.sync import stream
+from synclipmae_jax.sync.analysis import sync_file
+from synclipmae_jax.sync.calibration import Calibration
+from synclipmae_jax.sync.stream import TokenStream
+from synclipmae_jax.types import SAMPLES_PER_FRAME, InputError, Tokens
+
+rng = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  return SyncLipMAE.load(write_tiny(tmp_path_factory.mktemp("checkpoint") / "0"))
+
+
+def noise(seconds):
+  return rng.normal(0, 0.1, round(16_000 * seconds)).astype(np.float32)
+
+
+def test_block_tokens_are_those_of_the_whole_file(model, tmp_path):
+  count = 290
+  images = [numbered(t * 40503 % 65536) for t in range(count)]
+  path = write_video(tmp_path / "a.mp4", images, sound=noise(count / 25 + 1))
+  assert model.block_frames == 128
+  blocks = list(TokenStream(model, path, faces="full_frame"))
+  assert [(block.start, block.count) for block in blocks] == [(0, 128), (128, 128), (256, 34)]
+  waveform = np.concatenate([block.waveform for block in blocks])
+  assert waveform.shape == (SAMPLES_PER_FRAME * count,)
+  whole = model.model.embed_audio(model.params, model.params, waveform[None])[0]
+  np.testing.assert_allclose(np.concatenate([block.audio for block in blocks]), whole, atol=1e-5)
+
+  tokens = model.embed(path, faces="full_frame")
+  assert tokens.vocal.shape == whole.shape and np.isfinite(tokens.vocal).all()
+  assert np.abs(np.diff(tokens.vocal, axis=0)).max(axis=1).min() > 1e-4  # every picture is another
+
+
+def test_a_stream_that_is_left_stops_decoding(model, tmp_path):
+  path = write_video(tmp_path / "a.mp4", [numbered(t) for t in range(700)], sound=noise(28))
+  before = threading.active_count()
+  blocks = iter(TokenStream(model, path, faces="full_frame"))
+  next(blocks)
+  assert threading.active_count() > before
+  blocks.close()
+  assert threading.active_count() == before
+
+
+class Lamp:
+  """Stands in for a trained model: a picture and a sound have the token of how bright, how loud they are."""
+
+  image_size, block_frames, audio_context = 32, 64, 8
+  name, notes, calibration = "lamp", (), Calibration.uncalibrated()
+  _directions = np.random.default_rng(1).normal(0, 12, 64).astype(np.float32)
+  _phases = np.random.default_rng(2).uniform(0, 6, 64).astype(np.float32)
+
+  def _token(self, level):
+    return np.cos(level[:, None] * self._directions + self._phases).astype(np.float32)
+
+  def encode_frames(self, frames, *, face_box, mouth_box):
+    vocal = self._token(frames.mean(axis=(1, 2, 3)) / 255)
+    return Tokens(identity=vocal, vocal=vocal, ambient=vocal, audio=None)
+
+  def encode_sound(self, waveform):
+    loud = np.sqrt(np.square(waveform.reshape(-1, SAMPLES_PER_FRAME)).mean(axis=1)) / 0.5
+    return self._token(loud)[self.audio_context :][: self.block_frames]
+
+
+def film(path, *, frames, lag, lit=True, **kwargs):
+  """A lamp, `lag` frames later than the tone whose loudness it follows."""
+  level = np.random.default_rng(3).uniform(0.1, 0.9, frames)
+  tone = np.repeat(level, SAMPLES_PER_FRAME) * 0.5 * np.sqrt(2) * np.sin(np.arange(frames * SAMPLES_PER_FRAME) * 0.4)
+  shown = np.roll(level, lag) if lit else np.full(frames, 0.5)
+  images = [np.full((64, 64, 3), round(255 * value), np.uint8) for value in shown]
+  return write_video(path, images, sound=tone.astype(np.float32), **kwargs)
+
+
+@pytest.mark.parametrize("lag", [0, 5, -7])
+def test_the_lag_has_its_sign_and_every_frame_its_row(tmp_path, lag):
+  seen = []
+  path = film(tmp_path / "a.mp4", frames=300, lag=lag, sound_codec="flac" if lag else "aac")
+  result = sync_file(Lamp(), path, faces="full_frame", progress=lambda done, total: seen.append((done, total)))
+  assert (result.lag_frames, result.lag_ms) == (lag, 40 * lag)
+  assert result.verdict == ("out_of_sync" if lag else "in_sync")
+  assert result.duration_s == 12 and len(result.frames) == 300 and result.score_map.shape == (300, 31)
+  assert {frame.lag for frame in result.frames[40:260]} == {lag}
+  assert result.frames[0].lag is None and {frame.face for frame in result.frames} == {0}
+  assert seen[-1][0] == 12 and seen[-1][1] == pytest.approx(12, abs=0.2)
+  assert result.faces[0].lag_frames == lag and result.faces[0].speaking > 0.85
+  assert set(result.to_json()) >= {"file", "lag_ms", "faces", "frames", "drift_ms_per_min"}
+
+
+class TwoFaces:
+  """The left half of the picture, and the right one but for frames 100 to 149."""
+
+  def __init__(self, *_, **__):
+    pass
+
+  def see(self, frame):
+    pass
+
+  def take(self, start, stop):
+    there = (np.arange(start, stop) < 100) | (np.arange(start, stop) >= 150)
+    left, right = ([0.07, 0.1, 0.43, 0.9], [0.57, 0.1, 0.93, 0.9])
+    box = np.where(there[:, None], np.float32(right), np.nan)
+    whole = np.tile(np.float32(left), (stop - start, 1))
+    return {
+      3: FaceTrack(box=box, track=np.where(there, 0, -1)),
+      5: FaceTrack(box=whole, track=np.zeros(stop - start, int)),
+    }
+
+
+def test_of_two_faces_the_one_that_moves_with_the_sound_is_the_speaker(tmp_path, monkeypatch):
+  monkeypatch.setattr(stream, "open_faces", lambda *_, **__: (TwoFaces(), ("two lamps",)))
+  level = np.random.default_rng(3).uniform(0.1, 0.9, 300)
+  tone = np.repeat(level, SAMPLES_PER_FRAME) * 0.5 * np.sqrt(2) * np.sin(np.arange(300 * SAMPLES_PER_FRAME) * 0.4)
+  other = np.random.default_rng(4).uniform(0.1, 0.9, 300)
+  images = np.empty((300, 64, 128, 3), np.uint8)
+  images[:, :, :64] = np.rint(255 * other)[:, None, None, None]
+  images[:, :, 64:] = np.rint(255 * np.roll(level, 3))[:, None, None, None]
+  path = write_video(tmp_path / "a.mp4", images, sound=tone.astype(np.float32))
+  result = sync_file(Lamp(), path)
+  assert result.lag_frames == 3 and result.notes == ("two lamps",)
+  still, speaker = result.faces  # in order of the frames in which they are seen
+  assert still.lag_frames is None and speaker.lag_frames == 3
+  assert speaker.speaking > 0.6 > 0.3 > still.speaking
+  assert (speaker.start, speaker.end) == (0, 299 / 25) and speaker.box[0] > 0.5 > still.box[2]
+  assert {frame.face for frame in result.frames[100:150]} == {0}
+  assert {frame.face for frame in result.frames[30:80]} == {1}
+  assert {frame.lag for frame in result.frames[30:70]} == {3}
+
+
+def test_what_cannot_be_synchronised_is_an_answer(tmp_path):
+  still = sync_file(Lamp(), film(tmp_path / "still.mp4", frames=300, lag=0, lit=False), faces="full_frame")
+  none = sync_file(Lamp(), film(tmp_path / "none.mp4", frames=50, lag=0))
+  path = write_video(tmp_path / "silent.mp4", [numbered(t) for t in range(50)], sound=np.zeros(32_000))
+  silent = sync_file(Lamp(), path, faces="full_frame")
+  for result, reason in ((still, "lips do not move"), (none, "no face is found"), (silent, "silent")):
+    assert result.verdict == "not_synchronizable" and result.lag_frames is None and result.lag_ms is None
+    assert reason in result.reason
+
+
+def test_bad_files_are_one_sentence(tmp_path):
+  pictures = [numbered(t) for t in range(60)]
+  (tmp_path / "text.mp4").write_text("not a film\n" * 50)
+  write_video(tmp_path / "mute.mp4", pictures)
+  write_video(tmp_path / "three.mp4", pictures[:3], sound=noise(0.12))
+  whole = write_video(tmp_path / "whole.mkv", pictures, sound=noise(2.4)).read_bytes()
+  (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+  duration = whole.index(b"\x44\x89\x88") + 3  # Matroska's element: milliseconds, as float64
+  (tmp_path / "endless.mkv").write_bytes(whole[:duration] + struct.pack(">d", 4e10) + whole[duration + 8 :])
+  for name, reason in (
+    ("text.mp4", "cannot be read"),
+    ("mute.mp4", "no sound track"),
+    ("three.mp4", "too short: 3 frames"),
+    ("cut.mkv", "truncated|damaged"),
+    ("endless.mkv", "11111 hours"),  # 10^9 frames
+    ("absent.mp4", "missing"),
+    (".", "not a regular file"),
+  ):
+    with pytest.raises(InputError, match=reason) as caught:
+      sync_file(Lamp(), tmp_path / name, faces="full_frame")
+    assert "\n" not in str(caught.value)

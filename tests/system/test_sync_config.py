@@ -1,0 +1,141 @@
+"""configs/sync.py: models of every kind from checkpoints, on the same clips, in one table."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from synclipmae_jax import benchmark, job
+from synclipmae_jax.convert import donor
+from synclipmae_jax.train.checkpoint import save_items
+from synclipmae_jax.types import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name, preset):
+  spec = importlib.util.spec_from_file_location(f"configs_{name}", ROOT / "configs" / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(preset)
+
+
+def random_baseline(directory, kind, **sizes):
+  """A converted checkpoint of small random weights; running variances stay positive."""
+  draw = np.random.RandomState(0)
+  module = donor.load(kind).modules(**sizes)[kind]
+  fill = lambda leaf: np.abs(0.3 * draw.standard_normal(leaf.shape)).astype(np.float32) + 0.01
+  save_items(directory, {kind: jax.tree.map(fill, module.abstract)}, {"conversion": {"donor": kind}})
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+  """The preset `tiny` on its own SynthTalk, beside a SyncLipMAE and a SyncNet that know nothing."""
+  root = tmp_path_factory.mktemp("sync")
+  config = load("sync", "tiny")
+  config.data.synthtalk.update(dict(train=2, test=2, seconds=2.0))
+  sources = job.find_sources(config, root / "run", job.Clock())
+  ours = load("pretrain", "tiny")
+  trainable, _ = job.build_task(ours).init(jax.random.key(0))
+  items = {name: trainable[name] for name in ("visual_encoder", "audio_adapter")}
+  save_items(root / "ours", items, job.stamp(ours, sources))
+  random_baseline(root / "syncnet", "syncnet", image_size=51, scale=1 / 16, width=8)
+  config.data.sources = ((str(sources[0].directory), 1.0),)
+  kinds = {"synclipmae": "ours", "syncnet": "syncnet"}
+  config.models = (("linear", None), *((kind, str(root / place)) for kind, place in kinds.items()))
+  (root / "run").mkdir(exist_ok=True)
+  benchmark.run(config, root / "run")
+  return root, config
+
+
+def test_every_kind_of_model_stands_in_one_table(measured):
+  root, config = measured
+  report = json.loads((root / "run" / "sync.json").read_text(), parse_constant=pytest.fail)
+  names = ["linear baseline", "linear ceiling", "SyncLipMAE-1", "SyncNet-5"]
+  assert [row["name"] for row in report["rows"]] == names
+  assert [row["similarity"] for row in report["rows"]] == ["cosine", "cosine", "cosine", "l2"]
+  assert {row["clips"] for row in report["rows"]} == {2} and {row["frames"] for row in report["rows"]} == {40}
+  for row in report["rows"]:
+    assert 0 <= row["acc"]["k5"] <= 1 and 0 <= row["r_precision_within"]["top1"] <= 1
+  assert report["rows"][3]["lse"].keys() >= {"lse_c", "lse_d"} and report["rows"][2]["lse"] is None
+  assert report["rows"][2]["checkpoint"] == str(root / "ours")
+  text = (root / "run" / "sync.md").read_text()
+  assert all(f"| {name}" in text for name in names) and "synthetic" in text
+  assert json.loads((root / "run" / "config.json").read_text())["config"]["task"] == "sync"
+
+
+def test_clips_of_unknown_lag_get_a_known_one(measured, tmp_path, monkeypatch):
+  """The records as if nobody knew their lag: half of them are shifted, and the report says so."""
+  root, config = measured
+  read = job.evaluation_clips
+  unknown = lambda clips: (dataclasses.replace(clip, lag=None) for clip in clips)
+  monkeypatch.setattr(job, "evaluation_clips", lambda *a, **k: (unknown(read(*a, **k)[0]), ""))
+  config = config.copy_and_resolve_references()
+  config.models = (("syncnet", str(root / "syncnet")),)
+  for inject in (True, False):
+    config.inject_lags = inject
+    found = benchmark.run(config, tmp_path)
+    assert any("known lags were injected" in note for note in found.notes) == inject
+    assert any("0 is assumed" in note for note in found.notes)
+    assert inject or found.lags == [0, 0]
+
+
+@pytest.mark.parametrize(
+  ("models", "sentence"),
+  [
+    ((), "nothing to measure"),
+    (("syncnet", "DIR"), "tuple of (kind, checkpoint directory)"),
+    ((("wav2lip", "DIR"),), "unknown kind of model 'wav2lip': one of linear, synclipmae, syncnet"),
+    ((("vocalist", None),), "vocalist has no weights of its own here"),
+    ((("linear", "DIR"),), "fitted here"),
+    ((("syncnet", "nowhere"),), "no whole checkpoint in"),
+    ((("vocalist", "{root}/syncnet"),), "has no item 'vocalist'"),
+  ],
+)
+def test_models_that_are_none_are_refused_before_anything_is_made(measured, tmp_path, models, sentence):
+  root, _ = measured
+  config = load("sync", "tiny")
+  config.models = tuple(
+    tuple(part.replace("{root}", str(root)) if isinstance(part, str) else part for part in pair)
+    if isinstance(pair, tuple) else pair
+    for pair in models
+  )  # fmt: skip
+  with pytest.raises(InputError, match=re.escape(sentence)):
+    benchmark.run(config, tmp_path / "w")
+  assert not (tmp_path / "w").exists()
+
+
+def test_the_other_judges_come_from_their_converted_weights(tmp_path):
+  random_baseline(tmp_path / "vocalist", "vocalist", widths=(2, 2, 2, 2, 16), depth=1)
+  judge = benchmark.MODELS["vocalist"](str(tmp_path / "vocalist"))
+  assert (judge.name, judge.context_frames) == ("VocaLiST", 5) and callable(judge.similarity)
+  scores = judge.similarity(np.ones((3, 16, 16), np.float32), np.ones((3, 5, 16), np.float32))
+  assert scores.shape == (3,) and np.isfinite(scores).all()
+
+
+def test_what_is_only_measured_cannot_be_trained(tmp_path):
+  with pytest.raises(InputError, match="unknown task 'sync': what can be trained is pretrain, syncnet"):
+    job.run(load("sync", "tiny"), tmp_path / "w")
+
+
+@pytest.mark.slow
+def test_a_syncnet_is_trained_and_measured_from_its_workdir(measured, tmp_path):
+  """The whole job on the same records: eval.json, a table, and parameters that the protocol takes."""
+  _, config = measured
+  training = load("syncnet", "tiny")
+  training.data.sources = config.data.sources
+  training.train.update(dict(steps=1, calibration_batches=1))
+  training.data.eval_clips = 2
+  result = job.run(training, tmp_path / "run")
+  assert result.step == 1
+  report = json.loads((tmp_path / "run" / "eval.json").read_text())
+  config = config.copy_and_resolve_references()
+  config.models = (("syncnet", str(tmp_path / "run")),)
+  row = benchmark.run(config, tmp_path / "sync").to_json()["rows"][0]
+  assert row["similarity"] == "cosine" and row["lse"] is None and row["name"] == "SyncNet-5"
+  assert row["acc"] == pytest.approx(report["acc"]) and row["r_precision"] == pytest.approx(report["r_precision"])

@@ -1,0 +1,133 @@
+"""SyncNet's training, on clips whose pictures are the lighter the louder they are."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from synclipmae_jax.losses import contrast
+from synclipmae_jax.tasks.syncnet import SyncNetTask
+from synclipmae_jax.types import AUDIO_MARGIN, EvalClip, InputError
+
+SPEC = importlib.util.spec_from_file_location("syncnet", Path(__file__).parents[2] / "configs" / "syncnet.py")
+CONFIG = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(CONFIG)
+STEPS = 20
+
+
+def task_of(config, **changes):
+  data = {"frame_size": config.data.image_size, **{n: config.data[n] for n in ("clip_frames", "audio_frames")}}
+  return SyncNetTask(**{**config.model, **config.loss, **data, **changes})
+
+
+def sequences(task, clips=8, seed=0):
+  """One clip each of `audio_frames` frames: noise in both, the lighter the louder."""
+  random = np.random.default_rng(seed)
+  found = []
+  for i in range(clips):
+    frames, size = task.audio_frames, task.frame_size
+    level = random.uniform(size=frames)
+    pictures = 40 + (160 * level)[:, None, None, None] + random.normal(0, 15, (frames, size, size, 3))
+    sound = np.repeat(10 ** (2 * level - 3), 640) * random.standard_normal(640 * frames)
+    boxes = np.zeros((frames, 4), np.float32)
+    found.append(
+      EvalClip(
+        key=str(i), corpus="noise", identity="0", frames=pictures.clip(0, 255).astype(np.uint8),
+        waveform=sound.astype(np.float32), face_box=boxes, mouth_box=boxes - 1, lag=0, truth=None,
+      )
+    )  # fmt: skip
+  return found
+
+
+def a_batch(task, clips):
+  """The middle of the clips, with the sound around it."""
+  lead = (task.audio_frames - task.clip_frames) // 2
+  middle = slice(lead, lead + task.clip_frames)
+  names = ("frames", "face_box", "mouth_box")
+  batch = {name: np.stack([getattr(clip, name)[middle] for clip in clips]) for name in names}
+  batch["waveform"] = np.stack([np.pad(clip.waveform, AUDIO_MARGIN) for clip in clips])
+  batch["index"] = np.arange(len(clips), dtype=np.uint32)
+  wanted = task.abstract_batch(len(clips))
+  assert all((value.shape, value.dtype) == (wanted[name].shape, wanted[name].dtype) for name, value in batch.items())
+  return batch
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """(task, clips, parameters, losses): the preset `tiny`, a few steps on one batch."""
+  task = task_of(CONFIG.get_config("tiny"))
+  clips = sequences(task)
+  batch = a_batch(task, clips)
+  params, frozen = task.init(jax.random.key(0))
+  assert not frozen
+  optimizer = optax.adam(1e-2)
+  opt_state = optimizer.init(params)
+
+  @jax.jit
+  def step(params, opt_state):
+    (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(params, {}, batch, jax.random.key(0))
+    updates, opt_state = optimizer.update(grads, opt_state)
+    return task.constrain_params(optax.apply_updates(params, updates)), opt_state, loss
+
+  found = []
+  for _ in range(STEPS + 1):
+    last = params
+    params, opt_state, loss = step(params, opt_state)
+    found.append(float(loss))
+  return task, clips, jax.device_get(last), found  # the last loss is that of these parameters
+
+
+def test_the_loss_falls(trained):
+  task, _, params, found = trained
+  assert found[-1] < 0.5 * np.log(4 * 4) < found[0]  # chance: 4 clips of 4 windows
+  low, high = task.temperature_range
+  assert low <= np.exp(params["contrast"]["log_temperature"]) <= high
+  assert not params["syncnet"]["lips"]["norm_0"]["mean"].any()  # no gradient, no average
+
+
+def test_tokens_need_measured_statistics(trained):
+  task, clips, params, _ = trained
+  with pytest.raises(InputError, match="not been measured"):
+    task.embed(params, clips[0])
+  with pytest.raises(InputError, match="without a training batch"):
+    task.calibrate(params, [])
+
+
+def test_what_is_embedded_is_what_training_saw(trained):
+  """Calibrated on the very batch, the tokens of whole clips, at the frames of the batch, have the batch's loss."""
+  task, clips, params, found = trained
+  batch = a_batch(task, clips)
+  calibrated = task.calibrate(params, [batch, batch])
+  model = task.tokens(calibrated)
+  assert (model.name, model.context_frames, model.similarity) == ("SyncNet", 5, "cosine")
+  first = (task.audio_frames - task.clip_frames) // 2 + 2  # the middle of the first window
+  tokens = [task.embed(calibrated, clip) for clip in clips]
+  assert all(audio.shape == lips.shape == (task.audio_frames, 16) for audio, lips in tokens)
+  audio, lips = (np.stack([pair[i][first : first + 4] for pair in tokens]) for i in range(2))
+  temperature = np.exp(params["contrast"]["log_temperature"])
+  assert float(contrast(audio, lips, temperature=temperature, group=4).loss) == pytest.approx(found[-1], rel=0.02)
+  shifted = np.stack([pair[1][first + 1 : first + 5] for pair in tokens])
+  assert float(contrast(audio, shifted, temperature=temperature, group=4).loss) > 2 * found[-1]
+
+
+def test_flops_are_counted_from_the_shapes():
+  """The demo's step, by hand for its two dearest layers, and whole."""
+  task = task_of(CONFIG.get_config("demo"))
+  tokens = 16 * 12
+  first = 2 * 29 * 29 * 5 * 7 * 7 * 3 * 24
+  third_of_sound = 2 * 11 * 9 * 9 * 48 * 96
+  assert 3 * tokens * (first + third_of_sound) < task.model_flops(16) == pytest.approx(37.6e9, rel=5e-3)
+  assert task.model_flops(32) == 2 * task.model_flops(16)
+  released = task_of(CONFIG.get_config("demo"), image_size=224, scale=1.0, width=1024)
+  assert released.model_flops(16) == pytest.approx(3 * tokens * 3.604e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+  "wrong", [dict(clip_frames=4), dict(audio_frames=9), dict(temperature_init=2.0), dict(image_size=50)]
+)
+def test_what_cannot_be_trained_is_refused(wrong):
+  with pytest.raises(InputError):
+    task_of(CONFIG.get_config("tiny"), **wrong)

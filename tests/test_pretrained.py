@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_checkpoint import write_tiny
+
+from synclipmae_jax import SyncLipMAE
+from synclipmae_jax.types import SAMPLES_PER_FRAME, InputError
+
+rng = np.random.default_rng(0)
+FRAMES = rng.integers(0, 255, (20, 32, 32, 3), dtype=np.uint8)
+SOUND = rng.normal(0, 0.1, 20 * SAMPLES_PER_FRAME).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory):
+  return write_tiny(tmp_path_factory.mktemp("checkpoint") / "0")
+
+
+@pytest.fixture(scope="module")
+def model(step):
+  return SyncLipMAE.load(step)
+
+
+def cosine(a, b):
+  return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+def test_embed_gives_the_tokens_of_the_model(model):
+  tokens = model.embed(FRAMES, SOUND)
+  direct = jax.jit(model.model.embed)(model.params, model.params, FRAMES[None], SOUND[None])
+  for name in ("identity", "vocal", "ambient", "audio"):
+    np.testing.assert_allclose(getattr(tokens, name), getattr(direct, name)[0], atol=1e-5)
+  assert tokens.times[-1] == 19 / 25 and tokens.face_box.shape == (20, 4)
+
+
+def test_embed_refuses_other_shapes(model):
+  with pytest.raises(InputError, match=r"uint8 \[T, 32, 32, 3\], not float32"):
+    model.embed(FRAMES.astype(np.float32), SOUND)
+  with pytest.raises(InputError, match="20 frames need a waveform of 12800 samples"):
+    model.embed(FRAMES, SOUND[:-1])
+
+
+def test_a_checkpoint_keeps_its_own_choices_and_says_what_it_has_seen(model, tmp_path):
+  other = SyncLipMAE.load(write_tiny(tmp_path / "0", embed_visible="all"))
+  assert (model.model.embed_visible, other.model.embed_visible) == ("face_topk", "all")
+  assert "this checkpoint has seen synthetic faces only" in model.notes
+  assert "its confidence is not calibrated" in model.notes
+
+
+@pytest.mark.parametrize(
+  "stamp, complaint",
+  [
+    ({"fps": 30}, "fps 30, here 25"),
+    ({"crop": "tight"}, "crop 'tight', here 'square"),
+    ({"sample_rate": None}, "sample_rate None, here 16000"),
+    ({"image_size": None}, "a stamp that cannot be read"),
+    ({"image_size": 36}, "describes no model|does not fit"),
+  ],
+)
+def test_other_footage_is_refused_by_name(tmp_path, stamp, complaint):
+  with pytest.raises(InputError, match=complaint):
+    SyncLipMAE.load(write_tiny(tmp_path / "0", **stamp))
+
+
+def test_nothing_there_is_one_sentence(tmp_path):
+  with pytest.raises(InputError, match="no whole checkpoint"):
+    SyncLipMAE.load(tmp_path)
+
+
+def test_sync_loss_is_one_minus_the_cosine_at_the_lag(model):
+  tokens = model.embed(FRAMES, SOUND)
+  pixels = FRAMES[None].astype(np.float32) / 255
+  pairs = {
+    0: (tokens.audio, tokens.vocal), 2: (tokens.audio[:-2], tokens.vocal[2:]), -3: (tokens.audio[3:], tokens.vocal[:-3])
+  }  # fmt: skip
+  for lag, (audio, vocal) in pairs.items():
+    expected = 1 - cosine(audio, vocal).mean()
+    np.testing.assert_allclose(model.sync_loss(pixels, SOUND[None], lag=lag), expected, atol=1e-5)
+  with pytest.raises(ValueError, match="floating"):
+    model.sync_loss(FRAMES[None], SOUND[None])
+  with pytest.raises(ValueError, match="leaves nothing"):
+    model.sync_loss(pixels, SOUND[None], lag=20)
+
+
+def test_descending_the_sync_loss_raises_the_cosine(model):
+  step = jax.jit(jax.value_and_grad(lambda pixels: model.sync_loss(pixels, jnp.asarray(SOUND[None]))))
+  pixels = jnp.asarray(FRAMES[None], jnp.float32) / 255
+  before, gradient = step(pixels)
+  assert gradient.shape == pixels.shape and np.isfinite(gradient).all()
+  assert (jnp.abs(gradient).max(axis=(0, 2, 3, 4)) > 0).all()  # every frame is told something
+  for _ in range(10):
+    value, gradient = step(pixels)
+    pixels = jnp.clip(pixels - 0.5 * gradient / jnp.linalg.norm(gradient), 0, 1)
+  after, _ = step(pixels)
+  assert after < before - 0.05
