@@ -3,18 +3,21 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+TPU_VENV := .venv-tpu
 WORKDIR ?= runs/demo
 # Tests run one process a core; JAX stays on the CPU and off any TPU.
 TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo long test test-slow test-parity lint venv clean
+.PHONY: demo long checkpoint test test-slow test-parity test-tpu lint venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install, then run the main job on the embedded default (at most 15 minutes on two cores)"
-	@echo "make long       the same with a longer budget (at most 90 minutes)"
+	@echo "make long       the same with a longer budget and more data (about an hour)"
+	@echo "make checkpoint make long, then calibrate: how the embedded checkpoint was made"
 	@echo "make test       install, then the tests (at most 10 minutes); make test-slow: the slow ones too"
 	@echo "make test-parity  install torch, transformers and diffusers too, then compare with them (full sizes: some minutes)"
+	@echo "make test-tpu   install the TPU compiler, in an environment of its own, and compile the paper's step for a pod (minutes)"
 	@echo "make lint       ruff"
 	@echo "make venv       only the environment, in $(VENV)"
 
@@ -25,6 +28,11 @@ demo: venv
 long: venv
 	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:long --workdir=runs/long
 
+checkpoint: long
+	rm -rf runs/calibrated
+	$(BIN)/synclipmae calibrate runs/long --out runs/calibrated
+	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers."
+
 test: $(VENV)/test.stamp
 	$(TEST) -m "not slow"
 
@@ -33,6 +41,10 @@ test-slow: $(VENV)/test.stamp
 
 test-parity: $(VENV)/parity.stamp
 	$(TEST) tests/parity
+
+# No TPU is needed: the compiler compiles for one that is not there.
+test-tpu: $(TPU_VENV)/stamp
+	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m slow -k what_the_golden_says tests/test_compile.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -55,5 +67,9 @@ $(VENV)/parity.stamp: $(VENV)/test.stamp
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[parity]"
 	@touch $@
 
+$(TPU_VENV)/stamp: requirements.txt pyproject.toml
+	@$(PYTHON) -m venv $(TPU_VENV) && $(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[tpu,test]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(TPU_VENV) runs

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import statistics
 import time
 from collections.abc import Callable, Mapping
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def in_turn(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[st
 
 def ratio(above: Times, below: Times) -> Ratio:
   """Of the rounds of two entries of `in_turn`, each round by itself."""
-  of = lambda a, b: statistics.quantiles([x / y for x, y in zip(a, b, strict=True)], n=4, method="inclusive")
+  of = lambda a, b: np.quantile(np.divide(a, b), [0.25, 0.5, 0.75]).tolist()
   low, wall, high = of(above.wall, below.wall)
   return Ratio(wall=wall, low=low, high=high, cpu=of(above.cpu, below.cpu)[1])
 

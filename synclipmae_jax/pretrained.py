@@ -6,10 +6,12 @@ the checkpoint's stamp describes, and footage is prepared as the stamp says, or 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from jaxtyping import Array, Float
 
 from synclipmae_jax.data import faces
 from synclipmae_jax.data.clips import VERSION
-from synclipmae_jax.models import synclipmae
+from synclipmae_jax.models import augment, synclipmae
 from synclipmae_jax.sync import analysis, stream
 from synclipmae_jax.sync.calibration import Calibration
 from synclipmae_jax.sync.result import SyncResult
@@ -72,15 +74,17 @@ class SyncLipMAE:
     notes: Sequence[str] = (),
   ):
     self.model, self.params = model, params
+    # Detectors differ in what they call a face. Where training jittered the crop, lips are read from a closer crop
+    # too: on a photograph the z of the lag rises from 3 to 5, on footage like the training data nothing changes.
+    jitter = model.crop_jitter
+    self.looks = (1.0, 1 + 0.8 * (jitter["zoom"] - 1)) if jitter else (1.0,)
     self.name, self.calibration, self.notes = name, calibration, tuple(notes)
     self.image_size = model.image_size
     lead = (model.audio_frames - model.clip_frames) // 2
     # Whole clips, so that the windows of a stretch are those of the file; one frame more holds the margin.
     self.audio_context = -(-(lead + 1) // model.clip_frames) * model.clip_frames
     self.block_frames = -(-stream.BLOCK_FRAMES // model.clip_frames) * model.clip_frames
-    self._encode_frames = jax.jit(
-      lambda params, frames, face, mouth: model.embed_visual(params, frames, face_box=face, mouth_box=mouth)
-    )
+    self._encode_frames = jax.jit(functools.partial(_encode_frames, model, self.looks))
     self._encode_sound = jax.jit(lambda params, waveform: model.embed_audio(params, params, waveform))
     self._sync_loss = jax.jit(functools.partial(_sync_loss, model), static_argnames="lag")
 
@@ -93,20 +97,18 @@ class SyncLipMAE:
     """
     if directory is None and not DEMO.exists():
       raise InputError("this installation holds no checkpoint of its own: name one")
-    step = checkpoint.resolve_step(DEMO if directory is None else directory)
-    meta = checkpoint.load_meta(step)
+    say = functools.partial(print, file=sys.stderr)  # standard output is for answers
+    step = checkpoint.resolve_step(DEMO if directory is None else directory, say=say)
+    with _refusing(f"checkpoint {step} has a {checkpoint.META} that cannot be read"):
+      meta = checkpoint.load_meta(step)
     config = _stamped_config(step, meta)
-    try:
+    with _refusing(f"checkpoint {step} describes no model of this version"):
       model = build_model(config)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-      raise InputError(f"checkpoint {step} describes no model of this version ({error!r})") from error
-    trainable, frozen = jax.eval_shape(model.init, jax.random.key(0))
+      trainable, frozen = jax.eval_shape(model.init, jax.random.key(0))
     wanted = {name: trainable[name] for name in ("visual_encoder", "audio_adapter")} | frozen
     stored = meta.get("calibration")
-    try:
+    with _refusing(f"checkpoint {step} has a calibration that cannot be read"):
       calibration = Calibration.from_json(stored) if stored else Calibration.uncalibrated()
-    except (KeyError, TypeError, ValueError) as error:
-      raise InputError(f"checkpoint {step} has a calibration that cannot be read ({error!r})") from error
     synthetic = config["data"].get("synthtalk") and not config["data"].get("sources")
     return cls(
       model,
@@ -139,21 +141,19 @@ class SyncLipMAE:
       raise InputError(
         f"frames must be uint8 [T, {self.image_size}, {self.image_size}, 3], not {source.dtype} {list(source.shape)}"
       )
+    if not len(source):
+      raise InputError("there is no frame to embed")
     if waveform is None or np.shape(waveform) != (SAMPLES_PER_FRAME * len(source),):
       raise InputError(f"{len(source)} frames need a waveform of {SAMPLES_PER_FRAME * len(source)} samples")
-    tokens = self.encode_frames(source, face_box=face_box, mouth_box=mouth_box)
-    size, context = self.block_frames, self.audio_context
-    padded = np.pad(waveform, (SAMPLES_PER_FRAME * context, SAMPLES_PER_FRAME * (size + context)))
-    heard = [
-      self.encode_sound(padded[SAMPLES_PER_FRAME * start :][: SAMPLES_PER_FRAME * (size + 2 * context)])
-      for start in range(0, len(source), size)
-    ]
+    if not np.issubdtype(waveform.dtype, np.floating):
+      raise InputError(f"the waveform must be floating, in [-1, 1], not {waveform.dtype}")
+    tokens, _ = self.encode_frames(source, face_box=face_box, mouth_box=mouth_box)
     box = np.tile(np.float32([0, 0, 1, 1]), (len(source), 1)) if face_box is None else np.asarray(face_box, np.float32)
     return Embedding(
       identity=tokens.identity,
       vocal=tokens.vocal,
       ambient=tokens.ambient,
-      audio=np.concatenate(heard)[: len(source)],
+      audio=self.embed_sound(waveform),
       times=np.arange(len(source)) / FPS,
       face_box=box,
     )
@@ -185,28 +185,47 @@ class SyncLipMAE:
     gradient is unbounded at cosine 0, where frames of a fresh generator are. Compiled once per shape, and it may stand
     inside `jax.jit` and `jax.grad`. Raises ValueError for other shapes or integer pixels.
     """
-    clips, total = frames.shape[:2]
+    total = frames.shape[1]
     if not jnp.issubdtype(frames.dtype, jnp.floating) or frames.shape[2:] != (self.image_size, self.image_size, 3):
       raise ValueError(
         f"frames must be floating [B, T, {self.image_size}, {self.image_size}, 3], got {frames.dtype} {frames.shape}"
       )
+    if audio.shape != (len(frames), SAMPLES_PER_FRAME * total):
+      raise ValueError(f"{total} frames need audio [B, {SAMPLES_PER_FRAME * total}], got {audio.shape}")
     if abs(lag) >= total:
       raise ValueError(f"a lag of {lag} frames leaves nothing of {total}")
     return self._sync_loss(self.params, frames, audio, lag=lag, face_box=face_box, mouth_box=mouth_box)
 
-  def encode_frames(self, frames: np.ndarray, *, face_box=None, mouth_box=None) -> Tokens:
-    """Visual tokens of face crops uint8 [n, S, S, 3], each by itself, in blocks of one shape; numpy [n, D]."""
+  def encode_frames(self, frames: np.ndarray, *, face_box=None, mouth_box=None) -> tuple[Tokens, np.ndarray]:
+    """Visual tokens of face crops uint8 [n, S, S, 3], each by itself, in blocks of one shape; numpy [n, D].
+
+    And beside them what `sync` compares with `heard`: the vocal tokens of every look, float32 [n, looks * D].
+    """
     face_box = np.tile(np.float32(synclipmae.masking.FACE_PRIOR), (len(frames), 1)) if face_box is None else face_box
     mouth_box = np.full((len(frames), 4), -1, np.float32) if mouth_box is None else mouth_box
     pieces, size = [], self.block_frames
     for start in range(0, len(frames), size):
       block = [np.asarray(x)[start : start + size] for x in (frames, face_box, mouth_box)]
       count = len(block[0])
-      block = [np.pad(x, [(0, size - count)] + [(0, 0)] * (x.ndim - 1), "edge")[None] for x in block]
-      tokens = self._encode_frames(self.params, *block)
-      pieces.append([np.asarray(x)[0, :count] for x in (tokens.identity, tokens.vocal, tokens.ambient)])
-    identity, vocal, ambient = (np.concatenate(x) for x in zip(*pieces, strict=True))
-    return Tokens(identity=identity, vocal=vocal, ambient=ambient, audio=None)
+      block = [np.pad(x, [(0, size - count)] + [(0, 0)] * (x.ndim - 1), "edge") for x in block]
+      tokens, lips = self._encode_frames(self.params, *block)
+      pieces.append([np.asarray(x)[:count] for x in (tokens.identity, tokens.vocal, tokens.ambient, lips)])
+    identity, vocal, ambient, lips = (np.concatenate(x) for x in zip(*pieces, strict=True))
+    return Tokens(identity=identity, vocal=vocal, ambient=ambient, audio=None), lips
+
+  def heard(self, audio: np.ndarray) -> np.ndarray:
+    """Audio tokens [n, D] as `sync` compares them with the lips of every look: [n, looks * D]."""
+    return np.tile(audio, len(self.looks))
+
+  def embed_sound(self, waveform: np.ndarray) -> np.ndarray:
+    """Audio tokens [T, D] of a whole waveform, float32 [640 * T]."""
+    size, context, frames = self.block_frames, self.audio_context, len(waveform) // SAMPLES_PER_FRAME
+    padded = np.pad(waveform, (SAMPLES_PER_FRAME * context, SAMPLES_PER_FRAME * (size + context)))
+    blocks = [
+      self.encode_sound(padded[SAMPLES_PER_FRAME * start :][: SAMPLES_PER_FRAME * (size + 2 * context)])
+      for start in range(0, frames, size)
+    ]
+    return np.concatenate(blocks)[:frames]
 
   def encode_sound(self, waveform: np.ndarray) -> np.ndarray:
     """Audio tokens [block_frames, D] of one block, from the sound of the block and `audio_context` frames around it."""
@@ -239,14 +258,23 @@ def _stamped_config(step: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
   computing = {"unroll": False, "remat": "none"}  # how, not what: a rolled scan compiles in half the time
   if jax.default_backend() == "cpu":  # which has no bfloat16
     computing["compute_dtype"] = "float32"
-  try:
+  with _refusing(f"checkpoint {step} has a stamp that cannot be read"):
     return {
       **config,
       "data": {**config["data"], "image_size": stamp["image_size"]},
       "model": {**config["model"], "embed_visible": stamp["embed_visible"], **computing},
     }
-  except (KeyError, TypeError) as error:
-    raise InputError(f"checkpoint {step} has a stamp that cannot be read ({error!r})") from error
+
+
+@contextlib.contextmanager
+def _refusing(complaint: str) -> Iterator[None]:
+  """Whatever fails on what was read from a checkpoint, in any of a dozen ways, is an InputError that says where."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f"{complaint} ({error})") from error
+  except Exception as error:
+    raise InputError(f"{complaint} ({error!r})") from error
 
 
 def _load_item(step: Path, name: str, abstract: Params) -> Params:
@@ -254,7 +282,18 @@ def _load_item(step: Path, name: str, abstract: Params) -> Params:
     return abstract
   saved = checkpoint.find_item(step, name, verify=name == "speech_encoder")  # it stands apart from the step
   saved.refuse_difference(saved.leaves, abstract)
-  return jax.device_put(saved.load(jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)))
+  with _refusing(f"checkpoint {step} is damaged: its {name} cannot be read"):
+    return jax.device_put(saved.load(jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)))
+
+
+def _encode_frames(model, looks, params, frames, face_box, mouth_box):
+  boxes = jnp.stack([face_box, mouth_box])
+  closer = [augment.recrop(frames, boxes, factor=factor, moved=jnp.zeros(2)) for factor in looks[1:]]
+  seen = jnp.stack([frames, *(pictures for pictures, _ in closer)])
+  boxes = jnp.stack([boxes, *(there for _, there in closer)], axis=1)
+  tokens = model.embed_visual(params, seen, face_box=boxes[0], mouth_box=boxes[1])
+  own = jax.tree.map(lambda x: x[0], tokens)
+  return own, jnp.concatenate(list(tokens.vocal), axis=-1)
 
 
 def _sync_loss(model, params, frames, audio, *, lag, face_box, mouth_box):

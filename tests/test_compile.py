@@ -239,16 +239,3 @@ def test_a_step_too_large_for_its_chips():
   large = ("--config.train.batch_clips=8192", "--config.data.image_size=256")
   done = run("tiny", "--topology=v5e:2x2", *large)
   assert done.returncode == 1 and "It does not fit" in done.stdout and "--config.model.remat=full" in done.stdout
-
-
-@pytest.mark.slow
-@without_libtpu
-def test_the_search_with_the_compiler_ends_between_what_fits_and_what_does_not():
-  large = ("--config.data.image_size=256", "--config.loss.negatives_clips=256", "--config.train.batch_clips=1024")
-  done = run("tiny", "--topology=v5e:2x2", "--search=batch", "--json", *large)
-  assert done.returncode == 0, done.stderr
-  found, tried = json.loads(done.stdout), done.stderr.splitlines()
-  clips = found["batch_clips"]
-  assert found["fits"] and found["peak_hbm_gib"] <= found["hbm_gib"] and clips % 256 == 0
-  assert any(line.startswith(f"{clips} clips") and ", fits" in line for line in tried)
-  assert any(line.startswith(f"{clips + 256} clips") and "does not fit" in line for line in tried)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +45,10 @@ def test_embed_refuses_other_shapes(model):
     model.embed(FRAMES.astype(np.float32), SOUND)
   with pytest.raises(InputError, match="20 frames need a waveform of 12800 samples"):
     model.embed(FRAMES, SOUND[:-1])
+  with pytest.raises(InputError, match="floating, in"):
+    model.embed(FRAMES, np.zeros(len(SOUND), np.int16))
+  with pytest.raises(InputError, match="no frame"):
+    model.embed(FRAMES[:0], SOUND[:0])
 
 
 def test_a_checkpoint_keeps_its_own_choices_and_says_what_it_has_seen(model, tmp_path):
@@ -65,6 +73,37 @@ def test_other_footage_is_refused_by_name(tmp_path, stamp, complaint):
     SyncLipMAE.load(write_tiny(tmp_path / "0", **stamp))
 
 
+@pytest.mark.parametrize(
+  "change, complaint",
+  [
+    (lambda meta: "{", "meta.json that cannot be read"),
+    (lambda meta: "[1]", "meta.json that cannot be read"),
+    (lambda meta: {**meta, "calibration": [1]}, "calibration that cannot be read"),
+    (lambda meta: {**meta, "calibration": {"right": [10**400]}}, "calibration that cannot be read"),
+    (lambda meta: {**meta, "preprocessing": meta["preprocessing"] | {"image_size": 0}}, "describes no model"),
+  ],
+)
+def test_a_meta_json_that_is_none_is_refused(step, tmp_path, change, complaint):
+  shutil.copytree(step, tmp_path / "0")
+  path, manifest = tmp_path / "0" / "meta.json", tmp_path / "0" / "checksums.json"
+  changed = change(json.loads(path.read_text()))
+  path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+  sums = {**json.loads(manifest.read_text()), "meta.json": hashlib.sha256(path.read_bytes()).hexdigest()}
+  manifest.write_text(json.dumps(sums))
+  with pytest.raises(InputError, match=complaint):
+    SyncLipMAE.load(tmp_path / "0")
+
+
+def test_a_damaged_step_is_passed_over_without_a_word_on_stdout(step, tmp_path, capsys):
+  for name in "01":
+    shutil.copytree(step, tmp_path / "checkpoints" / name)
+  with (tmp_path / "checkpoints" / "1" / "meta.json").open("a") as file:
+    file.write(" ")
+  assert SyncLipMAE.load(tmp_path).name.endswith("checkpoints/0")
+  out, err = capsys.readouterr()
+  assert out == "" and "checkpoint 1 is damaged" in err
+
+
 def test_nothing_there_is_one_sentence(tmp_path):
   with pytest.raises(InputError, match="no whole checkpoint"):
     SyncLipMAE.load(tmp_path)
@@ -83,6 +122,8 @@ def test_sync_loss_is_one_minus_the_cosine_at_the_lag(model):
     model.sync_loss(FRAMES[None], SOUND[None])
   with pytest.raises(ValueError, match="leaves nothing"):
     model.sync_loss(pixels, SOUND[None], lag=20)
+  with pytest.raises(ValueError, match="20 frames need audio"):
+    model.sync_loss(pixels, SOUND[None, :-1])
 
 
 def test_descending_the_sync_loss_raises_the_cosine(model):

@@ -1,15 +1,16 @@
 """`synclipmae calibrate WORKDIR --out DIR`: a trained model -> a checkpoint that knows what its answers are worth.
 
 Holds the model against clips of known lag that it has not seen: half of them are fitted, the other half is what the
-reported error is measured on. Stretches of 2 to 9 s are cut from every clip, with a lag of -10 .. 10 frames put in, and
-each is also given another clip's sound, which no lag fits. Without --records, SynthTalk with another seed is made for
-it. The checkpoint holds what the applications need and nothing of the optimizer; `synclipmae sync --checkpoint DIR`
-takes it.
+reported error is measured on. Stretches of 1.4 to 9 s are cut from every clip, with a lag of -10 .. 10 frames put in.
+Each is also given another clip's sound in part, so that there are doubtful cases to learn from, and wholly, so that no
+lag fits. Without --records, SynthTalk with another seed is made for it. The checkpoint holds what the applications need
+and nothing of the optimizer; `synclipmae sync --checkpoint DIR` takes it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -30,11 +31,11 @@ from synclipmae_jax.sync.estimate import LagScorer, evidence_of
 from synclipmae_jax.train import checkpoint
 from synclipmae_jax.types import FPS, EvalClip, InputError
 
-LENGTHS = (50, 75, 110, 150, 225)  # frames
+LENGTHS = (35, 50, 75, 110, 150, 225)  # frames
 MAX_SHIFT = 10
 ITEMS = ("visual_encoder", "audio_adapter", "decoder", "contrast")  # the frozen speech encoder where it has numbers
 META = ("task", "config", "preprocessing", "revision", "donors", "step")
-SYNTHTALK = dict(clips=160, seconds=10.0, size=112, seed=1)
+SYNTHTALK = dict(clips=120, seconds=10.0, size=112, seed=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (InputError, OSError) as error:
     print(f"synclipmae calibrate: {error}", file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print("\ninterrupted", file=sys.stderr)
+    return 130
   print(json.dumps(summary) if args.json else _report(summary))
   return 0
 
@@ -91,8 +95,8 @@ def calibrate(
     raise InputError(f"none of the {len(tokens)} clips is long enough to cut {LENGTHS[0]} frames out with a lag")
   source = f"SynthTalk, seed {SYNTHTALK['seed']}" if records is None else Path(records).name
   fitted_on = f"{len(fitted)} stretches of {len(tokens[::2])} clips of {source}"
-  calibration = fit([(own, lag) for own, lag, _ in fitted], [other for _, _, other in fitted], fitted_on=fitted_on)
-  calibration = measure(calibration, [(own, lag) for own, lag, _ in held_out])
+  calibration = fit(_pairs(fitted), [case.stranger for case in fitted], fitted_on=fitted_on)
+  calibration = measure(calibration, _pairs(held_out))
   summary = {"checkpoint": str(out), "fitted_on": fitted_on, "calibration_error": calibration.error,
              "by_length": _by_length(calibration, held_out)}  # fmt: skip
   _write(directory, out, calibration, summary)
@@ -100,29 +104,45 @@ def calibrate(
 
 
 def _tokens(model: SyncLipMAE, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
-  tokens = model.embed(clip.frames, clip.waveform, face_box=clip.face_box, mouth_box=clip.mouth_box)
-  return tokens.audio, tokens.vocal
+  _, lips = model.encode_frames(clip.frames, face_box=clip.face_box, mouth_box=clip.mouth_box)
+  return model.heard(model.embed_sound(clip.waveform)), lips
 
 
-def _stretches(
-  clips: Sequence[tuple[int, np.ndarray, np.ndarray]], rng: np.random.Generator
-) -> Iterator[tuple[Evidence, int, Evidence]]:
-  """(evidence, its true lag, evidence under another clip's sound) of stretches of every length of every clip.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+  """What one stretch shows with its own sound, which its lag fits, with part of another clip's, and with another's."""
 
-  Vocal tokens come from single frames: to move them against the audio tokens is to move the picture.
+  lag: int
+  own: Evidence
+  mixed: Evidence
+  stranger: Evidence
+
+
+def _pairs(cases: Iterable[Case]) -> list[tuple[Evidence, int]]:
+  return [(evidence, case.lag) for case in cases for evidence in (case.own, case.mixed)]
+
+
+def _stretches(clips: Sequence[tuple[int, np.ndarray, np.ndarray]], rng: np.random.Generator) -> Iterator[Case]:
+  """Stretches of every length of every clip, given as (lag, audio, lips).
+
+  Lips are read off single frames: to move their tokens against the audio tokens is to move the picture.
   """
-  for index, (own_lag, audio, vocal) in enumerate(clips):
+  for index, (own_lag, audio, lips) in enumerate(clips):
     for length in LENGTHS:
       lag = int(rng.integers(-MAX_SHIFT, MAX_SHIFT + 1))
-      late = lag - own_lag  # vocal tokens begin so many frames before the audio tokens
+      late = lag - own_lag  # the lips begin so many frames before the audio
       first, last = max(0, late), len(audio) - length + min(0, late)
       stranger = clips[(index + 1 + int(rng.integers(len(clips) - 1))) % len(clips)][1]
       if last < first or len(stranger) < length:
         continue
       start = int(rng.integers(first, last + 1))
-      seen = vocal[start - late :][:length]
+      own, seen = audio[start:][:length], lips[start - late :][:length]
       other = stranger[int(rng.integers(len(stranger) - length + 1)) :][:length]
-      yield _evidence(audio[start:][:length], seen), lag, _evidence(other, seen)
+      exchanged = int(rng.uniform(0.3, 1.0) * length)
+      mixed = np.concatenate([other[:exchanged], own[exchanged:]])
+      yield Case(lag=lag, **{
+        name: _evidence(heard, seen) for name, heard in (("own", own), ("mixed", mixed), ("stranger", other))
+      })  # fmt: skip
 
 
 def _evidence(audio: np.ndarray, vocal: np.ndarray) -> Evidence:
@@ -131,20 +151,20 @@ def _evidence(audio: np.ndarray, vocal: np.ndarray) -> Evidence:
   return evidence_of(scorer.finish())
 
 
-def _by_length(calibration: Calibration, cases: Iterable[tuple[Evidence, int, Evidence]]) -> list[dict]:
+def _by_length(calibration: Calibration, cases: Sequence[Case]) -> list[dict]:
   """Of every length: how often the lag is right within a frame, the interval holds it, and who is taken for whom."""
   rows = []
-  cases = list(cases)
-  for length in sorted({own.frames for own, _, _ in cases}):
-    chosen = [case for case in cases if case[0].frames == length]
-    found = np.array([[calibration.probabilities(e)[1] >= 0.5 for e in (own, other)] for own, _, other in chosen])
-    refused = ~found
+  for length in sorted({case.own.frames for case in cases}):
+    chosen = [case for case in cases if case.own.frames == length]
+    refused = np.array([
+      [calibration.probabilities(evidence)[1] < 0.5 for evidence in (case.own, case.stranger)] for case in chosen
+    ])  # fmt: skip
+    bounds = [calibration.interval(case.own) for case in chosen]
     rows.append({
       "seconds": length / FPS,
       "stretches": len(chosen),
-      "right": float(np.mean([abs(int(LAGS[own.best]) - lag) <= TOLERANCE for own, lag, _ in chosen])),
-      "interval_covers": float(np.mean([low <= lag <= high for own, lag, _ in chosen
-                                        for low, high in [calibration.interval(own)]])),
+      "right": float(np.mean([abs(int(LAGS[case.own.best]) - case.lag) <= TOLERANCE for case in chosen])),
+      "interval_covers": float(np.mean([low <= c.lag <= high for c, (low, high) in zip(chosen, bounds, strict=True)])),
       "not_synchronizable_recall": float(refused[:, 1].mean()),
       "not_synchronizable_precision": float(refused[:, 1].sum() / refused.sum()) if refused.any() else None,
     })  # fmt: skip

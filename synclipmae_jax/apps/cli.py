@@ -10,6 +10,7 @@ COMMANDS = {
   "prepare": "a folder of videos -> clean clips, a manifest, and records to train from",
   "sync": "a video -> by how much its picture lags its sound, and the file mended",
   "embed": "a video -> identity, vocal, ambient and audio tokens of every frame",
+  "calibrate": "a trained model -> a checkpoint that knows what its answers are worth",
   "lse": "a video -> LSE-C and LSE-D by SyncNet, and StableSyncNet's variant",
 }
 

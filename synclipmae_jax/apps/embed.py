@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from synclipmae_jax.apps.footage import find_videos, keep_compiled, outputs
+from synclipmae_jax.apps.footage import complain, find_videos, keep_compiled, outputs
 from synclipmae_jax.data.clips import FACES
 from synclipmae_jax.types import InputError
 
@@ -59,8 +59,8 @@ def _run(args: argparse.Namespace) -> int:
   for video in tqdm(videos, unit="file", desc="embed", disable=not sys.stderr.isatty()):
     try:
       embedding = model.embed(video, faces=args.faces)
-    except InputError as error:
-      print(f"synclipmae embed: {video}: {error}", file=sys.stderr)
+    except Exception as error:  # whatever one file does to us, the others get their tokens
+      complain("embed", video, error)
       failed += 1
       continue
     _write(paths[video], {field.name: getattr(embedding, field.name) for field in dataclasses.fields(embedding)})

@@ -1,10 +1,12 @@
-"""What `sync` and `embed` share: the files that arguments name, where the output goes, what is kept between runs."""
+"""What the applications share: the files that arguments name, where output and complaints go, what is kept."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from synclipmae_jax.data.clips import VIDEO_SUFFIXES
@@ -34,14 +36,45 @@ def find_videos(arguments: Sequence[str]) -> list[str]:
 
 
 def outputs(out: str, videos: Sequence[str], *, suffix: str | None = None) -> dict[str, Path]:
-  """Where what is made of each file goes: to `out`, or, where that is a folder or there are several, into it."""
+  """Where what is made of each file goes: to `out`, or, where that is a folder or there are several, into it.
+
+  Raises InputError as `refuse_inputs` does, and where two would meet.
+  """
   if len(videos) == 1 and not os.path.isdir(out):
+    refuse_inputs([out], videos)
     return {videos[0]: Path(out)}
   paths = {video: Path(out, Path(video).name if suffix is None else f"{Path(video).stem}{suffix}") for video in videos}
   if len(set(paths.values())) < len(videos):
     raise InputError(f"several of these files would be written to one file in {out}: give them one by one")
+  if os.path.lexists(out) and not os.path.isdir(out):
+    raise InputError(f"{out} is not a folder: what is made of several files goes into one")
   Path(out).mkdir(parents=True, exist_ok=True)
+  refuse_inputs(paths.values(), videos)
   return paths
+
+
+def refuse_inputs(paths: Iterable[str | os.PathLike], videos: Sequence[str]) -> None:
+  """Raises InputError where a path to be written is one of the videos, or has no folder: before the work, not after."""
+
+  def identity(path):
+    with contextlib.suppress(OSError):
+      found = os.stat(path)
+      return found.st_dev, found.st_ino
+
+  read = {identity(video) for video in videos} - {None}
+  for path in map(Path, paths):
+    if not path.parent.is_dir():
+      raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
+    if identity(path) in read:
+      raise InputError(f"{path} is one of the files to be read: name another, it is never overwritten")
+
+
+def complain(command: str, video: str, error: Exception) -> None:
+  """One line on stderr: what is wrong with a file, whatever its name holds."""
+  from synclipmae_jax.sync.report import printable
+
+  unexpected = "" if isinstance(error, InputError) else f"unexpected {type(error).__name__}: "
+  print(f"synclipmae {command}: {printable(video)}: {unexpected}{error}", file=sys.stderr)
 
 
 def keep_compiled() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from synclipmae_jax.apps.footage import find_videos, keep_compiled
+from synclipmae_jax.apps.footage import complain, find_videos, keep_compiled
 from synclipmae_jax.data import audio, video
 from synclipmae_jax.data.clips import FACES, Settings, cut_file
 from synclipmae_jax.data.corpora import SourceItem
@@ -66,8 +66,8 @@ def _run(args: argparse.Namespace) -> int:
   for path in videos:
     try:
       entries.append(_measure(path, judges, settings))
-    except InputError as error:
-      print(f"synclipmae lse: {path}: {error}", file=sys.stderr)
+    except Exception as error:  # whatever one file does to us, the others are measured
+      complain("lse", path, error)
       entries.append({"file": path, "error": str(error)})
       failed += 1
   if args.json:

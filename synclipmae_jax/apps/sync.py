@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from synclipmae_jax.apps.footage import find_videos, keep_compiled, outputs
+from synclipmae_jax.apps.footage import complain, find_videos, keep_compiled, outputs, refuse_inputs
 from synclipmae_jax.data.clips import FACES
 from synclipmae_jax.sync.result import SyncResult
 from synclipmae_jax.types import InputError
@@ -58,6 +58,7 @@ def _run(args: argparse.Namespace) -> int:
   several = len(videos) > 1
   plots = outputs(args.plot, videos, suffix=".png") if args.plot else {}
   fixed = outputs(args.fix, videos) if args.fix else {}
+  refuse_inputs([args.csv] if args.csv else [], videos)
   results, errors = {}, {}
   for video, answer in _answers(videos, args):
     try:
@@ -68,9 +69,9 @@ def _run(args: argparse.Namespace) -> int:
         report.plot(answer, plots[video])
       if video in fixed:
         _fix(answer, fixed[video])
-    except InputError as error:
+    except Exception as error:  # whatever one file does to us, the others are drawn and mended
       errors[video] = str(error)
-      print(f"synclipmae sync: {video}: {error}", file=sys.stderr)
+      complain("sync", video, error)
   entries = [
     results[video].to_json() if video in results else {"file": video, "error": errors[video]} for video in videos
   ]
@@ -99,8 +100,8 @@ def _fix(result: SyncResult, out: Path) -> None:
 def _answers(videos: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[str, SyncResult | str]]:
   """Every file with its result, or with what is wrong with it, as they are done."""
   quiet = args.json or not sys.stderr.isatty()
+  _start_worker(args.checkpoint)  # here too where others work: what is wrong with a checkpoint is said once
   if args.workers == 1 or len(videos) == 1:
-    _start_worker(args.checkpoint)
     with tqdm(total=len(videos), unit="file", desc="sync", disable=quiet or len(videos) == 1) as files:
       for video in videos:
         with tqdm(unit="s", desc=Path(video).name[:30], disable=quiet, leave=False) as seconds:
@@ -110,7 +111,7 @@ def _answers(videos: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[
   with tqdm(total=len(videos), unit="file", desc="sync", disable=quiet) as files:
     left = list(videos)
     try:
-      for video, answer in _in_processes(left, args, workers=args.workers):
+      for video, answer in _in_processes(left, args, workers=min(args.workers, len(videos))):
         left.remove(video)
         yield video, answer
         files.update()
@@ -139,6 +140,8 @@ def _in_processes(
         yield running[future], future.result()
     except BaseException:  # Ctrl-C, or the consumer has gone
       pool.shutdown(wait=False, cancel_futures=True)
+      for process in multiprocessing.active_children():  # they would end their files first
+        process.terminate()
       raise
 
 

@@ -81,7 +81,7 @@ class _Sidecar:
     self._rows, self._source = faces.read_sidecar(sidecar, info=info), {}
     with video.open_media(path) as container:  # packets are counted, not decoded: headers err
       count = sum(packet.size > 0 for packet in container.demux(video.video_stream(container)))
-    if abs(len(self._rows.box) - count) > info.fps / FPS:
+    if not len(self._rows.box) or abs(len(self._rows.box) - count) > info.fps / FPS:
       raise InputError(f"its face file has {len(self._rows.box)} rows, the video {count} frames")
 
   def see(self, frame: Frame) -> None:

@@ -21,6 +21,7 @@ from synclipmae_jax.types import FPS, InputError
 CROP_RULE = "square, 1.4 x the longer side of the face box (90th percentile of the clip), never beyond the picture"
 _CROP_SCALE = 1.4  # the box is brow to chin: a fifth of it on every side, and room for the jaw to open
 _TRACKS = 20  # newest faces that are looked after at a time
+_MAX_SIDECAR = 2**30  # bytes: three hours of a face mesh
 BRIDGED = 8  # frames without a detection that are interpolated rather than called a gap
 
 
@@ -72,7 +73,11 @@ def read_sidecar(path: Path, *, info: MediaInfo) -> FaceTrack:
   """`<stem>.faces.npz`, one row a source frame: boxes [n, 4] and landmarks [n, K, 2] in pixels of the picture,
   scores [n] (0: no face), schema, mouth (indices of the lip landmarks). All but boxes may be absent."""
   try:
+    if not os.path.isfile(path):  # a pipe would be waited for
+      raise ValueError("it is not a regular file")
     with np.load(path) as stored:
+      if (size := sum(entry.file_size for entry in stored.zip.infolist())) > _MAX_SIDECAR:
+        raise ValueError(f"{size / 2**30:.0f} GiB when unpacked")
       sheet = {name: stored[name] for name in stored.files}
     boxes = np.asarray(sheet["boxes"], np.float32)
     score = np.broadcast_to(np.asarray(sheet.get("scores", 1), np.float32), len(boxes))

@@ -55,7 +55,8 @@ class Frame:
 def open_media(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
   """Opens a video file for reading; every way in which that or the reading inside fails becomes an InputError."""
   try:
-    container = av.open(os.fspath(path), options=_OPEN_OPTIONS, metadata_errors="ignore")
+    # Absolute, for FFmpeg takes what stands before the colon of "12:30.mp4" for a protocol.
+    container = av.open(os.path.abspath(path), options=_OPEN_OPTIONS, metadata_errors="ignore")
   except FileNotFoundError as error:
     raise InputError("the file is missing") from error
   except PermissionError as error:
@@ -69,6 +70,8 @@ def open_media(path: str | os.PathLike) -> Iterator[av.container.InputContainer]
       yield container
     except av.error.FFmpegError as error:
       raise InputError(f"it is damaged: it cannot be decoded to its end ({error.strerror})") from error
+    except (IndexError, OverflowError, UnicodeDecodeError) as error:  # PyAV's own, of a stream that comes late, ...
+      raise InputError(f"it is damaged: it cannot be decoded to its end ({error})") from error
 
 
 def video_stream(container) -> av.video.stream.VideoStream:
@@ -135,6 +138,8 @@ def read_frames(path: str | os.PathLike, *, short_side: int | None = None) -> It
       end = pts + (frame.duration or step)
     if held is None:
       raise InputError("it holds no picture that can be decoded")
+    if (end - start) * tick > _MAX_HOLD:
+      raise InputError(f"its last picture is to stand for {float((end - start) * tick):.0f} s")
     while not covers(end):
       image = display(held) if image is None else image
       yield Frame(index, source, image)
@@ -172,7 +177,7 @@ class Scaler:
 
     `aspect` is the width of one of its pixels by the height, None where the file does not say.
     """
-    width, height = round(frame.width * (aspect or 1)), frame.height
+    width, height = max(1, round(frame.width * (aspect or 1))), frame.height
     scale = min(1.0, short_side / min(width, height)) if short_side else 1.0
     size = {"width": max(1, round(width * scale)), "height": max(1, round(height * scale))}
     rgb = self(frame, **size, pixels="rgb24").to_ndarray()

@@ -67,14 +67,18 @@ def crop_jitter(
   zoom: float,
   shift: float,
 ) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
-  """One clip as if its face had been cropped otherwise, and its boxes (fractions of the image) there.
-
-  The picture is enlarged about its centre by a factor in [1 / `zoom`, `zoom`], even in its logarithm, and moved by up
-  to `shift` of its side along each axis; what lies beyond its edge repeats the edge. Rows of -1 (no box) stay.
-  """
+  """One clip as if its face had been cropped otherwise: `recrop` by a factor in [1 / `zoom`, `zoom`], even in its
+  logarithm, and a shift of up to `shift` along each axis."""
   zoom_key, shift_key = jax.random.split(key)
   factor = zoom ** jax.random.uniform(zoom_key, minval=-1.0, maxval=1.0)
-  moved = jax.random.uniform(shift_key, (2,), minval=-shift, maxval=shift)  # x, y
+  return recrop(frames, boxes, factor=factor, moved=jax.random.uniform(shift_key, (2,), minval=-shift, maxval=shift))
+
+
+def recrop(
+  frames: UInt8[Array, "t s s 3"], boxes: Float[Array, "n t 4"], *, factor: Float[Array, ""], moved: Float[Array, 2]
+) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
+  """The pictures enlarged about their centre by `factor`, seen `moved` (x, y, fractions of the side) from there, and
+  boxes (fractions of the image) in them. What lies beyond an edge repeats it. Rows of -1 (no box) stay."""
   size = frames.shape[1]
   pixel = jnp.arange(size)
   seen = ((pixel + 0.5) / size - 0.5) / factor + 0.5 + moved[:, None]  # [2, S]: where each new pixel looks

@@ -47,8 +47,9 @@ def sync_file(
   for block in stream:
     levels.append(level_db(block.waveform))
     peak = max(peak, float(np.abs(block.waveform).max(initial=0)))
+    heard = model.heard(block.audio)
     for number, face in block.faces.items():
-      followed.setdefault(number, _Face()).push(block.start, block.audio, face)
+      followed.setdefault(number, _Face()).push(block.start, heard, face)
     for face in followed.values():
       face.close(before=block.start)
     frames = block.start + block.count
@@ -71,13 +72,13 @@ class _Face:
     self._scorer, self._start, self._end = None, 0, 0  # of the stretch that goes on
     self._boxes: list[np.ndarray] = []
 
-  def push(self, start: int, audio: np.ndarray, face: FaceBlock) -> None:
+  def push(self, start: int, heard: np.ndarray, face: FaceBlock) -> None:
     """Tokens of the frames from `start` on; blocks come in order of time."""
-    for a, b in runs(np.isfinite(face.vocal[:, 0])):
+    for a, b in runs(np.isfinite(face.lips[:, 0])):
       self.close(before=start + a)
       if self._scorer is None:
         self._scorer, self._start = LagScorer(), start + a
-      self._scorer.push(audio[a:b], face.vocal[a:b])
+      self._scorer.push(heard[a:b], face.lips[a:b])
       self._boxes.append(face.box[a:b])
       self._end = start + b
       self.seen += b - a
@@ -100,17 +101,16 @@ class _Face:
 
 
 def join(stretches: Sequence[Scores], starts: Sequence[int]) -> Scores:
-  """Scores of several stretches of a file as if they were one; sums stay near their place in time, for the drift."""
-  sums, counts = [], []
-  for part, start in zip(stretches, starts, strict=True):
-    gap = max(0, round(start / BLOCK) - sum(map(len, sums)) - round(starts[0] / BLOCK))
-    sums += [np.zeros((gap, *part.wide_sum.shape[1:])), part.wide_sum]
-    counts += [np.zeros((gap, *part.wide_count.shape[1:]), np.int64), part.wide_count]
-  return Scores(
-    scores=np.concatenate([part.scores for part in stretches]),
-    wide_sum=np.concatenate(sums),
-    wide_count=np.concatenate(counts),
-  )
+  """Scores of several stretches of a file as if they were one; sums keep their place in time, for the drift."""
+  firsts = [(start - starts[0]) // BLOCK for start in starts]
+  ends = [first + len(part.wide_sum) for first, part in zip(firsts, stretches, strict=True)]
+  wide_sum = np.zeros((max(ends), *stretches[0].wide_sum.shape[1:]))
+  wide_count = np.zeros(wide_sum.shape, np.int64)
+  for part, first, end in zip(stretches, firsts, ends, strict=True):
+    wide_sum[first:end] += part.wide_sum
+    wide_count[first:end] += part.wide_count
+  scores = np.concatenate([part.scores for part in stretches])
+  return Scores(scores=scores, wide_sum=wide_sum, wide_count=wide_count)
 
 
 def _margin(scores: np.ndarray) -> np.ndarray:
@@ -155,7 +155,8 @@ def _answer(
     mine = np.flatnonzero(shown[face.times] == number)
     row[face.times[mine]] = mine
     score_map[face.times[mine]] = face.scores[mine]
-  best = max((face for face in judged if face.lags.lag is not None), key=lambda face: face.lags.peak, default=None)
+  heard = [face for face in judged if face.lags.lag is not None]
+  best = max(heard, key=lambda face: (face.told, face.lags.peak), default=None)
   verdict, reason = _verdict(judged, best, speech=speech, silent=silent)
   told = verdict != "not_synchronizable"
   return SyncResult(

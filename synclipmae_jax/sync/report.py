@@ -98,7 +98,7 @@ def _row(result: SyncResult) -> tuple[str, ...]:
   ms = "–" if result.lag_ms is None else _signed(result.lag_ms, 0)
   interval = "–" if result.interval is None else " … ".join(_signed(end, 0) for end in result.interval)
   confidence = f"{100 * result.confidence:.0f} %" if math.isfinite(result.confidence) else "–"
-  return _printable(result.file), lag, ms, confidence, interval, _VERDICTS[result.verdict]
+  return printable(result.file), lag, ms, confidence, interval, _VERDICTS[result.verdict]
 
 
 def _sentences(result: SyncResult) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _signed(value: float, digits: int) -> str:
   return text if text.strip("+-0.") else text[1:]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
   """A file's name may hold anything, commands to the terminal included."""
   return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
@@ -147,7 +147,7 @@ def _shortened(text: str, width: int) -> str:
 
 def _wrapped(sentence: str) -> Iterator[str]:
   line = ""
-  for word in _printable(sentence).split():
+  for word in printable(sentence).split():
     if line and _width(line) + 1 + _width(word) > WIDTH:
       yield line
       line = "  " + word
@@ -179,7 +179,7 @@ def _figure(result: SyncResult) -> Figure:
   over_time = figure.add_subplot(grid[0, 0])
   speech = figure.add_subplot(grid[1, 0], sharex=over_time)
   curve = figure.add_subplot(grid[0, 1], sharey=over_time)
-  name = _shortened(_printable(os.path.basename(result.file)), 60).replace("$", r"\$")
+  name = _shortened(printable(os.path.basename(result.file)), 60).replace("$", r"\$")
   figure.suptitle(f"{name}: {_headline(result)}", fontsize=12, color=_INK)
 
   times, lags, scores, speaks, score_map = _blocks(result)

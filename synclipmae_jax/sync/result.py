@@ -38,7 +38,7 @@ class FrameResult:
 
   t: float  # s, from the file's first picture
   lag: int | None  # frames, the best of the smoothed scores; None where not all lags can be tried
-  score: float | None  # cosine of audio and lips at that lag, smoothed
+  score: float | None  # of audio and lips at that lag, -1 .. 1, smoothed
   face: int | None  # the face that speaks, else the one that is followed; None without one
   speech: bool
 
@@ -54,7 +54,7 @@ class SyncResult:
   lag_ms: float | None
   confidence: float  # calibrated probability that |error| <= 1 frame
   interval: tuple[int, int] | None  # the lags, in frames, that hold 95 % of the probability
-  score: float  # mean cosine of audio and lips at the lag
+  score: float  # mean score of audio and lips at the lag, -1 .. 1
   verdict: str  # one of VERDICTS
   reason: str  # one sentence: why this verdict
   drift_ms_per_min: float | None  # how the lag changes over the file; None where it is too short to tell

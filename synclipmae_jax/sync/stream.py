@@ -43,6 +43,7 @@ class FaceBlock:
   identity: np.ndarray  # float32 [n, D]
   vocal: np.ndarray  # float32 [n, D]
   ambient: np.ndarray  # float32 [n, D]
+  lips: np.ndarray  # float32 [n, looks * D], `SyncLipMAE.encode_frames`
 
   @property
   def count(self) -> int:
@@ -50,9 +51,10 @@ class FaceBlock:
     return int(np.isfinite(self.vocal[:, 0]).sum())
 
   @classmethod
-  def absent(cls, frames: int, *, width: int) -> FaceBlock:
+  def absent(cls, frames: int, *, width: int, looks: int = 1) -> FaceBlock:
     nothing = lambda size: np.full((frames, size), np.nan, np.float32)
-    return cls(box=nothing(4), identity=nothing(width), vocal=nothing(width), ambient=nothing(width))
+    tokens = {name: nothing(width) for name in ("identity", "vocal", "ambient")}
+    return cls(box=nothing(4), **tokens, lips=nothing(looks * width))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,14 +140,16 @@ class TokenStream:
   def _tokens(self, cut: _Cut) -> Block:
     model, context = self._model, SAMPLES_PER_FRAME * self._model.audio_context
     tokens = model.encode_sound(cut.heard)[: cut.count]
-    found = {number: FaceBlock.absent(cut.count, width=tokens.shape[1]) for number in cut.tracks}
+    nowhere = dict(width=tokens.shape[1], looks=len(model.looks))
+    found = {number: FaceBlock.absent(cut.count, **nowhere) for number in cut.tracks}
     if len(cut.frames):
-      seen = model.encode_frames(cut.frames, face_box=cut.face_box, mouth_box=cut.mouth_box)
+      seen, lips = model.encode_frames(cut.frames, face_box=cut.face_box, mouth_box=cut.mouth_box)
       for number, face in found.items():
         mine = cut.face == number
         face.box[cut.row[mine]] = cut.tracks[number].box[cut.row[mine]]
         for name in ("identity", "vocal", "ambient"):
           getattr(face, name)[cut.row[mine]] = getattr(seen, name)[mine]
+        face.lips[cut.row[mine]] = lips[mine]
     waveform = cut.heard[context : context + SAMPLES_PER_FRAME * cut.count]
     return Block(start=cut.start, count=cut.count, waveform=waveform, audio=tokens, faces=found)
 

@@ -376,8 +376,10 @@ def _files(directory, prefix: str = "") -> list[str]:
 def _damage(directory, *, verify: bool = True) -> str:
   """What is wrong with a step, in a few words; '' when it agrees with its manifest (not `verify`: in names alone)."""
   manifest = _read_json(directory / MANIFEST)
-  if not manifest:
+  if not manifest or not isinstance(manifest, dict):
     return f"no readable {MANIFEST}"
+  if elsewhere := [name for name in manifest if name.startswith("/") or ".." in name.split("/")]:
+    return f"{MANIFEST} names a file elsewhere, {elsewhere[0]}"  # which might be a device without an end
   there = {name: digest for name, digest in manifest.items() if (directory / name).exists()}
   sums = _checksums(directory, list(there)) if verify else there
   missing = sorted(set(manifest) - set(sums))

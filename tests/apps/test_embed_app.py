@@ -6,6 +6,7 @@ from data.footage import numbered, write_video
 from safetensors.numpy import load_file
 from tiny_checkpoint import write_tiny
 
+from synclipmae_jax import SyncLipMAE
 from synclipmae_jax.apps.cli import main as cli
 
 
@@ -44,6 +45,15 @@ def test_several_files_go_into_a_folder_and_a_bad_one_is_named(place, tmp_path, 
   assert run(place, place / "*.mp4", "--out", tmp_path / "tokens") == 1
   assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == ["a.npz", "b.npz"]
   assert "bad.mp4: it cannot be read" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_decoder_costs_one_file(place, tmp_path, monkeypatch, capsys):
+  real = SyncLipMAE.embed
+  faulty = lambda self, path, **kwargs: 1 // 0 if str(path).endswith("a.mp4") else real(self, path, **kwargs)
+  monkeypatch.setattr(SyncLipMAE, "embed", faulty)
+  assert run(place, place / "a.mp4", place / "b.mp4", "--out", tmp_path) == 1
+  assert [path.name for path in tmp_path.iterdir()] == ["b.npz"]
+  assert "a.mp4: unexpected ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_what_is_wrong_is_one_sentence_and_exit_2(place, tmp_path, capsys):

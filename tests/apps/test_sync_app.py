@@ -116,3 +116,45 @@ def _with(model, video, verdict, lag):
 def test_outputs_of_two_files_never_meet(tmp_path):
   with pytest.raises(InputError, match="several of these files"):
     outputs(str(tmp_path), ["x/a.mp4", "y/a.mkv"], suffix=".png")
+
+
+@pytest.mark.parametrize(
+  "arguments, complaint",
+  [
+    (["--csv", "a.mp4"], "one of the files to be read"),
+    (["--plot", "link.mp4"], "one of the files to be read"),
+    (["--fix", "."], "one of the files to be read"),
+    (["--csv", "absent/a.csv"], "there is no folder absent"),
+    (["b.mp4", "--plot", "b.mp4"], "not a folder"),
+  ],
+)
+def test_no_input_is_overwritten_and_no_folder_is_said_first(tmp_path, monkeypatch, capsys, arguments, complaint):
+  monkeypatch.chdir(tmp_path)
+  for name in ("a.mp4", "b.mp4"):
+    (tmp_path / name).write_text("mine")
+  (tmp_path / "link.mp4").symlink_to("a.mp4")
+  assert cli(["sync", "a.mp4", *arguments, "--checkpoint", "absent"]) == 2
+  err = capsys.readouterr().err
+  assert complaint in err and err.count("\n") == 1
+  assert [(tmp_path / name).read_text() for name in ("a.mp4", "b.mp4")] == ["mine", "mine"]
+
+
+def test_what_fails_after_the_answer_costs_no_answer(place, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sync, "_fix", lambda result, out: 1 // 0)
+  assert run(place, place / "videos" / "a.mp4", "--fix", tmp_path / "b.mp4", "--json") == 2
+  out, err = capsys.readouterr()
+  assert json.loads(out)["duration_s"] == 2 and "a.mp4: unexpected ZeroDivisionError" in err
+
+
+def test_a_missing_checkpoint_is_said_once_whatever_the_workers(place, capsys):
+  both = [str(place / "videos" / "a.mp4"), str(place / "videos" / "deeper" / "b.mkv")]
+  assert cli(["sync", *both, "--workers", "2", "--checkpoint", str(place / "absent")]) == 2
+  err = capsys.readouterr().err
+  assert "no whole checkpoint" in err and err.count("\n") == 1
+
+
+def test_a_name_that_breaks_the_line_is_complained_of_in_one(place, tmp_path, capsys):
+  (tmp_path / "two\nlines\x1b[31m.mp4").write_text("not a film")
+  assert run(place, tmp_path / "two\nlines\x1b[31m.mp4") == 2
+  err = capsys.readouterr().err
+  assert err.count("\n") == 1 and "\x1b" not in err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -90,3 +91,20 @@ def test_the_sidecar_is_taken_where_it_fits(tmp_path):
     open_faces(path, "precomputed", info=info)
   with pytest.raises(InputError, match=r"no \.faces\.npz"):
     open_faces(tmp_path / "b.mp4", "precomputed", info=info)
+
+
+def test_a_hostile_sidecar_is_neither_waited_for_nor_unpacked(tmp_path, monkeypatch):
+  path = write_video(tmp_path / "a.mp4", [numbered(0)], sound=np.zeros(1000))
+  info, sidecar = video.probe(path), tmp_path / "a.faces.npz"
+  np.savez(sidecar, boxes=np.zeros((0, 4)))
+  with pytest.raises(InputError, match="0 rows, the video 1 frames"):
+    open_faces(path, "precomputed", info=info)
+  monkeypatch.setattr(faces, "_MAX_SIDECAR", 2**20)
+  np.savez_compressed(sidecar, boxes=np.zeros((2**16, 4)))
+  assert sidecar.stat().st_size < 2**14
+  with pytest.raises(InputError, match="when unpacked"):
+    open_faces(path, "precomputed", info=info)
+  sidecar.unlink()
+  os.mkfifo(sidecar)
+  with pytest.raises(InputError, match="not a regular file"):
+    open_faces(path, "precomputed", info=info)

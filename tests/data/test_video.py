@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 
 import av
@@ -124,3 +125,28 @@ def test_a_file_that_ends_early_or_jumps_is_refused(tmp_path):
   jump = write_video(tmp_path / "jump.mkv", map(numbered, range(51)), times=times, time_base=Fraction(1, 25))
   with pytest.raises(InputError, match="jump"):
     list(video.read_frames(jump))
+
+
+def test_a_last_picture_that_claims_to_stand_for_hours_is_refused(tmp_path):
+  times = [Fraction(t * t, 500) for t in range(1, 31)]  # uneven: an entry of the table a picture
+  data = bytearray(write_video(tmp_path / "a.mp4", map(numbered, range(30)), times=times).read_bytes())
+  table = data.index(b"stts") + 8
+  (entries,) = struct.unpack_from(">I", data, table)
+  struct.pack_into(">II", data, table + 8 * entries - 4, 1, 2**31 - 1)
+  (tmp_path / "b.mp4").write_bytes(data)
+  with pytest.raises(InputError, match="last picture is to stand for"):
+    for frame in video.read_frames(tmp_path / "b.mp4"):
+      assert frame.index < 100
+
+
+def test_a_name_with_a_colon_is_a_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write_video(tmp_path / "12:30.mp4", map(numbered, range(3)), sound=np.zeros(2000, np.float32))
+  assert video.probe("12:30.mp4").width == 64
+
+
+@pytest.mark.parametrize("error", [IndexError("list index out of range"), OverflowError("too large")])
+def test_what_pyav_raises_of_its_own_is_damage(tmp_path, error):
+  write_video(tmp_path / "a.mp4", map(numbered, range(3)))
+  with pytest.raises(InputError, match="damaged"), video.open_media(tmp_path / "a.mp4"):
+    raise error

@@ -63,6 +63,11 @@ def test_survives_json(calibration):
   assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
   with pytest.raises(ValueError, match="four finite weights"):
     Calibration.from_json({**calibration.to_json(), "right": [1.0, float("nan"), 0, 0]})
+  with pytest.raises(ValueError, match="four finite weights"):
+    Calibration.from_json({**calibration.to_json(), "present": [1e308] * 4})
+  for temperature in (float("nan"), float("inf"), 0, -1):
+    with pytest.raises(ValueError, match="temperature"):
+      Calibration.from_json({**calibration.to_json(), "temperature": temperature})
 
 
 def test_separable_cases_leave_finite_weights():

@@ -39,10 +39,12 @@ def test_finds_the_lag_with_its_sign(lag):
   assert np.isfinite(result.frame_scores[known]).all() and np.isnan(result.frame_scores[~known]).all()
 
 
-def test_scores_are_those_of_the_metric_on_centred_tokens():
+def test_scores_are_the_mean_of_two_cosines():
   audio, vocal = tokens(100, 3, offset=4.0)
   rows = score(audio, vocal).scores
-  expected = lag_scores(audio - audio.mean(0), vocal - vocal.mean(0))  # 100 frames: one mean is every frame's
+  place = lag_scores(audio - audio.mean(0), vocal - vocal.mean(0))  # 100 frames: one mean is every frame's
+  motion = lag_scores(np.gradient(audio, axis=0), np.gradient(vocal, axis=0))
+  expected = (place + motion) / 2
   np.testing.assert_allclose(rows[MAX_LAG:-MAX_LAG], expected, atol=2e-3)
   assert np.isnan(rows[:MAX_LAG]).all() and np.isnan(rows[-MAX_LAG:]).all()
 
@@ -60,7 +62,7 @@ def test_a_long_stream_holds_a_window_only():
   scorer = LagScorer()
   for part in range(40):
     scorer.push(*tokens(128, 0, seed=part))
-  assert len(scorer._raw._held) < 600 and len(scorer._centred._held) < 600
+  assert len(scorer._raw._held) < 600 and len(scorer._compared._held) < 600
 
 
 def test_a_constant_part_does_not_hide_the_lag():

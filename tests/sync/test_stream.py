@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import struct
 import threading
 
@@ -10,9 +11,10 @@ from tiny_checkpoint import write_tiny
 
 from synclipmae_jax import SyncLipMAE
 from synclipmae_jax.data.faces import FaceTrack
-from synclipmae_jax.sync import stream
-from synclipmae_jax.sync.analysis import sync_file
+from synclipmae_jax.sync import analysis, stream
+from synclipmae_jax.sync.analysis import join, sync_file
 from synclipmae_jax.sync.calibration import Calibration
+from synclipmae_jax.sync.estimate import BLOCK, LagScorer
 from synclipmae_jax.sync.stream import TokenStream
 from synclipmae_jax.types import SAMPLES_PER_FRAME, InputError, Tokens
 
@@ -59,7 +61,7 @@ class Lamp:
   """Stands in for a trained model: a picture and a sound have the token of how bright, how loud they are."""
 
   image_size, block_frames, audio_context = 32, 64, 8
-  name, notes, calibration = "lamp", (), Calibration.uncalibrated()
+  name, notes, calibration, looks = "lamp", (), Calibration.uncalibrated(), (1.0,)
   _directions = np.random.default_rng(1).normal(0, 12, 64).astype(np.float32)
   _phases = np.random.default_rng(2).uniform(0, 6, 64).astype(np.float32)
 
@@ -68,7 +70,10 @@ class Lamp:
 
   def encode_frames(self, frames, *, face_box, mouth_box):
     vocal = self._token(frames.mean(axis=(1, 2, 3)) / 255)
-    return Tokens(identity=vocal, vocal=vocal, ambient=vocal, audio=None)
+    return Tokens(identity=vocal, vocal=vocal, ambient=vocal, audio=None), vocal
+
+  def heard(self, audio):
+    return audio
 
   def encode_sound(self, waveform):
     loud = np.sqrt(np.square(waveform.reshape(-1, SAMPLES_PER_FRAME)).mean(axis=1)) / 0.5
@@ -137,6 +142,37 @@ def test_of_two_faces_the_one_that_moves_with_the_sound_is_the_speaker(tmp_path,
   assert {frame.face for frame in result.frames[100:150]} == {0}
   assert {frame.face for frame in result.frames[30:80]} == {1}
   assert {frame.lag for frame in result.frames[30:70]} == {3}
+
+
+def test_a_face_whose_lag_is_told_comes_before_one_with_a_higher_peak(tmp_path, monkeypatch):
+  monkeypatch.setattr(stream, "open_faces", lambda *_, **__: (TwoFaces(), ()))
+  estimates = iter([
+    dict(lag=-2, peak=9.0, synchronizable=0.1, interval=(-2, -2)),
+    dict(lag=4, peak=8.0, synchronizable=0.9, interval=(4, 4)),
+  ])  # fmt: skip
+
+  def estimate(scores, calibration):
+    return dataclasses.replace(real(scores, calibration), **next(estimates))
+
+  real = analysis.estimate
+  monkeypatch.setattr(analysis, "estimate", estimate)
+  result = sync_file(Lamp(), film(tmp_path / "a.mp4", frames=200, lag=0))
+  assert (result.lag_frames, result.verdict) == (4, "out_of_sync")
+  assert sorted(str(face.lag_frames) for face in result.faces) == ["4.0", "None"]
+
+
+def test_short_stretches_keep_their_place_in_time():
+  tokens = rng.normal(size=(10, 64, 8))
+  stretches, starts = [], [7 + 100 * number for number in range(10)]
+  for part in tokens:
+    scorer = LagScorer()
+    scorer.push(part, part)
+    scorer.push(part[:20], part[:20])  # 84 frames: a block and a part of one
+    stretches.append(scorer.finish())
+  joined = join(stretches, starts)
+  assert len(joined.wide_sum) == (starts[-1] - starts[0]) // BLOCK + 2
+  assert joined.wide_count.sum() == sum(part.wide_count.sum() for part in stretches)
+  np.testing.assert_allclose(joined.wide_sum.sum(axis=0), sum(part.wide_sum.sum(axis=0) for part in stretches))
 
 
 def test_what_cannot_be_synchronised_is_an_answer(tmp_path):

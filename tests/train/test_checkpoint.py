@@ -103,6 +103,10 @@ DAMAGES = {
   "deleted file": (lambda step: files(step, "opt_state")[0].unlink(), "missing opt_state/"),
   "deleted item": (lambda step: shutil.rmtree(step / "head"), "missing head/"),
   "no manifest": (lambda step: (step / "checksums.json").unlink(), "no readable checksums.json"),
+  "a list for a manifest": (lambda step: (step / "checksums.json").write_text("[1]"), "no readable checksums.json"),
+  "a manifest that leads away": (
+    lambda step: (step / "checksums.json").write_text('{"../../../dev/zero": "0"}'), "names a file elsewhere"
+  ),
   "half a manifest": (lambda step: (step / "checksums.json").write_text('{"meta.json": "'), "no readable checksums"),
   "edited meta": (lambda step: (step / "meta.json").write_text("{}"), "changed meta.json"),
 }

@@ -1,0 +1,89 @@
+"""The checkpoint that comes with the package, on footage that it has not seen: SynthTalk of another seed."""
+
+import os
+
+import numpy as np
+import pytest
+
+from synclipmae_jax.data.remux import fix_lag
+from synclipmae_jax.data.synthtalk.clip import make_clip
+from synclipmae_jax.data.synthtalk.corpus import write_clip
+from synclipmae_jax.pretrained import DEMO, SYNTHETIC, SyncLipMAE
+from tests.sync.reencode import reencode
+
+SEED = 7  # trained with 0, calibrated with 1
+
+
+@pytest.fixture(scope="module")
+def model():
+  return SyncLipMAE.load()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+  """Files by true lag; those of odd index carry one."""
+  folder = tmp_path_factory.mktemp("synthtalk")
+  made = [make_clip(index, seed=SEED, split="test", seconds=6.0) for index in (1, 2, 5)]
+  return [(write_clip(clip, folder, size=112), clip.lag) for clip in made]
+
+
+def test_is_small_and_says_what_it_is(model):
+  assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 10 * 2**20
+  assert (DEMO / "README.md").read_text().startswith("# ")
+  assert SYNTHETIC in model.notes
+  assert model.calibration.error < 0.05
+
+
+def test_finds_the_lag_of_every_clip(model, clips):
+  assert {lag > 0 for _, lag in clips if lag} and any(lag for _, lag in clips)
+  for path, lag in clips:
+    result = model.sync(path)
+    assert abs(result.lag_frames - lag) <= 1 and result.confidence > 0.9
+    assert result.interval[0] - 1 <= lag <= result.interval[1] + 1
+    assert result.verdict == ("in_sync" if abs(result.lag_frames) <= 1 else "out_of_sync")
+    assert SYNTHETIC in result.notes
+
+
+def test_another_clip_s_sound_cannot_be_synchronised(model, clips, tmp_path):
+  import av
+
+  (seen, _), (heard, _) = clips[0], clips[1]
+  path = tmp_path / "stranger.mp4"
+  with av.open(str(seen)) as picture, av.open(str(heard)) as sound, av.open(str(path), "w") as out:
+    streams = [(picture, picture.streams.video[0]), (sound, sound.streams.audio[0])]
+    for container, stream in streams:
+      stream_out = out.add_stream_from_template(stream)
+      stream_out.metadata["from"] = container.name
+    for number, (container, stream) in enumerate(streams):
+      for packet in container.demux(stream):
+        if packet.size:
+          packet.stream = out.streams[number]
+          out.mux(packet)
+  os.link(seen.with_suffix(".faces.npz"), tmp_path / "stranger.faces.npz")
+  result = model.sync(path)
+  assert result.verdict == "not_synchronizable" and result.lag_frames is None and result.confidence < 0.5
+
+
+def test_a_mended_file_is_in_sync(model, clips, tmp_path):
+  path, lag = next((path, lag) for path, lag in clips if abs(lag) > 1)
+  out = tmp_path / "mended.mp4"
+  fix_lag(path, out, lag_ms=model.sync(path).lag_ms)
+  os.link(path.with_suffix(".faces.npz"), tmp_path / "mended.faces.npz")
+  assert model.sync(out).lag_frames == 0
+
+
+@pytest.mark.parametrize("fps, rate", [("30000/1001", 44_100), ("50", 48_000), ("24000/1001", 16_000)])
+def test_answers_alike_whatever_the_rates(fps, rate, model, clips, tmp_path):
+  from fractions import Fraction
+
+  path, _ = clips[0]
+  out = tmp_path / "again.mp4"
+  reencode(path, out, fps=Fraction(fps), rate=rate)
+  as_it_was, again = (model.sync(file, faces="full_frame") for file in (path, out))
+  assert abs(as_it_was.lag_frames - again.lag_frames) <= 1
+
+
+def test_embeds_a_file(model, clips):
+  tokens = model.embed(clips[0][0])
+  assert tokens.vocal.shape == tokens.audio.shape == (150, model.model.width)
+  assert np.isfinite(tokens.vocal).all() and tokens.times[-1] == pytest.approx(149 / 25)
