@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
   known = [donors.load(name) for name in donors.NAMES]
-  table = "\n".join(f"  {d.name:10}{d.title}; licence {d.licence}\n{'':12}from {d.origin}" for d in known)
+  table = "\n".join(f"  {d.name:15}{d.title}; licence {d.licence}\n{'':17}from {d.origin}" for d in known)
   parser = argparse.ArgumentParser(
     prog="python -m synclipmae_jax.convert",
     description=__doc__.partition("\n\nExit status")[0],
