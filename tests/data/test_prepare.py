@@ -349,7 +349,8 @@ def test_ctrl_c_with_workers_keeps_what_is_done(tmp_path):
     talk(raw / f"{number:02d}.mp4", count=500)
   command = [sys.executable, "-m", "synclipmae_jax.apps.prepare", "--raw", raw, "--out", out, "--faces", "full_frame",
              "--size", "64", "--workers", "2", "--json"]  # fmt: skip
-  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+  listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit it ignored
+  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
   while not list(out.glob("clips/*/done.json")):
     time.sleep(0.05)
   process.send_signal(signal.SIGINT)
