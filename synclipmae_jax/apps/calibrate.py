@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from synclipmae_jax.apps.footage import exit_status
 from synclipmae_jax.data import pipeline
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.synthtalk.corpus import write_corpus
@@ -47,16 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--seed", type=int, default=0, help="of the stretches and their lags")
   parser.add_argument("--json", action="store_true", help="print one JSON object, and no progress bar")
   args = parser.parse_args(argv)
-  try:
-    summary = calibrate(
-      args.checkpoint, args.out, records=args.records, split=args.split, seed=args.seed, progress=not args.json
-    )
-  except (InputError, OSError) as error:
-    print(f"synclipmae calibrate: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("\ninterrupted", file=sys.stderr)
-    return 130
+  return exit_status("calibrate", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+  summary = calibrate(
+    args.checkpoint, args.out, records=args.records, split=args.split, seed=args.seed, progress=not args.json
+  )
   print(json.dumps(summary) if args.json else _report(summary))
   return 0
 

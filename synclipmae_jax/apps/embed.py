@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from synclipmae_jax.apps.footage import complain, find_videos, keep_compiled, outputs
-from synclipmae_jax.data.clips import FACES
+from synclipmae_jax.apps.footage import add_videos, complain, exit_status, find_videos, keep_compiled, outputs
 from synclipmae_jax.types import InputError
 
 FORMATS = (".npz", ".safetensors")
@@ -28,21 +27,12 @@ FORMATS = (".npz", ".safetensors")
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser("synclipmae embed", description=__doc__.split("\n\n")[0])
-  parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
+  add_videos(parser)
   parser.add_argument("--out", required=True, help="a .npz or .safetensors file (several files: a folder)")
   parser.add_argument("--format", default="npz", choices=[end[1:] for end in FORMATS], help="of the files in a folder")
   parser.add_argument("--checkpoint", metavar="DIR", help="a workdir or a step (default: the model of the package)")
-  parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the faces (auto: the .faces.npz beside "
-                      "a file, else skimage_lbp)")  # fmt: skip
   args = parser.parse_args(argv)
-  try:
-    return _run(args)
-  except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-    print(f"synclipmae embed: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("\ninterrupted", file=sys.stderr)
-    return 130
+  return exit_status("embed", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

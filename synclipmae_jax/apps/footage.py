@@ -1,15 +1,16 @@
-"""What the applications share: the files that arguments name, where output and complaints go, what is kept."""
+"""What the applications share: the footage that arguments name, where output and complaints go, what is kept."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import glob
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from synclipmae_jax.data.clips import VIDEO_SUFFIXES
+from synclipmae_jax.data.clips import FACES, VIDEO_SUFFIXES
 from synclipmae_jax.types import InputError
 
 
@@ -67,6 +68,25 @@ def refuse_inputs(paths: Iterable[str | os.PathLike], videos: Sequence[str]) -> 
       raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
     if identity(path) in read:
       raise InputError(f"{path} is one of the files to be read: name another, it is never overwritten")
+
+
+def add_videos(parser: argparse.ArgumentParser) -> None:
+  """The arguments of every command that reads footage: which, and who finds its faces."""
+  parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
+  parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the faces (auto: the .faces.npz beside "
+                      "a file, else skimage_lbp)")  # fmt: skip
+
+
+def exit_status(command: str, work: Callable[[], int]) -> int:
+  """That of `work`; of what stops it a sentence is printed, and it is 2, or 130 after Ctrl-C."""
+  try:
+    return work()
+  except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+    print(f"synclipmae {command}: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\ninterrupted", file=sys.stderr)
+    return 130
 
 
 def complain(command: str, video: str, error: Exception) -> None:

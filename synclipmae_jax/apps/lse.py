@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from synclipmae_jax.apps.footage import complain, find_videos, keep_compiled
-from synclipmae_jax.data import audio, video
-from synclipmae_jax.data.clips import FACES, Settings, cut_file
+from synclipmae_jax.apps.footage import add_videos, complain, exit_status, find_videos, keep_compiled
+from synclipmae_jax.data import pipeline
+from synclipmae_jax.data.clips import Settings, cut_file
 from synclipmae_jax.data.corpora import SourceItem
 from synclipmae_jax.metrics import lse
-from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip, InputError
+from synclipmae_jax.types import EvalClip, InputError
 
 LseOf = Callable[[EvalClip], lse.LseState]
 
@@ -38,22 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=f"{__doc__.split('Exit status')[0]}Definitions\n\n{lse.__doc__}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
+  add_videos(parser)
   parser.add_argument("--syncnet", metavar="DIR", help="converted weights of SyncNet v2")
   parser.add_argument("--stable-syncnet", metavar="DIR", help="converted weights of StableSyncNet")
   parser.add_argument("--json", action="store_true", help="print one object (several files: an array of them)")
-  parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the faces (auto: the .faces.npz beside "
-                      "a file, else skimage_lbp)")  # fmt: skip
   parser.add_argument("--size", type=int, default=224, help="pixels of a side of the face crops (default 224)")
   args = parser.parse_args(argv)
-  try:
-    return _run(args)
-  except (InputError, OSError) as error:
-    print(f"synclipmae lse: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("\ninterrupted", file=sys.stderr)
-    return 130
+  return exit_status("lse", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -111,21 +102,12 @@ def _clips(path: str, settings: Settings, folder: Path) -> Iterator[EvalClip]:
   item = SourceItem(key=Path(path).stem, path=Path(path), faces_path=faces_path, **names)
   cut = cut_file(item, settings, folder, check=lambda: None)
   for number, entry in enumerate(cut.clips):
-    stem, frames = folder / f"{number:02d}", entry["frames"]
+    stem = folder / f"{number:02d}"
     with np.load(stem.with_suffix(".npz")) as boxes:
-      face_box, mouth_box = boxes["face_box"], boxes["mouth_box"]
-    waveform = audio.decode_flac(stem.with_suffix(".flac").read_bytes())
-    yield EvalClip(
-      key=entry["key"],
-      corpus="",
-      identity="",
-      frames=video.read_windows(stem.with_suffix(".mp4").read_bytes(), [0], count=frames, size=settings.size)[0],
-      waveform=np.pad(waveform, (0, max(0, frames * SAMPLES_PER_FRAME - len(waveform))))[: frames * SAMPLES_PER_FRAME],
-      face_box=face_box,
-      mouth_box=mouth_box,
-      lag=None,
-      truth=None,
-    )
+      record = {name: boxes[name] for name in ("face_box", "mouth_box")}
+    record |= {"mp4": stem.with_suffix(".mp4").read_bytes(), "flac": stem.with_suffix(".flac").read_bytes()}
+    record |= {"key": entry["key"], "corpus": "", "identity": "", "text": "", "n_frames": entry["frames"]}
+    yield pipeline.eval_clip(record | {"has_lag": False, "truth_names": ()}, settings.size)
 
 
 def _print(entries: Sequence[Mapping[str, Any]]) -> None:

@@ -21,32 +21,30 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from synclipmae_jax.apps.footage import complain, find_videos, keep_compiled, outputs, refuse_inputs
-from synclipmae_jax.data.clips import FACES
+from synclipmae_jax.apps.footage import (
+  add_videos,
+  complain,
+  exit_status,
+  find_videos,
+  keep_compiled,
+  outputs,
+  refuse_inputs,
+)
 from synclipmae_jax.sync.result import SyncResult
 from synclipmae_jax.types import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser("synclipmae sync", description=__doc__.split("\n\n")[0])
-  parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
+  add_videos(parser)
   parser.add_argument("--checkpoint", metavar="DIR", help="a workdir or a step (default: the model of the package)")
   parser.add_argument("--json", action="store_true", help="print one object (several files: an array of them)")
   parser.add_argument("--csv", metavar="FILE", help="write one row a file")
   parser.add_argument("--plot", metavar="PNG", help="draw the lag over the scores (several files: a folder)")
   parser.add_argument("--fix", metavar="OUT", help="write the file with its lag taken out (several files: a folder)")
-  parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the faces (auto: the .faces.npz beside "
-                      "a file, else skimage_lbp)")  # fmt: skip
   parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
   args = parser.parse_args(argv)
-  try:
-    return _run(args)
-  except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-    print(f"synclipmae sync: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("\ninterrupted", file=sys.stderr)
-    return 130
+  return exit_status("sync", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -100,7 +100,7 @@ def eval_clips(
   if max_clips is not None and max_clips < len(source):
     chosen = np.linspace(0, len(source) - 1, max_clips).round().astype(int)
   share = np.array_split(chosen, host_count)[host_index]
-  return (_eval_clip(source[index], image_size) for index in share)
+  return (eval_clip(source[index], image_size) for index in share)
 
 
 def check_size(source: records.Records, image_size: int) -> None:
@@ -112,7 +112,8 @@ def check_size(source: records.Records, image_size: int) -> None:
     )
 
 
-def _eval_clip(record: dict[str, Any], image_size: int) -> EvalClip:
+def eval_clip(record: dict[str, Any], image_size: int) -> EvalClip:
+  """The whole clip of a record (`data.records`), its frames resized."""
   frames = record["n_frames"]
   return EvalClip(
     **{name: record[name] for name in ("key", "corpus", "identity", "face_box", "mouth_box", "text")},

@@ -41,9 +41,13 @@ class FaceBlock:
 
   box: np.ndarray  # float32 [n, 4] fractions of the picture
   identity: np.ndarray  # float32 [n, D]
-  vocal: np.ndarray  # float32 [n, D]
   ambient: np.ndarray  # float32 [n, D]
   lips: np.ndarray  # float32 [n, looks * D], `SyncLipMAE.encode_frames`
+
+  @property
+  def vocal(self) -> np.ndarray:
+    """float32 [n, D]: the lips at the first look, that of the crop itself."""
+    return self.lips[:, : self.identity.shape[1]]
 
   @property
   def count(self) -> int:
@@ -53,8 +57,7 @@ class FaceBlock:
   @classmethod
   def absent(cls, frames: int, *, width: int, looks: int = 1) -> FaceBlock:
     nothing = lambda size: np.full((frames, size), np.nan, np.float32)
-    tokens = {name: nothing(width) for name in ("identity", "vocal", "ambient")}
-    return cls(box=nothing(4), **tokens, lips=nothing(looks * width))
+    return cls(box=nothing(4), identity=nothing(width), ambient=nothing(width), lips=nothing(looks * width))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,9 +150,8 @@ class TokenStream:
       for number, face in found.items():
         mine = cut.face == number
         face.box[cut.row[mine]] = cut.tracks[number].box[cut.row[mine]]
-        for name in ("identity", "vocal", "ambient"):
-          getattr(face, name)[cut.row[mine]] = getattr(seen, name)[mine]
-        face.lips[cut.row[mine]] = lips[mine]
+        for own, tokens_of in ((face.identity, seen.identity), (face.ambient, seen.ambient), (face.lips, lips)):
+          own[cut.row[mine]] = tokens_of[mine]
     waveform = cut.heard[context : context + SAMPLES_PER_FRAME * cut.count]
     return Block(start=cut.start, count=cut.count, waveform=waveform, audio=tokens, faces=found)
 

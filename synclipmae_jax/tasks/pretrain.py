@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -14,14 +11,14 @@ from synclipmae_jax import losses
 from synclipmae_jax.models import flops
 from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAE
 from synclipmae_jax.sharding import RULES, Rules
-from synclipmae_jax.types import Batch, InputError, Params, audio_context_samples
+from synclipmae_jax.tasks.contrastive import ContrastiveTask
+from synclipmae_jax.types import Batch, InputError, Params
 
 
-class Pretrain:
+class Pretrain(ContrastiveTask):
   """The pretraining task (`types.Task`).
 
   `weights`: of the terms `reconstruction`, `contrast`, `covariance`.
-  `negatives_clips`: clips whose tokens are each other's negatives; it divides every micro-batch.
   """
 
   name = "pretrain"
@@ -40,9 +37,14 @@ class Pretrain:
     temperature_init: float,
     temperature_range: tuple[float, float],
   ):
-    low, high = temperature_range
-    if not 0 < low <= temperature_init <= high:
-      raise InputError(f"the temperature {temperature_init} must lie in its range [{low}, {high}], above 0")
+    super().__init__(
+      frame_size=model.image_size,
+      clip_frames=model.clip_frames,
+      audio_frames=model.audio_frames,
+      negatives_clips=negatives_clips,
+      temperature_init=temperature_init,
+      temperature_range=temperature_range,
+    )
     if reconstruct_patches not in losses.PATCHES or contrast_form not in losses.FORMS or positive_window < 0:
       raise InputError(
         f"reconstruct_patches is one of {losses.PATCHES}, contrast_form one of {losses.FORMS} and positive_window at"
@@ -51,17 +53,13 @@ class Pretrain:
     self.model = model
     self.weights = dict(weights)
     self.reconstruct_patches = reconstruct_patches
-    self.negatives_clips = negatives_clips
     self.contrast_form = contrast_form
     self.positive_window = positive_window
     self.positive_similarity = positive_similarity
-    self.temperature_init = temperature_init
-    self.temperature_range = temperature_range
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
     trainable, frozen = self.model.init(key)
-    log_temperature = jnp.asarray(math.log(self.temperature_init), jnp.float32)
-    return {**trainable, "contrast": {"log_temperature": log_temperature}}, frozen
+    return {**trainable, "contrast": self.init_contrast()}, frozen
 
   def loss(
     self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
@@ -75,7 +73,7 @@ class Pretrain:
     video, audio = losses.reconstruction(
       outputs.predicted, outputs.target, outputs.masked, patches=self.reconstruct_patches
     )
-    temperature = jnp.exp(trainable["contrast"]["log_temperature"])
+    temperature = self.temperature(trainable)
     contrast = losses.contrast(
       outputs.audio,
       outputs.vocal,
@@ -110,12 +108,6 @@ class Pretrain:
       "temperature": temperature,
     }
 
-  def constrain_params(self, trainable: Params) -> Params:
-    """Clamps the temperature after every update."""
-    low, high = map(math.log, self.temperature_range)
-    log_temperature = jnp.clip(trainable["contrast"]["log_temperature"], low, high)
-    return {**trainable, "contrast": {"log_temperature": log_temperature}}
-
   def model_flops(self, clips: int) -> float:
     """Of one training step; what is trained counts three times, the frozen speech encoder once."""
     width, frames, decoded = self.model.width, self.model.clip_frames, self.model.decode_frames
@@ -123,15 +115,3 @@ class Pretrain:
     contrast = clips // self.negatives_clips * flops.dense(tokens, width, tokens)
     covariance = 2 * flops.dense(width, clips * decoded, width) + flops.dense(width, clips * frames, width)
     return clips * self.model.flops() + 3 * (contrast + covariance)
-
-  def abstract_batch(self, clips: int) -> Batch:
-    """Shapes and dtypes of a batch of `clips` clips, for tracing without data."""
-    model = self.model
-    shape: dict[str, Any] = {
-      "frames": ((model.clip_frames, model.image_size, model.image_size, 3), jnp.uint8),
-      "waveform": ((audio_context_samples(model.audio_frames),), jnp.float32),
-      "face_box": ((model.clip_frames, 4), jnp.float32),
-      "mouth_box": ((model.clip_frames, 4), jnp.float32),
-      "index": ((), jnp.uint32),
-    }
-    return {name: jax.ShapeDtypeStruct((clips, *dims), dtype) for name, (dims, dtype) in shape.items()}

@@ -7,6 +7,7 @@ functions from a clip to its two token sequences.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import json
@@ -240,7 +241,7 @@ def evaluate_sync(
   )
 
 
-class TokenEvaluator:
+class TokenEvaluator(abc.ABC):
   """Acc, Offset and R-precision of a model in training on held-out clips (`types.Evaluator`).
 
   `clips` are this process's share, which may be empty; the scores are those of all clips on every process. Writes
@@ -267,9 +268,9 @@ class TokenEvaluator:
     """Linear baseline and ceiling on these clips."""
     return measure_references(self.clips, self._train_clips())
 
+  @abc.abstractmethod
   def measure(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> SyncReport:
     """The report of these parameters."""
-    raise NotImplementedError
 
   def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:
     self.report = self.measure(trainable, frozen, step=step, final=final)

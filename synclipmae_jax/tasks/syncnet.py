@@ -7,15 +7,13 @@ trained so are to be compared by cosine too (`similarity`).
 
 Batch norm. Training takes the statistics of the (micro-)batch. A task is a pure function of its parameters, so nothing
 averages them on the way: the leaves `mean` and `var` get no gradient and stay as they began, until `calibrate` measures
-them, for the parameters as they are, on a few training batches. Before that `embed` refuses.
+them, for the parameters as they are, on a few training batches. Before that `tokens` refuses.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,28 +28,19 @@ from synclipmae_jax.baselines.syncnet import COLUMNS, COLUMNS_PER_FRAME, CONTEXT
 from synclipmae_jax.models import flops
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.sharding import Rules
-from synclipmae_jax.types import (
-  AUDIO_MARGIN,
-  SAMPLES_PER_FRAME,
-  Batch,
-  EvalClip,
-  InputError,
-  Params,
-  audio_context_samples,
-)
+from synclipmae_jax.tasks.contrastive import ContrastiveTask
+from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, InputError, Params
 
 
-class SyncNetTask:
+class SyncNetTask(ContrastiveTask):
   """The training of SyncNet (`types.Task`); the item is `syncnet`, with `contrast` beside it.
 
-  `image_size`, `scale`, `width`: of SyncNet, to whose image size the records' frames of `frame_size` are resized.
-  A clip of `clip_frames` frames T, in the middle of `audio_frames` of sound, gives T - 4 pairs of windows.
-  `negatives_clips`: clips whose windows are each other's negatives; it divides every micro-batch.
+  `image_size`, `scale`, `width`: of SyncNet, to whose image size the records' frames are resized. A clip of T frames
+  gives T - 4 pairs of windows.
   """
 
   name = "syncnet"
   similarity = "cosine"
-  context_frames = CONTEXT
   rules: Rules = (("", PartitionSpec()),)  # 14 M parameters: a copy everywhere
 
   def __init__(
@@ -67,9 +56,14 @@ class SyncNetTask:
     temperature_init: float,
     temperature_range: tuple[float, float],
   ):
-    low, high = temperature_range
-    if not 0 < low <= temperature_init <= high:
-      raise InputError(f"the temperature {temperature_init} must lie in its range [{low}, {high}], above 0")
+    super().__init__(
+      frame_size=frame_size,
+      clip_frames=clip_frames,
+      audio_frames=audio_frames,
+      negatives_clips=negatives_clips,
+      temperature_init=temperature_init,
+      temperature_range=temperature_range,
+    )
     if clip_frames < CONTEXT or audio_frames < clip_frames + 2:
       raise InputError(
         f"SyncNet needs clips of at least {CONTEXT} frames, not {clip_frames}, and at least one frame of sound beyond"
@@ -77,21 +71,16 @@ class SyncNetTask:
       )
     self.sizes = {"image_size": image_size, "scale": scale, "width": width}
     self.module = Functional(lambda rngs: SyncNet(rngs=rngs, **self.sizes))
-    self.frame_size, self.clip_frames, self.audio_frames = frame_size, clip_frames, audio_frames
-    self.negatives_clips = negatives_clips
-    self.temperature_init = temperature_init
-    self.temperature_range = temperature_range
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-    log_temperature = jnp.asarray(math.log(self.temperature_init), jnp.float32)
-    return {"syncnet": self.module.init(key), "contrast": {"log_temperature": log_temperature}}, {}
+    return {"syncnet": self.module.init(key), "contrast": self.init_contrast()}, {}
 
   def loss(
     self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
   ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
     """The contrast of all whole windows, by the statistics of this batch. Nothing here is drawn at random."""
     model = self.module.bind(trainable["syncnet"])
-    temperature = jnp.exp(trainable["contrast"]["log_temperature"])
+    temperature = self.temperature(trainable)
     audio, lips = self._windows(model, batch)
     contrast = losses.contrast(audio, lips, temperature=temperature, group=self.negatives_clips)
     metrics = {"loss": contrast.loss, "contrast_accuracy": contrast.accuracy, "temperature": temperature}
@@ -140,16 +129,6 @@ class SyncNetTask:
       raise InputError("the statistics of this SyncNet's batch norm have not been measured yet (SyncNetTask.calibrate)")
     return SyncNetTokens(params["syncnet"], similarity=self.similarity, **self.sizes)
 
-  def embed(self, params: Params, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
-    """(audio [T, D], lips [T, D]) of calibrated parameters; see `SyncNetTokens.embed`."""
-    return self.tokens(params).embed(clip)
-
-  def constrain_params(self, trainable: Params) -> Params:
-    """Clamps the temperature after every update."""
-    low, high = map(math.log, self.temperature_range)
-    log_temperature = jnp.clip(trainable["contrast"]["log_temperature"], low, high)
-    return {**trainable, "contrast": {"log_temperature": log_temperature}}
-
   def model_flops(self, clips: int) -> float:
     """Of one training step: both towers on every window and the table of their products, three times the forward."""
     windows = self.clip_frames - CONTEXT + 1
@@ -160,14 +139,3 @@ class SyncNetTask:
   @functools.cached_property
   def _pair_flops(self) -> int:
     return nnx.eval_shape(lambda: SyncNet(rngs=nnx.Rngs(0), **self.sizes)).flops()
-
-  def abstract_batch(self, clips: int) -> Batch:
-    """Shapes and dtypes of a batch of `clips` clips, for tracing without data."""
-    shape: dict[str, Any] = {
-      "frames": ((self.clip_frames, self.frame_size, self.frame_size, 3), jnp.uint8),
-      "waveform": ((audio_context_samples(self.audio_frames),), jnp.float32),
-      "face_box": ((self.clip_frames, 4), jnp.float32),
-      "mouth_box": ((self.clip_frames, 4), jnp.float32),
-      "index": ((), jnp.uint32),
-    }
-    return {name: jax.ShapeDtypeStruct((clips, *dims), dtype) for name, (dims, dtype) in shape.items()}

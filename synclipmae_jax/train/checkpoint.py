@@ -342,6 +342,9 @@ def _start_save(directory, items: Mapping[str, Any], meta: Mapping[str, Any]) ->
   def finish() -> None:
     response.result()
     if jax.process_index() == 0:
+      # Orbax writes into it where it stands: a checkpoint is given away, the folders of a machine are not.
+      if (note := partial / "commit_success.txt").exists():
+        note.write_text("")
       _write_json(partial / META, meta)
       _write_json(partial / MANIFEST, _checksums(partial))
       partial.rename(directory)

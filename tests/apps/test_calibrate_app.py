@@ -1,32 +1,19 @@
 """`synclipmae calibrate` on tokens of known lag, and what it writes."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from configs.pretrain import get_config
 from synclipmae_jax.apps import calibrate
-from synclipmae_jax.data import faces
-from synclipmae_jax.data.clips import VERSION
-from synclipmae_jax.pretrained import SyncLipMAE, build_model
+from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.train import checkpoint
 from synclipmae_jax.types import EvalClip
+from tests.tiny_checkpoint import write_tiny
 
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-  """A step of the preset `tiny`, of random weights."""
-  config: ConfigDict = get_config("tiny")
-  config = json.loads(config.to_json_best_effort())
-  trainable, _ = jax.jit(build_model(config).init)(jax.random.key(0))
-  stamp = {"fps": 25, "sample_rate": 16_000, "crop": faces.CROP_RULE, "version": VERSION, "size": 32,
-           "image_size": 32, "embed_visible": "face_topk"}  # fmt: skip
-  step = tmp_path_factory.mktemp("untrained") / "0"
-  checkpoint.save_items(step, trainable, {"config": config, "preprocessing": stamp, "task": "pretrain", "step": 0})
-  return step
+  return write_tiny(tmp_path_factory.mktemp("untrained") / "0")
 
 
 def planted(number, *, frames=230, width=8, noise=0.7):

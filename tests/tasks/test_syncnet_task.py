@@ -91,7 +91,7 @@ def test_the_loss_falls(trained):
 def test_tokens_need_measured_statistics(trained):
   task, clips, params, _ = trained
   with pytest.raises(InputError, match="not been measured"):
-    task.embed(params, clips[0])
+    task.tokens(params).embed(clips[0])
   with pytest.raises(InputError, match="without a training batch"):
     task.calibrate(params, [])
 
@@ -104,7 +104,7 @@ def test_what_is_embedded_is_what_training_saw(trained):
   model = task.tokens(calibrated)
   assert (model.name, model.context_frames, model.similarity) == ("SyncNet", 5, "cosine")
   first = (task.audio_frames - task.clip_frames) // 2 + 2  # the middle of the first window
-  tokens = [task.embed(calibrated, clip) for clip in clips]
+  tokens = [task.tokens(calibrated).embed(clip) for clip in clips]
   assert all(audio.shape == lips.shape == (task.audio_frames, 16) for audio, lips in tokens)
   audio, lips = (np.stack([pair[i][first : first + 4] for pair in tokens]) for i in range(2))
   temperature = np.exp(params["contrast"]["log_temperature"])
