@@ -36,8 +36,9 @@ checkpoint: long
 test: $(VENV)/test.stamp
 	$(TEST) -m "not slow"
 
+# One after another: several of these tests start processes of their own, up to four at a time.
 test-slow: $(VENV)/test.stamp
-	$(TEST) -m slow
+	$(TEST) -n 0 -m slow
 
 test-parity: $(VENV)/parity.stamp
 	$(TEST) tests/parity

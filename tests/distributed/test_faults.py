@@ -172,7 +172,7 @@ def test_a_process_that_waits_in_vain_notices_within_the_time_of_a_heartbeat(tmp
 def test_a_save_that_fails_on_one_process_ends_both_with_the_same_sentence(tmp_path, failing):
   options = dict(total=10, every=3, log_every=100, file_limit=(failing, 3, 300))
   with run_toy(tmp_path / "w", 2, **options) as children:
-    assert children.wait() == [2, 2], [child.said for child in children]
+    assert children.wait() == [2, 2], children.said
   for child in children:
     *_, last = child.said.strip().splitlines()
     assert "checkpoint 6 could not be written" in last and "the last whole one is step 3" in last

@@ -37,7 +37,7 @@ def test_a_run_goes_on_in_any_number_of_processes_and_on_any_mesh(tmp_path, coun
   with run_toy(workdir, count, total=10**6, every=10**6, pause=0.01) as children:
     children[0].wait_for(lambda: "step 3/" in children[0].said)
     children[-1].kill(signal.SIGTERM)
-    assert children.wait() == [143] * count, [child.said for child in children]
+    assert children.wait() == [143] * count, children.said
   assert "sigterm: saved step" in children[0].said and "to resume" in children[0].said
   assert "saved step" not in children[1].said
   saved = [path.name for path in (workdir / "checkpoints").iterdir()]
@@ -51,7 +51,7 @@ def test_a_run_goes_on_in_any_number_of_processes_and_on_any_mesh(tmp_path, coun
   content = damaged.read_bytes()
   damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
   with run_toy(workdir, count, total=step + 4, every=10**6, mesh=(("data", count),)) as children:
-    assert children.wait() == [0] * count, [child.said for child in children]
+    assert children.wait() == [0] * count, children.said
   assert f"checkpoint {step + 3} is damaged (changed head/" in children[0].said
   assert f"resuming {workdir} at step {step + 2}" in children[0].said and "damaged" not in children[1].said
   train(tmp_path / "whole", total=step + 4, every=10**6, mesh=(("fsdp", count),))
@@ -72,7 +72,7 @@ def test_scores_are_those_of_a_single_process_to_the_last_bit(tmp_path, count):
     (tmp_path / name).mkdir()
   evaluate(tmp_path / "one", clips=5, devices=1)
   with start(count, 2, evaluate, str(tmp_path / "many"), clips=5) as children:
-    assert children.wait() == [0] * count, [child.said for child in children]
+    assert children.wait() == [0] * count, children.said
   shares = {2: [3, 2], 4: [2, 1, 1, 1]}[count]
   assert all(f"{share} clips" in child.said for share, child in zip(shares, children, strict=True))
   report = json.loads((tmp_path / "one" / "eval.json").read_text())
@@ -105,7 +105,7 @@ def whole_job(folder, prepared, count: int, *, devices: int, **overrides) -> pat
   with start(
     count, devices, main, str(folder / "run"), arguments=arguments, patch=note_reads, options=reads
   ) as children:
-    assert children.wait(500) == [0] * count, [child.said for child in children]
+    assert children.wait(500) == [0] * count, children.said
   return folder / "run"
 
 

@@ -84,6 +84,11 @@ class Children(list):
   def wait(self, seconds: float = 120) -> list[int]:
     return [child.wait(seconds) for child in self]
 
+  @property
+  def said(self) -> str:
+    """What each of them has written. One text: of a list, pytest would show but the ends."""
+    return "".join(f"\n--- process {index}:\n{child.said}" for index, child in enumerate(self))
+
 
 def start(count: int, devices: int, function, *args, **kwargs) -> Children:
   """`count` processes of one job, with `devices` each, that find each other by the environment."""
