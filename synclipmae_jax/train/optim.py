@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up, cosine decay to a floor, a decay mask by leaf name and clipping by the global norm."""
+"""AdamW or Muon: linear warm-up, cosine decay to a floor, a decay mask by leaf name, clipping by the global norm."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from synclipmae_jax import sharding
 from synclipmae_jax.types import InputError, Params
+
+OPTIMIZERS = ("adamw", "muon")
+MATCHED_RMS = 0.2  # of Muon's updates, about that of AdamW's, so that both take the same rates and decay
 
 # Only matrices decay. The name decides, not the rank: blocks are stacked, so their biases and norm scales are 2-D.
 # Biases, scales, prompt and mask tokens, position embeddings and `log_temperature` therefore never decay.
@@ -54,6 +58,7 @@ def decay_mask(params: Params) -> Params:
 
 def make_optimizer(
   *,
+  name: str = "adamw",
   peak_lr: float,
   warmup_steps: int,
   total_steps: int,
@@ -64,12 +69,32 @@ def make_optimizer(
   eps: float = 1e-8,
   clip_norm: float | None = 1.0,
 ) -> Optimizer:
-  """AdamW. `clip_norm` bounds the global norm of the averaged float32 gradient (None: no clipping)."""
+  """One of OPTIMIZERS. `clip_norm` bounds the global norm of the averaged float32 gradient (None: no clipping).
+
+  Muon (Jordan et al. 2024, with the update size and the decay of Liu et al. 2025, arXiv 2502.16982) orthogonalises the
+  momentum of every matrix; all else goes by Adam. The decoupled decay, the schedule and the clipping are the same.
+  """
+  if name not in OPTIMIZERS:
+    raise InputError(f"unknown optimizer {name!r}: one of {', '.join(OPTIMIZERS)}")
+  adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
   schedule = make_schedule(peak_lr=peak_lr, warmup_steps=warmup_steps, total_steps=total_steps, floor_lr=floor_lr)
   chain = optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
-    optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+    adam if name == "adamw" else _muon_beside(adam),
     optax.add_decayed_weights(weight_decay, mask=decay_mask),
     optax.scale_by_learning_rate(schedule),
   )
   return Optimizer(init=chain.init, update=chain.update, schedule=schedule)
+
+
+def _muon_beside(rest: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Muon for the leaves that decay, which are the matrices, and `rest` for the others."""
+  # The last two axes are the matrix; before them stand a stack's depth or a convolution's taps.
+  axes = lambda tree: jax.tree.map(lambda x: contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), tree)
+  rescale = lambda x: x * (MATCHED_RMS * max(x.shape[-2:]) ** 0.5)  # orthogonal, it has an RMS of max ** -0.5
+  muon = optax.chain(
+    contrib.scale_by_muon(weight_dimension_numbers=axes),
+    optax.stateless(lambda updates, _: jax.tree.map(rescale, updates)),
+  )
+  labels = lambda params: jax.tree.map(lambda matrix: "matrices" if matrix else "rest", decay_mask(params))
+  return optax.partition({"matrices": muon, "rest": rest}, labels)

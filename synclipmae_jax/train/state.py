@@ -34,8 +34,14 @@ def abstract_state(task: Task, optimizer: Optimizer, mesh: Mesh) -> tuple[TrainS
   state, frozen = jax.eval_shape(lambda key: _init(task, optimizer, key), jax.eval_shape(lambda: jax.random.key(0)))
   replicated = NamedSharding(mesh, PartitionSpec())
   trainable = sharding.shardings(state.trainable, mesh, task.rules)
+  masked = lambda x: isinstance(x, optax.MaskedNode)  # stands where another optimizer has the moments of a leaf
   opt_state = optax.tree_utils.tree_map_params(
-    optimizer, lambda _, place: place, state.opt_state, trainable, transform_non_params=lambda _: replicated
+    optimizer,
+    lambda moment, place: moment if masked(moment) else place,
+    state.opt_state,
+    trainable,
+    transform_non_params=lambda _: replicated,
+    is_leaf=masked,
   )
   places = TrainState(replicated, trainable, opt_state), sharding.shardings(frozen, mesh, task.rules)
   return jax.tree.map(

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from synclipmae_jax import sharding
 from synclipmae_jax.train.optim import decay_mask, make_optimizer, make_schedule
+from synclipmae_jax.train.state import init_state
 from synclipmae_jax.types import InputError
 
 
@@ -56,3 +58,51 @@ def test_gradient_is_clipped_by_its_global_norm():
   moment = state[1].mu  # with b1 = 0 the first moment is the clipped gradient itself
   np.testing.assert_allclose(moment["a"]["bias"], [0.6, 0.0, 0.0], rtol=1e-5)
   np.testing.assert_allclose(moment["b"]["bias"], [0.8], rtol=1e-5)
+
+
+MIXED = {
+  "encoder": {
+    "blocks": {"qkv": {"kernel": jnp.ones((3, 8, 24)), "bias": jnp.zeros((3, 24))}},
+    "prompt_tokens": jnp.zeros((3, 8)),
+  },
+  "contrast": {"log_temperature": jnp.zeros(())},
+}
+
+
+def test_muon_makes_each_matrix_of_a_stack_orthogonal_and_leaves_the_rest_to_adam():
+  rng = np.random.default_rng(0)
+  grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), MIXED)
+  options = dict(peak_lr=0.5, warmup_steps=0, total_steps=10, weight_decay=0.0)
+  muon, adamw = (make_optimizer(name=name, **options) for name in ("muon", "adamw"))
+  updates, others = (jax.jit(o.update)(grads, o.init(MIXED), MIXED)[0] for o in (muon, adamw))
+  for update, gradient in zip(*(tree["encoder"]["blocks"]["qkv"]["kernel"] for tree in (updates, grads)), strict=True):
+    _, spread, _ = np.linalg.svd(update)
+    assert spread.max() < 1.8 * spread.min() < 1.8 * spread.max()  # five iterations come that near; the gradient is 3.3
+    np.testing.assert_allclose(np.sqrt(np.square(update).mean()), 0.5 * 0.2, rtol=0.25)
+    assert np.sum(update * gradient) < 0  # downhill
+  for path in (("encoder", "blocks", "qkv", "bias"), ("encoder", "prompt_tokens"), ("contrast", "log_temperature")):
+    ours, theirs = updates, others
+    for name in path:
+      ours, theirs = ours[name], theirs[name]
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_moments_of_muon_lie_where_their_parameters_lie():
+  class Task:
+    rules = sharding.RULES
+
+    def init(self, key):
+      return jax.tree.map(lambda x: x + 0.0, MIXED), {}
+
+  mesh = sharding.make_mesh((("fsdp", 8),))
+  optimizer = make_optimizer(name="muon", peak_lr=0.5, warmup_steps=0, total_steps=10)
+  state, _ = init_state(Task(), optimizer, mesh, jax.random.key(0))
+  kernels = [leaf for path, leaf in sharding.tree_paths(state.opt_state) if path.endswith("kernel")]
+  assert [leaf.shape for leaf in kernels] == [(3, 8, 24)]  # one moment, where Adam has two
+  assert kernels[0].sharding.spec == state.trainable["encoder"]["blocks"]["qkv"]["kernel"].sharding.spec
+  assert "fsdp" in kernels[0].sharding.spec
+
+
+def test_an_unknown_optimizer_is_refused():
+  with pytest.raises(InputError, match="'lion': one of adamw, muon"):
+    make_optimizer(name="lion", peak_lr=1.0, warmup_steps=0, total_steps=10)
