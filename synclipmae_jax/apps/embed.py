@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
   from synclipmae_jax.pretrained import SyncLipMAE
 
-  videos = find_videos(args.videos)
-  paths = outputs(args.out, videos, suffix=f".{args.format}")
+  videos, several = find_videos(args.videos)
+  paths = outputs(args.out, videos, several=several, suffix=f".{args.format}")
   for path in paths.values():
     if path.suffix not in FORMATS:
       raise InputError(f"tokens are written as {' or '.join(FORMATS)}, not to {path}")
@@ -49,12 +49,11 @@ def _run(args: argparse.Namespace) -> int:
   for video in tqdm(videos, unit="file", desc="embed", disable=not sys.stderr.isatty()):
     try:
       embedding = model.embed(video, faces=args.faces)
+      _write(paths[video], {field.name: getattr(embedding, field.name) for field in dataclasses.fields(embedding)})
     except Exception as error:  # whatever one file does to us, the others get their tokens
       complain("embed", video, error)
       failed += 1
-      continue
-    _write(paths[video], {field.name: getattr(embedding, field.name) for field in dataclasses.fields(embedding)})
-  return 0 if not failed else 1 if len(videos) > 1 else 2
+  return 0 if not failed else 1 if several else 2
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

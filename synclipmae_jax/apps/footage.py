@@ -10,46 +10,60 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from synclipmae_jax.data.clips import FACES, VIDEO_SUFFIXES
+from synclipmae_jax.data.clips import FACES
+from synclipmae_jax.data.remux import FORMATS
 from synclipmae_jax.types import InputError
 
+SUFFIXES = tuple(FORMATS)  # of what is taken for a video in a folder: all that can be read, and mended
 
-def find_videos(arguments: Sequence[str]) -> list[str]:
+
+def find_videos(arguments: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES) -> tuple[list[str], bool]:
   """Files as they stand; folders, searched to any depth for videos; patterns (`**` crosses folders).
 
-  Each file once, in order. Raises InputError where a folder holds no video or a pattern matches nothing.
+  Each file once, in order; and whether these are several: a folder or a pattern is, even with one file in it, so that
+  what comes out of it does not depend on their number. Raises InputError where a folder holds no video or a pattern
+  matches nothing.
   """
   found: list[str] = []
+  several = False
   for argument in arguments:
     if os.path.isdir(argument):
       names = [os.path.join(folder, name) for folder, _, files in os.walk(argument) for name in files]
-      files = sorted(name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES)
+      files, several = sorted(name for name in names if Path(name).suffix.lower() in suffixes), True
       if not files:
-        raise InputError(f"there is no video ({', '.join(VIDEO_SUFFIXES)}) in {argument}")
+        raise InputError(f"there is no video ({', '.join(suffixes)}) in {argument}")
     elif glob.has_magic(argument) and not os.path.exists(argument):
-      files = sorted(name for name in glob.glob(argument, recursive=True) if os.path.isfile(name))
+      files, several = sorted(name for name in glob.glob(argument, recursive=True) if os.path.isfile(name)), True
       if not files:
         raise InputError(f"no file matches {argument}")
     else:
       files = [argument]
     found += files
-  return list(dict.fromkeys(found))
+  videos = list(dict.fromkeys(found))
+  return videos, several or len(videos) > 1
 
 
-def outputs(out: str, videos: Sequence[str], *, suffix: str | None = None) -> dict[str, Path]:
-  """Where what is made of each file goes: to `out`, or, where that is a folder or there are several, into it.
+def outputs(out: str, videos: Sequence[str], *, several: bool, suffix: str | None = None) -> dict[str, Path]:
+  """Where what is made of each file goes: to `out`, or, where that is a folder or there are `several`, into it.
 
-  Raises InputError as `refuse_inputs` does, and where two would meet.
+  Files of one name from several folders keep their folders there. Raises InputError as `refuse_inputs` does, and where
+  two would meet all the same.
   """
-  if len(videos) == 1 and not os.path.isdir(out):
+  if not several and not os.path.isdir(out):
     refuse_inputs([out], videos)
     return {videos[0]: Path(out)}
-  paths = {video: Path(out, Path(video).name if suffix is None else f"{Path(video).stem}{suffix}") for video in videos}
+  names = [Path(video).name if suffix is None else f"{Path(video).stem}{suffix}" for video in videos]
+  if len(set(names)) < len(names):
+    folders = [os.path.dirname(os.path.abspath(video)) for video in videos]
+    root = os.path.commonpath(folders)
+    names = [os.path.join(os.path.relpath(f, root), name) for f, name in zip(folders, names, strict=True)]
+  paths = {video: Path(out, name) for video, name in zip(videos, names, strict=True)}
   if len(set(paths.values())) < len(videos):
     raise InputError(f"several of these files would be written to one file in {out}: give them one by one")
   if os.path.lexists(out) and not os.path.isdir(out):
     raise InputError(f"{out} is not a folder: what is made of several files goes into one")
-  Path(out).mkdir(parents=True, exist_ok=True)
+  for path in paths.values():
+    path.parent.mkdir(parents=True, exist_ok=True)
   refuse_inputs(paths.values(), videos)
   return paths
 

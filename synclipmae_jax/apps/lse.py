@@ -24,7 +24,7 @@ import numpy as np
 
 from synclipmae_jax.apps.footage import add_videos, complain, exit_status, find_videos, keep_compiled
 from synclipmae_jax.data import pipeline
-from synclipmae_jax.data.clips import Settings, cut_file
+from synclipmae_jax.data.clips import VIDEO_SUFFIXES, Settings, cut_file
 from synclipmae_jax.data.corpora import SourceItem
 from synclipmae_jax.metrics import lse
 from synclipmae_jax.types import EvalClip, InputError
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   add_videos(parser)
   parser.add_argument("--syncnet", metavar="DIR", help="converted weights of SyncNet v2")
   parser.add_argument("--stable-syncnet", metavar="DIR", help="converted weights of StableSyncNet")
-  parser.add_argument("--json", action="store_true", help="print one object (several files: an array of them)")
+  parser.add_argument("--json", action="store_true", help="print one object (folder, pattern, several files: an array)")
   parser.add_argument("--size", type=int, default=224, help="pixels of a side of the face crops (default 224)")
   args = parser.parse_args(argv)
   return exit_status("lse", lambda: _run(args))
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
   if not (args.syncnet or args.stable_syncnet):
     raise InputError("name the weights to measure with: --syncnet DIR, --stable-syncnet DIR, or both")
-  settings, videos = Settings(size=args.size, faces=args.faces), find_videos(args.videos)
+  settings = Settings(size=args.size, faces=args.faces)
+  videos, several = find_videos(args.videos, suffixes=VIDEO_SUFFIXES)
   keep_compiled()
   judges = _load(syncnet=args.syncnet, stable_syncnet=args.stable_syncnet)
   entries, failed = [], 0
@@ -62,10 +63,10 @@ def _run(args: argparse.Namespace) -> int:
       entries.append({"file": path, "error": str(error)})
       failed += 1
   if args.json:
-    print(json.dumps(entries if len(videos) > 1 else entries[0], allow_nan=False))
+    print(json.dumps(entries if several else entries[0], allow_nan=False))
   elif failed < len(videos):
     _print([entry for entry in entries if "error" not in entry])
-  return 0 if not failed else 1 if len(videos) > 1 else 2
+  return 0 if not failed else 1 if several else 2
 
 
 def _load(**directories: str | None) -> list[LseOf]:

@@ -13,6 +13,7 @@ import argparse
 import concurrent.futures
 import json
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser("synclipmae sync", description=__doc__.split("\n\n")[0])
   add_videos(parser)
   parser.add_argument("--checkpoint", metavar="DIR", help="a workdir or a step (default: the model of the package)")
-  parser.add_argument("--json", action="store_true", help="print one object (several files: an array of them)")
+  parser.add_argument("--json", action="store_true", help="print one object (folder, pattern, several files: an array)")
   parser.add_argument("--csv", metavar="FILE", help="write one row a file")
   parser.add_argument("--plot", metavar="PNG", help="draw the lag over the scores (several files: a folder)")
   parser.add_argument("--fix", metavar="OUT", help="write the file with its lag taken out (several files: a folder)")
@@ -48,14 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+  from synclipmae_jax.data import remux
   from synclipmae_jax.sync import report  # draws: slow to import
 
-  videos = find_videos(args.videos)
+  videos, several = find_videos(args.videos)
   if args.workers < 1:
     raise InputError(f"the number of workers must be at least 1, not {args.workers}")
-  several = len(videos) > 1
-  plots = outputs(args.plot, videos, suffix=".png") if args.plot else {}
-  fixed = outputs(args.fix, videos) if args.fix else {}
+  plots = outputs(args.plot, videos, several=several, suffix=".png") if args.plot else {}
+  fixed = outputs(args.fix, videos, several=several) if args.fix else {}
+  for path in fixed.values():  # before the work, not after
+    remux.refuse_existing(path)
+    if not several:
+      remux.container_of(path)
   refuse_inputs([args.csv] if args.csv else [], videos)
   results, errors = {}, {}
   for video, answer in _answers(videos, args):
@@ -89,7 +94,9 @@ def _fix(result: SyncResult, out: Path) -> None:
 
   if result.verdict == "not_synchronizable":
     raise InputError(f"{out} is not written, for no lag was found: {result.reason}")
-  remux.fix_lag(result.file, out, lag_ms=result.lag_ms if result.verdict == "out_of_sync" else 0.0)
+  done = remux.fix_lag(result.file, out, lag_ms=result.lag_ms if result.verdict == "out_of_sync" else 0.0)
+  for note in (*done.notes, *(f"encoded anew: {stream}" for stream in done.reencoded)):
+    print(f"{out}: {note}", file=sys.stderr)
 
 
 # -- which files, in which processes --
@@ -98,6 +105,8 @@ def _fix(result: SyncResult, out: Path) -> None:
 def _answers(videos: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[str, SyncResult | str]]:
   """Every file with its result, or with what is wrong with it, as they are done."""
   quiet = args.json or not sys.stderr.isatty()
+  if args.workers > 1:  # each with a model of its own, maybe on one accelerator, of which JAX would take it all
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   _start_worker(args.checkpoint)  # here too where others work: what is wrong with a checkpoint is said once
   if args.workers == 1 or len(videos) == 1:
     with tqdm(total=len(videos), unit="file", desc="sync", disable=quiet or len(videos) == 1) as files:

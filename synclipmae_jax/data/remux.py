@@ -62,12 +62,11 @@ def fix_lag(source: str | os.PathLike, out: str | os.PathLike, *, lag_ms: float)
   source, out = Path(source), Path(out)
   if not (math.isfinite(lag_ms) and abs(lag_ms) <= _MAX_LAG_MS):
     raise InputError(f"a lag of {lag_ms:g} ms cannot be taken out: at most {_MAX_LAG_MS / 1000:g} s either way")
-  if (container_format := FORMATS.get(out.suffix.lower())) is None:
-    raise InputError(f"{out}: its suffix must name a container, one of {' '.join(FORMATS)}")
+  container_format = container_of(out)
   with contextlib.suppress(OSError):
     if os.path.samefile(source, out):
       raise InputError(f"{out} is the file itself: name another file, it is never overwritten")
-  _refuse_existing(out)
+  refuse_existing(out)
   with contextlib.ExitStack() as stack:
     container = stack.enter_context(open_media(source))
     with _writing(out):
@@ -75,7 +74,7 @@ def fix_lag(source: str | os.PathLike, out: str | os.PathLike, *, lag_ms: float)
     partial = Path(folder) / f"partial{out.suffix}"
     copy = _Copy(container, partial, out=out, container_format=container_format, lag=Fraction(lag_ms) / 1000)
     copy.run()
-    _refuse_existing(out)  # it may have come meanwhile
+    refuse_existing(out)  # it may have come meanwhile
     with _writing(out):
       partial.rename(out)
   return RemuxReport(
@@ -83,7 +82,15 @@ def fix_lag(source: str | os.PathLike, out: str | os.PathLike, *, lag_ms: float)
   )
 
 
-def _refuse_existing(out: Path) -> None:
+def container_of(out: Path) -> str:
+  """FFmpeg's name of the container that the suffix of `out` names. Raises InputError."""
+  if (name := FORMATS.get(out.suffix.lower())) is None:
+    raise InputError(f"{out}: its suffix must name a container, one of {' '.join(FORMATS)}")
+  return name
+
+
+def refuse_existing(out: Path) -> None:
+  """Raises InputError where there is something already."""
   if os.path.lexists(out):
     raise InputError(f"{out} exists already: remove it or name another file")
 

@@ -27,6 +27,7 @@ _OPEN_OPTIONS = {"format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,flac", "p
 _MAX_HOLD = 10  # seconds one picture may stand; a longer jump of the timestamps is damage, not a slide
 _MAX_SHORTFALL = 0.5  # seconds a stream may end before the length that its header declares ...
 _MAX_SHORTFALL_FRACTION = 0.02  # ... or this share of it, where that is more
+_MAX_FRAMES = 24 * 3600 * 240  # that a header may claim: a day of slow motion
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,10 @@ def probe(path: str | os.PathLike) -> MediaInfo:
     sound = container.streams.best("audio")
     if sound is None:
       raise InputError("it has no sound track")
+    if sound.codec_context is None:
+      raise InputError("its sound is of a codec that cannot be decoded")
+    if stream.frames > _MAX_FRAMES:
+      raise InputError(f"it claims {stream.frames} frames, which no footage has")
     first = next(container.decode(stream), None)
     if first is None:
       raise InputError("it holds no picture that can be decoded")

@@ -198,7 +198,10 @@ def _verdict(judged: list[_Judged], best: _Judged | None, *, speech: np.ndarray,
   if speech.sum() < MIN_SPEECH:
     return no, "no speech is heard in it"
   if not best.told:
-    return no, "the lips do not move with the sound at any lag: a still or hidden mouth, another's voice, or music"
+    return no, (
+      f"the lips do not move with the sound at any lag within {MAX_LAG * MS_PER_FRAME:.0f} ms: a still or hidden mouth,"
+      " another's voice, music, or a longer lag"
+    )
   if abs(best.lags.lag) <= IN_SYNC:
     return "in_sync", f"lips and sound agree within {IN_SYNC} frame ({MS_PER_FRAME:.0f} ms)"
   ahead, behind = ("audio", "video") if best.lags.lag > 0 else ("video", "audio")

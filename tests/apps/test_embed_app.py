@@ -56,6 +56,15 @@ def test_a_fault_of_the_decoder_costs_one_file(place, tmp_path, monkeypatch, cap
   assert "a.mp4: unexpected ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_tokens_that_cannot_be_written_cost_one_file(place, tmp_path, capsys):
+  (tmp_path / ".a.unfinished.safetensors").mkdir()  # where it would be written
+  options = ("--out", tmp_path, "--format", "safetensors")
+  assert run(place, place / "a.mp4", place / "b.mp4", *options) == 1
+  assert (tmp_path / "b.safetensors").exists() and not (tmp_path / "a.safetensors").exists()
+  err = capsys.readouterr().err
+  assert "a.mp4: " in err and "Traceback" not in err
+
+
 def test_what_is_wrong_is_one_sentence_and_exit_2(place, tmp_path, capsys):
   assert run(place, place / "a.mp4", "--out", tmp_path / "a.txt") == 2
   assert run(place, place / "bad.mp4", "--out", tmp_path / "bad.npz") == 2

@@ -11,7 +11,7 @@ from tiny_checkpoint import write_tiny
 
 from synclipmae_jax.apps import sync
 from synclipmae_jax.apps.cli import main as cli
-from synclipmae_jax.apps.footage import outputs
+from synclipmae_jax.apps.footage import find_videos, outputs
 from synclipmae_jax.types import InputError
 
 ISSUE_KEYS = {
@@ -115,7 +115,42 @@ def _with(model, video, verdict, lag):
 
 def test_outputs_of_two_files_never_meet(tmp_path):
   with pytest.raises(InputError, match="several of these files"):
-    outputs(str(tmp_path), ["x/a.mp4", "y/a.mkv"], suffix=".png")
+    outputs(str(tmp_path), ["x/a.mp4", "x/a.mkv"], several=True, suffix=".png")
+  paths = outputs(str(tmp_path), ["x/a.mp4", "x/y/a.mkv", "x/b.mp4"], several=True, suffix=".png")
+  assert [str(path.relative_to(tmp_path)) for path in paths.values()] == ["a.png", "y/a.png", "b.png"]
+  assert all(path.parent.is_dir() for path in paths.values())
+  assert outputs(str(tmp_path / "new"), ["x/y/a.mkv"], several=True) == {"x/y/a.mkv": tmp_path / "new" / "a.mkv"}
+
+
+def test_a_folder_with_one_file_is_a_folder(place, tmp_path, capsys):
+  deeper = place / "videos" / "deeper"
+  assert run(place, deeper, "--json", "--plot", tmp_path / "plots") == 0
+  (answer,) = json.loads(capsys.readouterr().out)
+  assert answer["file"].endswith("b.mkv") and [path.name for path in (tmp_path / "plots").iterdir()] == ["b.png"]
+
+
+def test_all_that_can_be_read_is_found_in_a_folder(tmp_path):
+  for name in ("a.avi", "b.MTS", "c.m4v", "d.txt", "e.faces.npz"):
+    (tmp_path / name).touch()
+  found, several = find_videos([str(tmp_path)])
+  assert [name.rsplit("/", 1)[1] for name in found] == ["a.avi", "b.MTS", "c.m4v"] and several
+
+
+def test_a_destination_that_cannot_be_is_said_before_the_work(place, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sync, "_answers", lambda *_: 1 // 0)
+  (tmp_path / "there.mp4").write_text("mine")
+  assert run(place, place / "videos" / "a.mp4", "--fix", tmp_path / "there.mp4") == 2
+  assert run(place, place / "videos" / "a.mp4", "--fix", tmp_path / "a.gif") == 2
+  err = capsys.readouterr().err
+  assert "exists already" in err and "must name a container" in err and (tmp_path / "there.mp4").read_text() == "mine"
+
+
+def test_what_is_lost_in_mending_is_said(place, monkeypatch, tmp_path, capsys):
+  assert run(place, place / "videos" / "a.mp4", "--json") == 0
+  model = sync._model
+  monkeypatch.setattr(sync, "_answer", lambda video, *_: _with(model, video, "out_of_sync", -200.0))
+  assert run(place, place / "videos" / "deeper" / "b.mkv", "--fix", tmp_path / "b.mkv") == 0
+  assert "b.mkv: the picture begins 200 ms later" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,16 @@ def test_bad_files_are_one_sentence(tmp_path):
   (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
   duration = whole.index(b"\x44\x89\x88") + 3  # Matroska's element: milliseconds, as float64
   (tmp_path / "endless.mkv").write_bytes(whole[:duration] + struct.pack(">d", 4e10) + whole[duration + 8 :])
+  claims = bytearray(write_video(tmp_path / "whole.mp4", pictures, sound=noise(2.4)).read_bytes())
+  count = claims.index(b"stts") + 12  # of the frames of its one run
+  claims[count : count + 4] = (10**9).to_bytes(4, "big")
+  (tmp_path / "billion.mp4").write_bytes(claims)
+  unknown = whole.replace(b"A_AAC", b"A_XYZ")
+  assert unknown != whole
+  (tmp_path / "unknown.mkv").write_bytes(unknown)
   for name, reason in (
+    ("billion.mp4", "claims 1000000000 frames"),
+    ("unknown.mkv", "codec that cannot be decoded"),
     ("text.mp4", "cannot be read"),
     ("mute.mp4", "no sound track"),
     ("three.mp4", "too short: 3 frames"),
