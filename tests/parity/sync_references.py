@@ -1,4 +1,4 @@
-"""The two pretrained judges of synchrony, restated in torch from their published architectures, under the names of the
+"""The pretrained judges of synchrony, restated in torch from their published architectures, under the names of the
 released files; at any size, filled with random weights by key."""
 
 from __future__ import annotations
@@ -245,3 +245,48 @@ class Vocalist(nn.Module):
     audio, video = self.features(frames, mel)
     both = self.mem_transformer(self.av_transformer(audio, video), self.va_transformer(video, audio))
     return self.classifier(torch.tanh(self.fc(both.amax(dim=1))))[:, 0]
+
+
+# SyncNet v2
+
+
+def syncnet_conv(dims, width_in, width_out, kernel, **options):
+  convolution, norm = (nn.Conv2d, nn.BatchNorm2d) if dims == 2 else (nn.Conv3d, nn.BatchNorm3d)
+  return [convolution(width_in, width_out, kernel, **options), norm(width_out), nn.ReLU()]
+
+
+def syncnet_dense():
+  return nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 1024))
+
+
+class SyncNet(nn.Module):
+  """SyncNet v2, `S(1024)` of its repository."""
+
+  def __init__(self):
+    super().__init__()
+    same = dict(padding=(0, 1, 1))
+    self.netcnnlip = nn.Sequential(
+      *syncnet_conv(3, 3, 96, (5, 7, 7), stride=(1, 2, 2)), nn.MaxPool3d((1, 3, 3), (1, 2, 2)),
+      *syncnet_conv(3, 96, 256, (1, 5, 5), stride=(1, 2, 2), **same),
+      nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
+      *syncnet_conv(3, 256, 256, (1, 3, 3), **same), *syncnet_conv(3, 256, 256, (1, 3, 3), **same),
+      *syncnet_conv(3, 256, 256, (1, 3, 3), **same), nn.MaxPool3d((1, 3, 3), (1, 2, 2)),
+      *syncnet_conv(3, 256, 512, (1, 6, 6)),
+    )  # fmt: skip
+    self.netcnnaud = nn.Sequential(
+      *syncnet_conv(2, 1, 64, 3, padding=1), nn.MaxPool2d(1, 1),
+      *syncnet_conv(2, 64, 192, 3, padding=1), nn.MaxPool2d(3, (1, 2)),
+      *syncnet_conv(2, 192, 384, 3, padding=1), *syncnet_conv(2, 384, 256, 3, padding=1),
+      *syncnet_conv(2, 256, 256, 3, padding=1), nn.MaxPool2d(3, 2),
+      *syncnet_conv(2, 256, 512, (5, 4)),
+    )  # fmt: skip
+    self.netfclip, self.netfcaud = syncnet_dense(), syncnet_dense()
+
+  def tokens(self, frames, columns):
+    """As the script: every window by itself, BGR as it is, 20 columns from column 4t."""
+    pictures = torch.from_numpy(frames[..., ::-1].astype(np.float32)).permute(3, 0, 1, 2)[None]
+    heard = torch.from_numpy(columns.T.astype(np.float32))[None, None]
+    windows = range(len(frames) - 5)
+    lips = torch.cat([self.netfclip(self.netcnnlip(pictures[:, :, t : t + 5]).flatten(1)) for t in windows])
+    audio = torch.cat([self.netfcaud(self.netcnnaud(heard[..., 4 * t : 4 * t + 20]).flatten(1)) for t in windows])
+    return audio.numpy(), lips.numpy()

@@ -1,0 +1,61 @@
+"""The networks behind a lag: ours against those of the SyncNet pipeline in PyTorch, on the same seconds of a clip.
+
+    python benchmarks/sync_network.py [CHECKPOINT]
+
+Each gets its own input, made beforehand: ours face crops of its image size and the waveform, SyncNet v2 crops of 224
+pixels and MFCC columns, in batches of 20 windows as its script runs them. Random weights serve for SyncNet: they cost
+the same. What finds faces and searches lags is left out on both sides. Needs the extra `convert`.
+Target: at most 1.0 x SyncNet's time.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from side_by_side import in_turn, load, ratio
+
+from synclipmae_jax.baselines.mfcc import int16_scale, mfcc
+from synclipmae_jax.baselines.syncnet import COLUMNS, COLUMNS_PER_FRAME, CONTEXT
+from synclipmae_jax.pretrained import SyncLipMAE
+from synclipmae_jax.types import FPS, SAMPLES_PER_FRAME
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the reference that the parity tests hold ours against
+from parity.sync_references import SyncNet  # noqa: E402
+
+SECONDS, ROUNDS, BATCH = 10, 5, 20
+
+
+def main(checkpoint: str | None = None) -> int:
+  model, syncnet = SyncLipMAE.load(checkpoint), SyncNet().eval()
+  random, frames = np.random.default_rng(0), SECONDS * FPS
+  waveform = random.normal(0, 0.1, frames * SAMPLES_PER_FRAME).astype(np.float32)
+  crops = random.integers(0, 256, (frames, model.image_size, model.image_size, 3), np.uint8)
+  pictures = torch.from_numpy(random.integers(0, 256, (3, frames, 224, 224)).astype(np.float32))
+  columns = torch.from_numpy(mfcc(int16_scale(waveform)).astype(np.float32).T)
+  starts = np.array_split(np.arange(frames - CONTEXT), range(BATCH, frames - CONTEXT, BATCH))
+
+  def ours() -> None:
+    model.encode_frames(crops)
+    model.embed_sound(waveform)
+
+  @torch.inference_mode()
+  def theirs() -> None:
+    for batch in starts:
+      syncnet.netfclip(syncnet.netcnnlip(torch.stack([pictures[:, t : t + CONTEXT] for t in batch])).flatten(1))
+      heard = [columns[None, :, COLUMNS_PER_FRAME * t : COLUMNS_PER_FRAME * t + COLUMNS] for t in batch]
+      syncnet.netfcaud(syncnet.netcnnaud(torch.stack(heard)).flatten(1))
+
+  for run in (ours, theirs):
+    run()  # compiles, or fills the caches
+  times = in_turn({"ours": ours, "SyncNet": theirs}, rounds=ROUNDS)
+  for name, each in times.items():
+    print(f"{name}: {SECONDS / np.median(each.wall):.1f} x real time")
+  print(f"{SECONDS} s of video, {load()}: ours / SyncNet = {ratio(times['ours'], times['SyncNet'])}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(*sys.argv[1:]))
