@@ -4,8 +4,8 @@
     python -m synclipmae_jax.main --config=configs/syncnet.py:demo --workdir=DIR --config.data.sources="(('DIR', 1.0),)"
 
 Presets: `demo` (default; the data and the compute of `pretrain.py:demo`), `tiny` (tests, seconds). A step of
-`demo` costs 37.6 GFLOP, 1.7 times a step of `pretrain.py:demo` (22.3): 530 steps are the 900 of `pretrain.py:demo`,
-2370 steps the 4000 of `pretrain.py:long`. `--config.model.scale=1.0` is the released width, at ten times the cost.
+`demo` costs 37.6 GFLOP, 1.34 times a step of `pretrain.py:demo` (28.0): 670 steps are the 900 of `pretrain.py:demo`,
+2240 steps the 3000 of `pretrain.py:long`. `--config.model.scale=1.0` is the released width, at ten times the cost.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -51,14 +51,14 @@ def _demo() -> ConfigDict:
   )
   config.train = ConfigDict(
     dict(
-      steps=530,
+      steps=670,
       batch_clips=16,
       accumulation=1,
       mesh=(("data", -1),),
       calibration_batches=16,  # training batches on which the statistics of batch norm are measured
       log_every=10,
       pictures_every=0,
-      eval_every=265,
+      eval_every=335,
       checkpoint_every=150,
       keep_last=2,
       keep_best=1,
