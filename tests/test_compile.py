@@ -36,6 +36,7 @@ def run(preset, *arguments):
 def tiny(**model):
   config = CONFIG.get_config("tiny")
   config.model.update(model)
+  config.optimizer.name = "adamw"  # what Muon multiplies is no part of the model
   return config
 
 
