@@ -2,7 +2,8 @@
 
 Arrays: identity, vocal, ambient and audio, float32 [T, D] at 25 frames/s, not normalised; times [T] in seconds from the
 first picture; face_box [T, 4] as fractions of the picture. Rows without a face are nan, but for audio. Of several faces
-it is the one that is on screen most. One file goes to OUT (.npz or .safetensors), several into the folder OUT.
+it is the one that is on screen most. One file goes to OUT (.npz or .safetensors); several, as
+also a folder or a pattern, go into the folder OUT.
 
 Exit status: 0 where every file was done, 1 where some of several were not, 2 for wrong arguments or a single bad file.
 """
@@ -28,7 +29,7 @@ FORMATS = (".npz", ".safetensors")
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser("synclipmae embed", description=__doc__.split("\n\n")[0])
   add_videos(parser)
-  parser.add_argument("--out", required=True, help="a .npz or .safetensors file (several files: a folder)")
+  parser.add_argument("--out", required=True, help="a .npz or .safetensors file (of several: a folder)")
   parser.add_argument("--format", default="npz", choices=[end[1:] for end in FORMATS], help="of the files in a folder")
   parser.add_argument("--checkpoint", metavar="DIR", help="a workdir or a step (default: the model of the package)")
   args = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """`synclipmae sync VIDEO…`: by how much the picture of a file lags its sound, how sure that is, and the file mended.
 
-A lag is positive when the video lags the audio. VIDEO is a file, a folder or a pattern. Without --checkpoint the small
-model of the package answers, which has seen synthetic faces only.
+A lag is positive when the video lags the audio. VIDEO is a file, or several: a folder or a pattern. Without
+--checkpoint the small model of the package answers, which has seen synthetic faces only.
 
 Exit status: 0 where every file got an answer ("not synchronizable" is one), 1 where some of several did not, 2 for
 wrong arguments or a single file that cannot be judged, 130 after Ctrl-C.
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--checkpoint", metavar="DIR", help="a workdir or a step (default: the model of the package)")
   parser.add_argument("--json", action="store_true", help="print one object (folder, pattern, several files: an array)")
   parser.add_argument("--csv", metavar="FILE", help="write one row a file")
-  parser.add_argument("--plot", metavar="PNG", help="draw the lag over the scores (several files: a folder)")
-  parser.add_argument("--fix", metavar="OUT", help="write the file with its lag taken out (several files: a folder)")
+  parser.add_argument("--plot", metavar="PNG", help="draw the lag over the scores (of several: a folder)")
+  parser.add_argument("--fix", metavar="OUT", help="write the file with its lag taken out (of several: a folder)")
   parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
   args = parser.parse_args(argv)
   return exit_status("sync", lambda: _run(args))
