@@ -18,8 +18,9 @@ def get_config(arg: str = "default") -> ConfigDict:
   config = ConfigDict()
   config.task = "sync"
   config.seed = 0  # of the injected lags
-  # (kind, checkpoint directory): synclipmae (None: the embedded one), syncnet, stable_syncnet, vocalist; linear (None)
-  # is the linear baseline, and its ceiling where the true mouth is known.
+  # (kind, checkpoint directory): synclipmae (None: the embedded one), synclipmae-5 (the same, five frames at once, as
+  # SyncNet sees them), syncnet, stable_syncnet, vocalist; linear (None) is the linear baseline, and its ceiling where
+  # the true mouth is known.
   config.models = (("linear", None), ("synclipmae", None))
   config.inject_lags = True  # into clips of unknown lag; SynthTalk's test clips carry their own
   config.data = ConfigDict(

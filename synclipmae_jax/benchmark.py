@@ -18,9 +18,11 @@ from synclipmae_jax.baselines.protocol import SyncModel
 from synclipmae_jax.baselines.stable_syncnet import StableSyncNetJudge
 from synclipmae_jax.baselines.syncnet import SyncNetTokens
 from synclipmae_jax.baselines.vocalist import VocalistJudge
+from synclipmae_jax.baselines.windows import picture_rows
 from synclipmae_jax.clock import Clock
 from synclipmae_jax.convert import donor as donors
 from synclipmae_jax.data import pipeline
+from synclipmae_jax.metrics.sync import unit
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.tasks.sync_benchmark import (
@@ -100,19 +102,24 @@ class HeldOut:
 
 
 class EmbeddedTokens:
-  """SyncLipMAE as the protocol takes it (`baselines.protocol.SyncModel`): a frame is seen by itself."""
+  """SyncLipMAE as the protocol takes it (`baselines.protocol.SyncModel`): a frame is seen by itself.
+
+  With more `context_frames` the tokens of that many neighbours stand side by side, so that two moments are compared by
+  their mean similarity: for tables beside models of which one token sees several frames.
+  """
 
   name = "SyncLipMAE"
-  context_frames = 1
   similarity = "cosine"
 
-  def __init__(self, model: SyncLipMAE):
-    self.model, self.image_size = model, model.image_size
+  def __init__(self, model: SyncLipMAE, *, context_frames: int = 1):
+    self.model, self.image_size, self.context_frames = model, model.image_size, context_frames
 
   def embed(self, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
-    """(audio [T, D], vocal [T, D]) of a clip of frames of `image_size` pixels."""
+    """(audio, vocal), each [T, context_frames * D], of a clip of frames of `image_size` pixels."""
     tokens = self.model.embed(clip.frames, clip.waveform, face_box=clip.face_box, mouth_box=clip.mouth_box)
-    return tokens.audio, tokens.vocal
+    neighbours = picture_rows(len(clip.frames), self.context_frames)
+    side_by_side = lambda x: unit(x, np.float32)[neighbours].reshape(len(x), -1)
+    return side_by_side(tokens.audio), side_by_side(tokens.vocal)
 
 
 def check_listed(listed: Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
@@ -130,7 +137,7 @@ def check_listed(listed: Iterable[tuple[str, str | None]]) -> list[tuple[str, st
       raise InputError(f"unknown kind of model {kind!r}: one of {', '.join((LINEAR, *MODELS))}")
     if kind == LINEAR and directory:
       raise InputError(f"the linear baseline is fitted here, and has no checkpoint {directory}")
-    if kind not in (LINEAR, "synclipmae") and not directory:
+    if kind not in (LINEAR, *OURS) and not directory:
       raise InputError(f"{kind} has no weights of its own here: name their directory, as (('{kind}', 'DIR'),)")
   return pairs
 
@@ -156,8 +163,12 @@ def _vocalist(directory: str) -> VocalistJudge:
 
 
 LINEAR = "linear"  # fitted on the training clips of the records
-MODELS: dict[str, Callable[[str | None], SyncModel]] = {
+OURS: dict[str, Callable[[str | None], SyncModel]] = {
   "synclipmae": lambda directory: EmbeddedTokens(SyncLipMAE.load(directory)),
+  "synclipmae-5": lambda directory: EmbeddedTokens(SyncLipMAE.load(directory), context_frames=5),
+}
+MODELS: dict[str, Callable[[str | None], SyncModel]] = {
+  **OURS,
   "syncnet": _syncnet,
   "stable_syncnet": _stable_syncnet,
   "vocalist": _vocalist,

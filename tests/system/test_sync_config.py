@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ def measured(tmp_path_factory):
   save_items(root / "ours", items, job.stamp(ours, sources))
   random_baseline(root / "syncnet", "syncnet", image_size=51, scale=1 / 16, width=8)
   config.data.sources = ((str(sources[0].directory), 1.0),)
-  kinds = {"synclipmae": "ours", "syncnet": "syncnet"}
+  kinds = {"synclipmae": "ours", "synclipmae-5": "ours", "syncnet": "syncnet"}
   config.models = (("linear", None), *((kind, str(root / place)) for kind, place in kinds.items()))
   (root / "run").mkdir(exist_ok=True)
   benchmark.run(config, root / "run")
@@ -56,17 +57,32 @@ def measured(tmp_path_factory):
 def test_every_kind_of_model_stands_in_one_table(measured):
   root, config = measured
   report = json.loads((root / "run" / "sync.json").read_text(), parse_constant=pytest.fail)
-  names = ["linear baseline", "linear ceiling", "SyncLipMAE-1", "SyncNet-5"]
+  names = ["linear baseline", "linear ceiling", "SyncLipMAE-1", "SyncLipMAE-5", "SyncNet-5"]
   assert [row["name"] for row in report["rows"]] == names
-  assert [row["similarity"] for row in report["rows"]] == ["cosine", "cosine", "cosine", "l2"]
+  assert [row["similarity"] for row in report["rows"]] == ["cosine", "cosine", "cosine", "cosine", "l2"]
   assert {row["clips"] for row in report["rows"]} == {2} and {row["frames"] for row in report["rows"]} == {40}
   for row in report["rows"]:
     assert 0 <= row["acc"]["k5"] <= 1 and 0 <= row["r_precision_within"]["top1"] <= 1
-  assert report["rows"][3]["lse"].keys() >= {"lse_c", "lse_d"} and report["rows"][2]["lse"] is None
+  assert report["rows"][4]["lse"].keys() >= {"lse_c", "lse_d"} and report["rows"][2]["lse"] is None
   assert report["rows"][2]["checkpoint"] == str(root / "ours")
   text = (root / "run" / "sync.md").read_text()
   assert all(f"| {name}" in text for name in names) and "synthetic" in text
   assert json.loads((root / "run" / "config.json").read_text())["config"]["task"] == "sync"
+
+
+def test_five_frames_of_ours_fit_as_well_as_each_does_by_itself():
+  audio, vocal = np.random.default_rng(0).standard_normal((2, 9, 6))
+  tokens = SimpleNamespace(audio=audio, vocal=vocal)
+  model = SimpleNamespace(embed=lambda *_, **__: tokens, image_size=32)
+  clip = SimpleNamespace(frames=np.zeros((9, 2, 2, 3)), waveform=None, face_box=None, mouth_box=None)
+  cosine = lambda a, v: float(np.sum(a * v) / np.linalg.norm(a) / np.linalg.norm(v))
+  wide = benchmark.EmbeddedTokens(model, context_frames=5).embed(clip)
+  assert all(x.shape == (9, 30) for x in wide)
+  for t in range(9):
+    around = [int(np.clip(t - 2, 0, 4)) + i for i in range(5)]  # at the ends the nearest whole window
+    assert cosine(wide[0][4], wide[1][t]) == pytest.approx(
+      np.mean([cosine(audio[2 + i], vocal[around[i]]) for i in range(5)]), abs=1e-5
+    )
 
 
 def test_clips_of_unknown_lag_get_a_known_one(measured, tmp_path, monkeypatch):
@@ -90,7 +106,7 @@ def test_clips_of_unknown_lag_get_a_known_one(measured, tmp_path, monkeypatch):
   [
     ((), "nothing to measure"),
     (("syncnet", "DIR"), "tuple of (kind, checkpoint directory)"),
-    ((("wav2lip", "DIR"),), "unknown kind of model 'wav2lip': one of linear, synclipmae, syncnet"),
+    ((("wav2lip", "DIR"),), "unknown kind of model 'wav2lip': one of linear, synclipmae, synclipmae-5, syncnet"),
     ((("vocalist", None),), "vocalist has no weights of its own here"),
     ((("linear", "DIR"),), "fitted here"),
     ((("syncnet", "nowhere"),), "no whole checkpoint in"),
