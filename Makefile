@@ -13,8 +13,8 @@ TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
 help:
 	@echo "make demo       install, then run the main job on the embedded default (at most 15 minutes on two cores)"
-	@echo "make long       the same with a longer budget and more data (about 40 minutes)"
-	@echo "make checkpoint the run of the embedded checkpoint, then its calibration (about an hour)"
+	@echo "make long       the same with a longer budget and more data (about 20 minutes)"
+	@echo "make checkpoint the same, then its calibration: how the embedded checkpoint is made"
 	@echo "make test       install, then the tests (at most 10 minutes); make test-slow: the slow ones too"
 	@echo "make test-parity  install torch, transformers and diffusers too, then compare with them (full sizes: some minutes)"
 	@echo "make test-tpu   install the TPU compiler, in an environment of its own, and compile the paper's step for a pod (minutes)"
@@ -28,10 +28,9 @@ demo: venv
 long: venv
 	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:long --workdir=runs/long
 
-checkpoint: venv
-	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:embedded --workdir=runs/embedded
+checkpoint: long
 	rm -rf runs/calibrated
-	$(BIN)/synclipmae calibrate runs/embedded --out runs/calibrated
+	$(BIN)/synclipmae calibrate runs/long --out runs/calibrated
 	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers."
 
 test: $(VENV)/test.stamp

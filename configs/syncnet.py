@@ -5,7 +5,7 @@
 
 Presets: `demo` (default; the data and the compute of `pretrain.py:demo`), `tiny` (tests, seconds). A step of
 `demo` costs 37.6 GFLOP, 1.34 times a step of `pretrain.py:demo` (28.0): 670 steps are the 900 of `pretrain.py:demo`,
-2240 steps the 3000 of `pretrain.py:long`. `--config.model.scale=1.0` is the released width, at ten times the cost.
+1043 steps the 1400 of `pretrain.py:long`. `--config.model.scale=1.0` is the released width, at ten times the cost.
 """
 
 from ml_collections import ConfigDict, config_dict
