@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from synclipmae_jax.models import flops
-from synclipmae_jax.models.layers import LayerNorm, Linear
+from synclipmae_jax.models.layers import LayerNorm, Linear, gelu
 from synclipmae_jax.types import InputError
 
 
@@ -44,7 +43,7 @@ class AudioAdapter(nnx.Module):
     if self.layers == "last":
       states = states[..., -1:, :]
     x = self.hidden(self.norm(rearrange(states, "... l c -> ... (l c)")))
-    return self.out(jax.nn.gelu(x, approximate=False))
+    return self.out(gelu(x))
 
   def flops(self, tokens: int) -> int:
     """Forward FLOPs of `tokens` tokens."""

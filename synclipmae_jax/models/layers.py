@@ -7,6 +7,7 @@ fused-bias qkv, exact GELU), so that donor weights convert one to one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -45,6 +46,16 @@ class Linear(nnx.Linear):
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 
 
+def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+  """Exact GELU, in float32 by erf, as torch has it: the erfc of `jax.nn.gelu` takes 2.5 times as long on a CPU.
+
+  In bfloat16 1 + erf(x) would keep nothing of a small tail.
+  """
+  if x.dtype != jnp.float32:
+    return jax.nn.gelu(x, approximate=False)
+  return 0.5 * x * (1 + jax.lax.erf(math.sqrt(0.5) * x))
+
+
 class Mlp(nnx.Module):
   """Linear, exact GELU, Linear."""
 
@@ -53,7 +64,7 @@ class Mlp(nnx.Module):
     self.down = Linear(hidden, width, compute_dtype=compute_dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*b n d"]) -> Float[Array, "*b n d"]:
-    return self.down(jax.nn.gelu(self.up(x), approximate=False))
+    return self.down(gelu(self.up(x)))
 
 
 class SelfAttention(nnx.Module):

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from synclipmae_jax.models import flops
-from synclipmae_jax.models.layers import LayerNorm, Linear, Mlp, SelfAttention, stack_blocks
+from synclipmae_jax.models.layers import LayerNorm, Linear, Mlp, SelfAttention, gelu, stack_blocks
 from synclipmae_jax.models.speech_encoder import frames_of, normalise
 from synclipmae_jax.sharding import constrain
 from synclipmae_jax.types import AUDIO_MARGIN, InputError
@@ -45,8 +45,8 @@ class FeatureExtractor(nnx.Module):
   def __call__(self, waveform: Float[Array, "n samples"]) -> Float[Array, "n tokens c"]:
     x = self.norm(self.conv_0(waveform[..., None]))
     for i in range(1, len(KERNELS)):
-      x = getattr(self, f"conv_{i}")(jax.nn.gelu(x, approximate=False))
-    return jax.nn.gelu(x, approximate=False)
+      x = getattr(self, f"conv_{i}")(gelu(x))
+    return gelu(x)
 
 
 class PostNormBlock(nnx.Module):
@@ -125,7 +125,7 @@ class Wav2Vec2(nnx.Module):
   def __call__(self, waveform: Float[Array, "n samples"]) -> Float[Array, "n ta l c"]:
     """Hidden states of N windows of 640 * Ta + 160 samples. Raises InputError for any other length."""
     x = self.projection(self.norm_features(self.conv_features(waveform)))
-    embedding = self.norm(x + jax.nn.gelu(self.positional_conv(x), approximate=False))
+    embedding = self.norm(x + gelu(self.positional_conv(x)))
     graph, leaves = nnx.split(self.blocks)
 
     def block(x, leaves):
