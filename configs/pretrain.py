@@ -193,7 +193,7 @@ def _demo() -> ConfigDict:
 def _long() -> ConfigDict:
   """The demo at a longer budget, with five times the clips to learn from: how the embedded checkpoint is made.
 
-  With 3,000 steps it scores more on SynthTalk (Acc K = 1 51 %, not 48), but shows half as much of the lag of a
+  With 3,000 steps it scores more on SynthTalk (Acc K = 1 51 %, not 46), but shows half as much of the lag of a
   photograph that speaks.
   """
   config = _demo()

@@ -100,6 +100,6 @@ def encode_flac(waveform: np.ndarray) -> bytes:
 def decode_flac(flac: bytes) -> np.ndarray:
   """float32 [n] in [-1, 1] of 16 kHz mono FLAC, bit-exact with what `encode_flac` was given after rounding."""
   with av.open(io.BytesIO(flac), format="flac") as container:
-    # Not `to_ndarray`, which takes longer over a frame of 1152 samples than FFmpeg over decoding it.
+    # Not `to_ndarray`, which was a fifth of the time: there are 80 frames in 6 s.
     frames = [np.frombuffer(frame.planes[0], np.int16, frame.samples) for frame in container.decode(audio=0)]
   return np.concatenate(frames).astype(np.float32) / 32768.0
