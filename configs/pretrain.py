@@ -193,8 +193,8 @@ def _demo() -> ConfigDict:
 def _long() -> ConfigDict:
   """The demo at a longer budget, with five times the clips to learn from: how the embedded checkpoint is made.
 
-  With 3,000 steps it scores more on SynthTalk (Acc K = 1 51 %, not 46), but shows half as much of the lag of a
-  photograph that speaks.
+  With 3,000 steps (and heads of 16) it scored more on SynthTalk (Acc K = 1 51 %, not 46), but showed half as much of
+  the lag of a photograph that speaks.
   """
   config = _demo()
   config.data.synthtalk.update(dict(train=1_200, test=128))

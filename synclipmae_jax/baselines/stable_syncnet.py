@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from synclipmae_jax.baselines.mel import log_mel
 from synclipmae_jax.baselines.windows import face_pictures, in_chunks, mel_windows, picture_rows
 from synclipmae_jax.models.functional import Functional
-from synclipmae_jax.models.layers import LayerNorm, Linear, SelfAttention
+from synclipmae_jax.models.layers import LayerNorm, Linear, SelfAttention, gelu
 from synclipmae_jax.types import EvalClip, Params
 
 FRAMES = 16
@@ -102,7 +102,7 @@ class Attention(nnx.Module):
     y = rearrange(self.conv_in(self.norm1(x)), "b h w c -> b (h w) c")
     y = y + self.attention(self.norm2(y))
     values, gates = jnp.split(self.up(self.norm3(y)), 2, axis=-1)
-    y = y + self.down(values * jax.nn.gelu(gates, approximate=False))
+    y = y + self.down(values * gelu(gates))
     return x + self.conv_out(y).reshape(x.shape)
 
 
