@@ -14,12 +14,12 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.data.pipeline import eval_clips
+from synclipmae_jax.evaluation.pretrain import embed_clip
+from synclipmae_jax.evaluation.sync import PROTOCOL, score_tokens
 from synclipmae_jax.job import build_task
 from synclipmae_jax.models.synclipmae import EMBED_VISIBLE
-from synclipmae_jax.tasks.pretrain_evaluation import embed_clip
-from synclipmae_jax.tasks.sync_evaluation import PROTOCOL, score_tokens
-from synclipmae_jax.train import checkpoint
 
 
 def main(workdir: Path) -> None:

@@ -31,8 +31,9 @@ from absl import app, flags, logging
 from jax.experimental import topologies
 from ml_collections import ConfigDict, config_flags
 
-from synclipmae_jax import hlo, job, sharding
-from synclipmae_jax.command_line import parse_flags
+from synclipmae_jax import job, sharding
+from synclipmae_jax.run import hlo
+from synclipmae_jax.run.command_line import parse_flags
 from synclipmae_jax.train.flops import TPUS, peak_flops
 from synclipmae_jax.train.state import abstract_state
 from synclipmae_jax.train.step import make_train_step

@@ -20,19 +20,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from synclipmae_jax import sharding
-from synclipmae_jax.clock import Clock
+from synclipmae_jax.checkpoints.checkpoint import save_items
 from synclipmae_jax.data import pipeline
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.records import open_records
 from synclipmae_jax.data.synthtalk.corpus import write_corpus
+from synclipmae_jax.evaluation.pretrain import COLUMNS, PretrainPictures, SyncEvaluator
+from synclipmae_jax.evaluation.syncnet import SyncNetEvaluator
 from synclipmae_jax.models.position import resize_position
 from synclipmae_jax.pretrained import build_model
+from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.tasks.pretrain import Pretrain
-from synclipmae_jax.tasks.pretrain_evaluation import COLUMNS, PretrainPictures, SyncEvaluator
 from synclipmae_jax.tasks.syncnet import SyncNetTask
-from synclipmae_jax.tasks.syncnet_evaluation import SyncNetEvaluator
 from synclipmae_jax.train import loop
-from synclipmae_jax.train.checkpoint import save_items
 from synclipmae_jax.train.initial_items import plan_item
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.step import check_batch

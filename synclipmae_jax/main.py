@@ -24,7 +24,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from synclipmae_jax.command_line import parse_flags
+from synclipmae_jax.run.command_line import parse_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, and behind a colon its preset.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing one is resumed.")
@@ -34,7 +34,8 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of many processes, as
 def main(_argv: Sequence[str]) -> int:
   """Runs the job of the flags; the exit status."""
   # Here and not above: a data worker imports this module again, and needs none of it.
-  from synclipmae_jax import distributed, job
+  from synclipmae_jax import job
+  from synclipmae_jax.run import processes as distributed
   from synclipmae_jax.train.host_memory import keep_freed_memory
   from synclipmae_jax.train.loop import NonFiniteLoss
   from synclipmae_jax.types import InputError
@@ -49,7 +50,7 @@ def main(_argv: Sequence[str]) -> int:
     given = CONFIG.value, Path(WORKDIR.value)
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     if CONFIG.value.task == "sync":
-      from synclipmae_jax import benchmark
+      from synclipmae_jax.run.jobs import sync as benchmark
 
       benchmark.run(*given, overrides=overrides)
       return 0

@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from synclipmae_jax.data import faces
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.data.clips import VERSION
+from synclipmae_jax.data.faces import backends as faces
+from synclipmae_jax.inference import stream
 from synclipmae_jax.models import augment, synclipmae
-from synclipmae_jax.sync import analysis, stream
+from synclipmae_jax.sync import analysis
 from synclipmae_jax.sync.calibration import Calibration
 from synclipmae_jax.sync.result import SyncResult
-from synclipmae_jax.train import checkpoint
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError, Params, Tokens
 
 DEMO = Path(__file__).with_name("demo_checkpoint")
@@ -129,7 +130,7 @@ class SyncLipMAE:
   ) -> Embedding | list[Embedding]:
     """Tokens of a video file, of each of several, or of arrays.
 
-    Files: the face that is on screen most; `faces` says who finds it (`data.face_tracks.open_faces`). Arrays: face
+    Files: the face that is on screen most; `faces` says who finds it (`data.faces.sources.open_faces`). Arrays: face
     crops uint8 [T, S, S, 3] RGB at 25 frames/s and `waveform` float32 [640 * T] in [-1, 1] at 16 kHz, with the boxes
     [T, 4] in fractions of the crop, where they are known. Raises InputError.
     """

@@ -12,7 +12,8 @@ import jax
 import pytest
 
 from synclipmae_jax import compile as tpu_compile
-from synclipmae_jax import hlo, job
+from synclipmae_jax import job
+from synclipmae_jax.run import hlo
 from synclipmae_jax.train import loop
 from synclipmae_jax.train.state import abstract_state
 from synclipmae_jax.train.step import make_train_step

@@ -7,9 +7,9 @@ import json
 import jax
 
 from configs.pretrain import get_config
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.data.clips import Settings
 from synclipmae_jax.pretrained import build_model
-from synclipmae_jax.train import checkpoint
 
 
 def write_tiny(directory, **stamp):

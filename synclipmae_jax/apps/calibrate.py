@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from synclipmae_jax.apps.footage import exit_status
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.data import pipeline
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.synthtalk.corpus import write_corpus
@@ -29,7 +30,6 @@ from synclipmae_jax.metrics.sync import LAGS, TOLERANCE
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.sync.calibration import Calibration, Evidence, fit, measure
 from synclipmae_jax.sync.estimate import LagScorer, evidence_of
-from synclipmae_jax.train import checkpoint
 from synclipmae_jax.types import FPS, EvalClip, InputError
 
 LENGTHS = (35, 50, 75, 110, 150, 225)  # frames

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from synclipmae_jax.data.clips import FACES
-from synclipmae_jax.data.remux import FORMATS
+from synclipmae_jax.data.media.remux import FORMATS
 from synclipmae_jax.types import InputError
 
 SUFFIXES = tuple(FORMATS)  # of what is taken for a video in a folder: all that can be read, and mended

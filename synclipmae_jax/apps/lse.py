@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _load(**directories: str | None) -> list[LseOf]:
   """What measures a clip, of each model that has a directory."""
-  from synclipmae_jax.benchmark import LSE, MODELS
+  from synclipmae_jax.run.jobs.sync import LSE, MODELS
 
   judges = []
   for kind, directory in directories.items():

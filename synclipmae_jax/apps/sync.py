@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-  from synclipmae_jax.data import remux
+  from synclipmae_jax.data.media import remux
   from synclipmae_jax.sync import report  # draws: slow to import
 
   videos, several = find_videos(args.videos)
@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _fix(result: SyncResult, out: Path) -> None:
   """An answer of "in sync" is as exact as the frame: such a file is copied as it is."""
-  from synclipmae_jax.data import remux
+  from synclipmae_jax.data.media import remux
 
   if result.verdict == "not_synchronizable":
     raise InputError(f"{out} is not written, for no lag was found: {result.reason}")

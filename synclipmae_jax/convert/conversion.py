@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.convert import donor as donors
 from synclipmae_jax.convert.destination import refuse_existing, whole_or_nothing
 from synclipmae_jax.convert.donor import Donor, Match, Naming
@@ -24,7 +25,6 @@ from synclipmae_jax.convert.rules import invert
 from synclipmae_jax.convert.source import Source, open_source
 from synclipmae_jax.models.position import resize_position
 from synclipmae_jax.sharding import tree_paths
-from synclipmae_jax.train import checkpoint
 from synclipmae_jax.types import InputError, Params
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

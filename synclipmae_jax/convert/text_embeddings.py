@@ -27,10 +27,10 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.convert.conversion import DTYPES
 from synclipmae_jax.convert.destination import refuse_existing, whole_or_nothing
 from synclipmae_jax.convert.source import Source, open_source
-from synclipmae_jax.train import checkpoint
 from synclipmae_jax.types import InputError
 
 MAX_TOKENS = 512

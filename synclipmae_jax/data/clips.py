@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from synclipmae_jax.data import audio, faces, video
 from synclipmae_jax.data.corpora import SourceItem
-from synclipmae_jax.data.scenes import SceneCuts
+from synclipmae_jax.data.faces import backends as faces
+from synclipmae_jax.data.media import audio, video
+from synclipmae_jax.data.media.scenes import SceneCuts
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from synclipmae_jax.data import audio, records, video
+from synclipmae_jax.data import records
+from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, EvalClip, InputError, audio_context_samples
 
 _AHEAD = 2  # batches decoded ahead, by each worker

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from synclipmae_jax.inference.stream import FaceBlock, TokenStream, runs
 from synclipmae_jax.metrics.sync import MAX_LAG, smooth
 from synclipmae_jax.sync.calibration import Calibration
 from synclipmae_jax.sync.estimate import (
@@ -23,7 +24,6 @@ from synclipmae_jax.sync.estimate import (
   speech_activity,
 )
 from synclipmae_jax.sync.result import MS_PER_FRAME, FaceResult, FrameResult, SyncResult
-from synclipmae_jax.sync.stream import FaceBlock, TokenStream, runs
 from synclipmae_jax.types import FPS, InputError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from synclipmae_jax import sharding
-from synclipmae_jax.train import checkpoint
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.types import InputError, Params
 
 ResizePosition = Callable[[np.ndarray, int], np.ndarray]  # (table [n * n, D], grid) -> [grid * grid, D]

@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synclipmae_jax import sharding
-from synclipmae_jax.train import checkpoint, flops
+from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax.train import flops
 from synclipmae_jax.train.initial_items import Initialisation, ResizePosition, fill, plan_item
 from synclipmae_jax.train.interrupt import Interrupt
 from synclipmae_jax.train.logging import Logger

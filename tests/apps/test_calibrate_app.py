@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from synclipmae_jax.apps import calibrate
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.pretrained import SyncLipMAE
-from synclipmae_jax.train import checkpoint
 from synclipmae_jax.types import EvalClip
 from tests.tiny_checkpoint import write_tiny
 

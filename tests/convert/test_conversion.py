@@ -16,11 +16,11 @@ from convert.random_weights import donor_weights
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.convert import conversion, donor
 from synclipmae_jax.convert.__main__ import main
 from synclipmae_jax.convert.conversion import convert, export
 from synclipmae_jax.models.position import resize_position
-from synclipmae_jax.train import checkpoint
 from synclipmae_jax.types import InputError
 
 SIZES = {

@@ -10,12 +10,12 @@ import pytest
 from convert.random_weights import random_weights
 from safetensors.numpy import save_file
 
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.convert import donor
 from synclipmae_jax.convert.conversion import convert
 from synclipmae_jax.models.masking import patchify
 from synclipmae_jax.models.wan import vace
 from synclipmae_jax.sharding import tree_paths
-from synclipmae_jax.train import checkpoint
 from synclipmae_jax.train.initial_items import fill
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

@@ -15,7 +15,8 @@ import pytest
 from footage import clicks, number_of, numbered, write_video
 
 from synclipmae_jax.apps import prepare as app
-from synclipmae_jax.data import audio, clips, corpora, prepare, records, video
+from synclipmae_jax.data import clips, corpora, prepare, records
+from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.data.pipeline import eval_clips
 from synclipmae_jax.data.synthtalk import corpus
 from synclipmae_jax.types import InputError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from toy_run import run_toy, train
 
-from synclipmae_jax.train import checkpoint
+from synclipmae_jax.checkpoints import checkpoint
 
 GONE = {134, -signal.SIGABRT}  # ours, or JAX's own abort, which a shell shows as the same
 

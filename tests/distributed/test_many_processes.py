@@ -12,8 +12,8 @@ import pytest
 from footage import write_video
 from toy_run import evaluate, main, note_reads, run_toy, start, train
 
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.data.prepare import prepare
-from synclipmae_jax.train import checkpoint
 
 
 def log_of(workdir: pathlib.Path) -> dict[int, dict]:

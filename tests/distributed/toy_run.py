@@ -140,7 +140,8 @@ def main(workdir: str, *, distributed: bool, arguments=(), patch=None, options=N
 
 def toy(*, heartbeat: int = 100, **options) -> None:
   """Replaces the model and its data by the toy task: everything else is the program."""
-  from synclipmae_jax import distributed, job
+  from synclipmae_jax import job
+  from synclipmae_jax.run import processes as distributed
 
   distributed.initialise = functools.partial(distributed.initialise, heartbeat_seconds=heartbeat)
   job.run = lambda config, workdir, overrides: train(workdir, **options)
@@ -245,9 +246,9 @@ def evaluate(workdir: str, *, clips: int, distributed: bool = False, devices: in
   import jax
   import numpy as np
 
-  from synclipmae_jax import distributed as processes
   from synclipmae_jax import sharding
-  from synclipmae_jax.tasks.pretrain_evaluation import SyncEvaluator
+  from synclipmae_jax.evaluation.pretrain import SyncEvaluator
+  from synclipmae_jax.run import processes as processes
 
   if distributed:
     processes.initialise()

@@ -16,13 +16,13 @@ import torch
 import transformers
 from convert.random_weights import random_weights
 
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.convert import donor
 from synclipmae_jax.convert.conversion import Conversion, Cost, convert
 from synclipmae_jax.models.decoder import Decoder
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.masking import patchify
 from synclipmae_jax.sharding import tree_paths
-from synclipmae_jax.train import checkpoint
 from synclipmae_jax.train.initial_items import fill as fill_leaves
 
 TOLERANCE = 1e-5

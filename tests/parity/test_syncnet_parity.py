@@ -10,8 +10,8 @@ from parity.sync_references import SyncNet  # noqa: E402
 
 from synclipmae_jax.baselines.mfcc import int16_scale, mfcc  # noqa: E402
 from synclipmae_jax.baselines.syncnet import SyncNetTokens  # noqa: E402
+from synclipmae_jax.checkpoints import checkpoint  # noqa: E402
 from synclipmae_jax.convert.conversion import convert  # noqa: E402
-from synclipmae_jax.train import checkpoint  # noqa: E402
 from synclipmae_jax.types import EvalClip  # noqa: E402
 
 TOLERANCE = 1e-4

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
+from synclipmae_jax.checkpoints import checkpoint  # noqa: E402
 from synclipmae_jax.convert.text_embeddings import clean, main, text_embeddings  # noqa: E402
-from synclipmae_jax.train import checkpoint  # noqa: E402
 from synclipmae_jax.types import InputError  # noqa: E402
 
 WORDS = "a person talking to the camera with clear lip motion & < >".split()

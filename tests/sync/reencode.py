@@ -7,7 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from synclipmae_jax.data.video import open_media, video_stream
+from synclipmae_jax.data.media.video import open_media, video_stream
 
 
 def reencode(source, out, *, fps, rate: int):

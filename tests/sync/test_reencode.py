@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "data"))
 from footage import clicks, write_video  # noqa: E402
 from reencode import reencode  # noqa: E402
 
-from synclipmae_jax.data import audio, video  # noqa: E402
+from synclipmae_jax.data.media import audio, video  # noqa: E402
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from synclipmae_jax.data.remux import fix_lag
+from synclipmae_jax.data.media.remux import fix_lag
 from synclipmae_jax.data.synthtalk.clip import make_clip
 from synclipmae_jax.data.synthtalk.corpus import write_clip
 from synclipmae_jax.pretrained import DEMO, SYNTHETIC, SyncLipMAE

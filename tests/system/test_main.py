@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from synclipmae_jax import job
+from synclipmae_jax.checkpoints.checkpoint import load_item, load_meta, save_items
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.models.position import resize_position
-from synclipmae_jax.train.checkpoint import load_item, load_meta, save_items
 from synclipmae_jax.types import InputError
 
 ROOT = Path(__file__).parents[2]

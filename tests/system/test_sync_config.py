@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from synclipmae_jax import benchmark, job
+from synclipmae_jax import job
+from synclipmae_jax.checkpoints.checkpoint import save_items
 from synclipmae_jax.convert import donor
-from synclipmae_jax.train.checkpoint import save_items
+from synclipmae_jax.run.jobs import sync as benchmark
 from synclipmae_jax.types import InputError
 
 ROOT = Path(__file__).parents[2]

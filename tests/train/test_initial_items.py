@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from synclipmae_jax import sharding
+from synclipmae_jax.checkpoints.checkpoint import save_items
 from synclipmae_jax.models.decoder import Decoder
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.position import resize_position
 from synclipmae_jax.models.visual_encoder import VisualEncoder
-from synclipmae_jax.train.checkpoint import save_items
 from synclipmae_jax.train.initial_items import Initialisation, fill, plan_item
 from synclipmae_jax.types import InputError
 

@@ -16,7 +16,7 @@ import pytest
 from toy_task import ToyTask, toy_batches
 
 from synclipmae_jax import sharding
-from synclipmae_jax.train import checkpoint
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.train.loop import NonFiniteLoss, run
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.types import InputError

@@ -28,7 +28,7 @@ class SourceItem:
   split_group: str
   text: str = ""  # holds for the whole file
   lag: int | None = None  # frames, positive: the video lags the audio; None where nobody knows
-  faces_path: Path | None = None  # see `data.faces.precomputed`
+  faces_path: Path | None = None  # see `data.faces.backends.precomputed`
   truth_path: Path | None = None  # npz: truth float [n, P], one row a source frame; names [P]
   emotion: int = -1  # -1: unknown
   actions: tuple[int, ...] = ()  # 0 or 1 for each action of the corpus; empty: unknown

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from synclipmae_jax.tasks.pretrain_evaluation import middle_batch
+from synclipmae_jax.evaluation.pretrain import middle_batch
 from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, EvalClip, audio_context_samples
 
 

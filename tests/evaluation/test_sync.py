@@ -7,14 +7,14 @@ import time
 import numpy as np
 import pytest
 
-from synclipmae_jax.metrics import sync
-from synclipmae_jax.tasks.sync_evaluation import (
+from synclipmae_jax.evaluation.sync import (
   SYNTHETIC_NOTE,
   References,
   evaluate_sync,
   measure_references,
   score_tokens,
 )
+from synclipmae_jax.metrics import sync
 from synclipmae_jax.types import EvalClip
 
 PROTOCOL_KEYS = {

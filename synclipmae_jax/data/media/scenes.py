@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from synclipmae_jax.data.video import Frame
+from synclipmae_jax.data.media.video import Frame
 
 _CHANGE = 10.0  # mean change of a pixel, of 255
 _HISTOGRAM = 0.3  # share of the pixels that took another colour

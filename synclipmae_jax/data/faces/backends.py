@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from synclipmae_jax.data.video import Frame, MediaInfo
+from synclipmae_jax.data.media.video import Frame, MediaInfo
 from synclipmae_jax.types import FPS, InputError
 
 CROP_RULE = "square, 1.4 x the longer side of the face box (90th percentile of the clip), never beyond the picture"

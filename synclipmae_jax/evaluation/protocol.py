@@ -1,6 +1,6 @@
 """The paper's synchronisation protocol for any model: many models on the same clips, one table (paper tables 1 and 2).
 
-Every row is measured by `sync_evaluation.score_tokens`. The digit behind a model's name is the number of video frames
+Every row is measured by `evaluation.sync.score_tokens`. The digit behind a model's name is the number of video frames
 that one of its tokens sees.
 """
 
@@ -19,10 +19,7 @@ import numpy as np
 
 from synclipmae_jax import sharding
 from synclipmae_jax.baselines.protocol import SyncModel
-from synclipmae_jax.metrics import retrieval, sync
-from synclipmae_jax.metrics.bootstrap import Estimate
-from synclipmae_jax.metrics.lse import LseState
-from synclipmae_jax.tasks.sync_evaluation import (
+from synclipmae_jax.evaluation.sync import (
   References,
   SyncScores,
   cell,
@@ -33,6 +30,9 @@ from synclipmae_jax.tasks.sync_evaluation import (
   score_tokens,
   value_or_null,
 )
+from synclipmae_jax.metrics import retrieval, sync
+from synclipmae_jax.metrics.bootstrap import Estimate
+from synclipmae_jax.metrics.lse import LseState
 from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip
 
 LARGEST_INJECTED = 10  # frames

@@ -9,9 +9,10 @@ from footage import numbered, write_video
 from skimage.data import astronaut
 from skimage.transform import resize
 
-from synclipmae_jax.data import faces, video
-from synclipmae_jax.data.face_tracks import LOOKAHEAD, open_faces
-from synclipmae_jax.data.video import Frame, MediaInfo
+from synclipmae_jax.data.faces import backends as faces
+from synclipmae_jax.data.faces.sources import LOOKAHEAD, open_faces
+from synclipmae_jax.data.media import video
+from synclipmae_jax.data.media.video import Frame, MediaInfo
 from synclipmae_jax.types import InputError
 
 INFO = MediaInfo(width=256, height=256, fps=25.0, sample_rate=16000, channels=1, origin=Fraction(0), end=0.0)

@@ -21,11 +21,11 @@ import jax
 
 from synclipmae_jax import sharding
 from synclipmae_jax.baselines.linear import fit_linear
+from synclipmae_jax.evaluation import pictures
 from synclipmae_jax.metrics import retrieval, sync
 from synclipmae_jax.metrics.bootstrap import Estimate
 from synclipmae_jax.metrics.retrieval import RetrievalState
 from synclipmae_jax.metrics.sync import ClipTokens, LagState, PairScores
-from synclipmae_jax.tasks import pictures
 from synclipmae_jax.types import EvalClip, Params
 
 TokensOf = Callable[[EvalClip], tuple[Any, Any]]  # -> (audio [T, D], vocal [T, D])

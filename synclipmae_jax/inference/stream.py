@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
-from synclipmae_jax.data import audio, video
 from synclipmae_jax.data.clips import crop_boxes
-from synclipmae_jax.data.face_tracks import LOOKAHEAD, FaceSource, open_faces
-from synclipmae_jax.data.faces import FaceTrack, crop_path
+from synclipmae_jax.data.faces.backends import FaceTrack, crop_path
+from synclipmae_jax.data.faces.sources import LOOKAHEAD, FaceSource, open_faces
+from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synclipmae_jax import sharding
+from synclipmae_jax.evaluation import pictures
+from synclipmae_jax.evaluation.sync import SyncReport, TokenEvaluator, evaluate_sync
 from synclipmae_jax.metrics.sync import MIN_FRAMES, ClipTokens
 from synclipmae_jax.models import masking
 from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAE
 from synclipmae_jax.models.visual_encoder import denormalise_pixels
-from synclipmae_jax.tasks import pictures
-from synclipmae_jax.tasks.sync_evaluation import SyncReport, TokenEvaluator, evaluate_sync
 from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, EvalClip, Params, audio_context_samples
 
 PAD_FRAMES = 64  # clips are padded to a multiple of this: at most four shapes to compile for clips of up to 10 s

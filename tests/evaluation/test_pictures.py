@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+from synclipmae_jax.evaluation import pictures
 from synclipmae_jax.metrics.sync import ClipTokens, LagState
-from synclipmae_jax.tasks import pictures
 
 
 def read_png(path) -> np.ndarray:
@@ -101,5 +101,5 @@ def test_factor_swap(tmp_path):
 
 
 def test_matplotlib_is_imported_only_when_a_picture_is_drawn():
-  code = "import sys, synclipmae_jax.tasks.pictures; sys.exit('matplotlib' in sys.modules)"
+  code = "import sys, synclipmae_jax.evaluation.pictures; sys.exit('matplotlib' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from footage import clicks, numbered, write_video
 
-from synclipmae_jax.data import audio, video
-from synclipmae_jax.data.remux import fix_lag
+from synclipmae_jax.data.media import audio, video
+from synclipmae_jax.data.media.remux import fix_lag
 from synclipmae_jax.types import InputError
 
 FLASH = 30

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from synclipmae_jax.evaluation import protocol as sync_benchmark
+from synclipmae_jax.evaluation.protocol import Benchmark, inject_lag, measure_model
 from synclipmae_jax.metrics import retrieval, sync
-from synclipmae_jax.tasks import sync_benchmark
-from synclipmae_jax.tasks.sync_benchmark import Benchmark, inject_lag, measure_model
 from synclipmae_jax.types import EvalClip
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from footage import number_of, numbered, write_video
 
-from synclipmae_jax.data import video
+from synclipmae_jax.data.media import video
 from synclipmae_jax.types import InputError
 
 NTSC = Fraction(30000, 1001)

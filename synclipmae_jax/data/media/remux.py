@@ -20,7 +20,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from synclipmae_jax.data.video import check_length, declared_end, open_media, video_stream
+from synclipmae_jax.data.media.video import check_length, declared_end, open_media, video_stream
 from synclipmae_jax.types import InputError
 
 FORMATS = {

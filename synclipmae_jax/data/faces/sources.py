@@ -1,4 +1,4 @@
-"""Every face of a file at once, in one pass and constant memory, where `data.faces` follows one and sees the whole.
+"""Every face of a file at once, in one pass and constant memory (`data.faces.backends` follows one face a scene).
 
 A `FaceSource` is shown the pictures one by one and hands out, block by block, the boxes of the faces in it. A face that
 appears where another was last seen is taken to be the same; otherwise it is a new one: after a cut, faces are told
@@ -15,9 +15,10 @@ from typing import Protocol
 import av
 import numpy as np
 
-from synclipmae_jax.data import faces, video
-from synclipmae_jax.data.faces import FaceTrack
-from synclipmae_jax.data.video import Frame, MediaInfo
+from synclipmae_jax.data.faces import backends as faces
+from synclipmae_jax.data.faces.backends import FaceTrack
+from synclipmae_jax.data.media import video
+from synclipmae_jax.data.media.video import Frame, MediaInfo
 from synclipmae_jax.types import FPS, InputError
 
 LOOKAHEAD = 25  # frames beyond a block that a source may want to see: the reach of bridging and smoothing

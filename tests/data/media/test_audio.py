@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from footage import clicks, numbered, write_video
 
-from synclipmae_jax.data import audio, video
+from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.types import InputError
 
 MILLISECOND = 16  # samples

@@ -1,8 +1,8 @@
 """Sound in and out: any track to 16 kHz mono on the clock of the pictures, and the clips' own FLAC.
 
-Sample n belongs to second n / 16000 of the clock of `data.video` (second 0 is the first picture). Each run of packets
-without a gap is resampled in one piece and laid down at the time its timestamp says; where the timestamps leave a gap
-or drift off the sample count by more than 10 ms, a new run begins. What no packet covers is zero.
+Sample n belongs to second n / 16000 of the clock of `data.media.video` (second 0 is the first picture). Each run of
+packets without a gap is resampled in one piece and placed at the time that its timestamp gives. A new run begins where
+the timestamps leave a gap or drift off the sample count by more than 10 ms. What no packet covers is zero.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from synclipmae_jax.data.video import check_length, declared_end, open_media
+from synclipmae_jax.data.media.video import check_length, declared_end, open_media
 from synclipmae_jax.types import SAMPLE_RATE, InputError
 
 _MAX_DRIFT = Fraction(1, 100)  # seconds between a packet's timestamp and the sample count before it

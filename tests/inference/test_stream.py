@@ -10,12 +10,13 @@ from data.footage import numbered, write_video
 from tiny_checkpoint import write_tiny
 
 from synclipmae_jax import SyncLipMAE
-from synclipmae_jax.data.faces import FaceTrack
-from synclipmae_jax.sync import analysis, stream
+from synclipmae_jax.data.faces.backends import FaceTrack
+from synclipmae_jax.inference import stream
+from synclipmae_jax.inference.stream import TokenStream
+from synclipmae_jax.sync import analysis
 from synclipmae_jax.sync.analysis import join, sync_file
 from synclipmae_jax.sync.calibration import Calibration
 from synclipmae_jax.sync.estimate import BLOCK, LagScorer
-from synclipmae_jax.sync.stream import TokenStream
 from synclipmae_jax.types import SAMPLES_PER_FRAME, InputError, Tokens
 
 rng = np.random.default_rng(0)

@@ -11,8 +11,15 @@ import pytest
 from toy_task import ToyTask
 
 from synclipmae_jax import sharding
-from synclipmae_jax.train import checkpoint
-from synclipmae_jax.train.checkpoint import Checkpointer, load_item, load_meta, resolve_step, save_items, tree_hash
+from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax.checkpoints.checkpoint import (
+  Checkpointer,
+  load_item,
+  load_meta,
+  resolve_step,
+  save_items,
+  tree_hash,
+)
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import TrainState, abstract_state, init_state
 from synclipmae_jax.types import InputError

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from synclipmae_jax import hlo, sharding
+from synclipmae_jax import sharding
+from synclipmae_jax.run import hlo
 
 DEPTH, TOKENS, WIDTH = 6, 32, 48
 

@@ -19,13 +19,10 @@ from synclipmae_jax.baselines.stable_syncnet import StableSyncNetJudge
 from synclipmae_jax.baselines.syncnet import SyncNetTokens
 from synclipmae_jax.baselines.vocalist import VocalistJudge
 from synclipmae_jax.baselines.windows import picture_rows
-from synclipmae_jax.clock import Clock
+from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.convert import donor as donors
 from synclipmae_jax.data import pipeline
-from synclipmae_jax.metrics.sync import unit
-from synclipmae_jax.models.functional import Functional
-from synclipmae_jax.pretrained import SyncLipMAE
-from synclipmae_jax.tasks.sync_benchmark import (
+from synclipmae_jax.evaluation.protocol import (
   Benchmark,
   inject_lag,
   measure_model,
@@ -33,8 +30,11 @@ from synclipmae_jax.tasks.sync_benchmark import (
   stable_syncnet_lse,
   syncnet_lse,
 )
-from synclipmae_jax.tasks.sync_evaluation import measure_references
-from synclipmae_jax.train import checkpoint
+from synclipmae_jax.evaluation.sync import measure_references
+from synclipmae_jax.metrics.sync import unit
+from synclipmae_jax.models.functional import Functional
+from synclipmae_jax.pretrained import SyncLipMAE
+from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.types import EvalClip, InputError, Params
 
 

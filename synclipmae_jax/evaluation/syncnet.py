@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from synclipmae_jax.tasks.sync_evaluation import SyncReport, TokenEvaluator, evaluate_sync
+from synclipmae_jax.evaluation.sync import SyncReport, TokenEvaluator, evaluate_sync
 from synclipmae_jax.tasks.syncnet import SyncNetTask
 from synclipmae_jax.types import Batch, Params
 
