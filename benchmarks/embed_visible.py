@@ -14,25 +14,25 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints
 from synclipmae_jax.data.pipeline import eval_clips
 from synclipmae_jax.evaluation.pretrain import embed_clip
 from synclipmae_jax.evaluation.sync import PROTOCOL, score_tokens
-from synclipmae_jax.job import build_task
 from synclipmae_jax.models.synclipmae import EMBED_VISIBLE
+from synclipmae_jax.run.jobs import training_job_of
 
 
 def main(workdir: Path) -> None:
-  step = checkpoint.resolve_step(workdir)
-  config = ConfigDict(checkpoint.load_meta(step)["config"])
+  step = checkpoints.resolve_step(workdir)
+  config = ConfigDict(checkpoints.load_meta(step)["config"])
   clips = list(
     eval_clips(workdir / "data" / "prepared", split=config.data.eval_split, image_size=config.data.image_size)
   )
-  trainable = {name: checkpoint.load_item(step, name) for name in ("visual_encoder", "audio_adapter")}
+  trainable = {name: checkpoints.load_item(step, name) for name in ("visual_encoder", "audio_adapter")}
   seconds = {}
   for visible in EMBED_VISIBLE:
     config.model.embed_visible = visible
-    embed = jax.jit(build_task(config).model.embed)
+    embed = jax.jit(training_job_of(config).build_task(config).model.embed)
     tokens_of = functools.partial(embed_clip, embed, trainable, {"speech_encoder": {}})
     tokens_of(clips[0])  # compile
     started = time.perf_counter()

@@ -65,7 +65,7 @@ def main() -> int:
   keep_freed_memory()
   jax.config.update("jax_num_cpu_devices", VIRTUAL_DEVICES)
   smallest, result = step({}), {}
-  count = lambda ours: ours.task.model_flops(len(ours.arguments[1]["index"]))
+  count = lambda ours: ours.task.model_flops(ours.arguments[1])
   for name in args.names:
     there = lambda label: not label.isdigit() or int(label) <= jax.device_count()
     rows = {label: changes for label, changes in ROWS[name].items() if there(label)}

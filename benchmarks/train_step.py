@@ -29,7 +29,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from side_by_side import in_turn, load, ratio
 
-from synclipmae_jax import job, sharding
+from synclipmae_jax import sharding
+from synclipmae_jax.run.jobs import training_job_of
 from synclipmae_jax.train.flops import mfu
 from synclipmae_jax.train.host_memory import keep_freed_memory
 from synclipmae_jax.train.optim import make_optimizer
@@ -97,11 +98,11 @@ class Ours:
 
 def build(config, devices=None) -> Ours:
   """Compiles the step of a configuration for `devices` (default: all)."""
-  task = job.build_task(config)
+  task = training_job_of(config).build_task(config)
   mesh = sharding.make_mesh(config.train.mesh, devices)
   optimizer = make_optimizer(**config.optimizer, total_steps=config.train.steps)
   state, frozen = init_state(task, optimizer, mesh, jax.random.key(0))
-  random, abstract = np.random.default_rng(0), task.abstract_batch(config.train.batch_clips)
+  random, abstract = np.random.default_rng(0), task.abstract_batches(config.train.batch_clips)[0]
   batch = {
     name: (random.integers(256, size=leaf.shape) if leaf.dtype == "uint8" else random.standard_normal(leaf.shape))
     for name, leaf in abstract.items()
@@ -111,7 +112,7 @@ def build(config, devices=None) -> Ours:
   batch = {name: batch[name].astype(leaf.dtype) for name, leaf in abstract.items()}
   key = jax.device_put(jax.random.key(1), NamedSharding(mesh, PartitionSpec()))
   arguments = (frozen, sharding.to_global(batch, mesh), key)
-  step = make_train_step(task, optimizer, mesh=mesh, negatives_clips=task.negatives_clips)
+  step = make_train_step(task, optimizer, mesh=mesh)
   return Ours(task, step.lower(state, *arguments).compile(), state, arguments)
 
 
@@ -119,7 +120,7 @@ def same_work(ours: Ours, twins, tensors) -> dict:
   """Parameters of every part, FLOPs of a step and the first loss, of ours and of the twins."""
   from torch.utils.flop_counter import FlopCounterMode
 
-  parameters, flops, first_loss = {}, {"ours": ours.task.model_flops(len(ours.arguments[1]["index"]))}, {"ours": ours()}
+  parameters, flops, first_loss = {}, {"ours": ours.task.model_flops(ours.arguments[1])}, {"ours": ours()}
   parts = dict(next(iter(twins.values())).model.named_children())
   for part, tree in {**ours.state.trainable, **ours.arguments[0]}.items():
     if part in parts:  # our tables of positions are parameters, never trained

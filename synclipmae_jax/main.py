@@ -6,7 +6,7 @@ Started again on the same workdir it resumes. Any field of the configuration can
 --config.optimizer.peak_lr=5e-4. The workdir holds config.json, initialisation.json, metrics.jsonl, parameters.txt,
 checkpoints/, eval.json and pictures.
 
-On many hosts the same command runs on each, with --distributed (synclipmae_jax/distributed.py).
+On many hosts the same command runs on each, with --distributed (synclipmae_jax/run/processes.py).
 
 Exit status: 0 done; 1 the loss is no number; 2 wrong input, or a checkpoint that cannot be written; 130 after Ctrl-C,
 143 after SIGTERM, the state saved; 134 another process of the job is gone, seen at once in a computation together, at
@@ -34,8 +34,7 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of many processes, as
 def main(_argv: Sequence[str]) -> int:
   """Runs the job of the flags; the exit status."""
   # Here and not above: a data worker imports this module again, and needs none of it.
-  from synclipmae_jax import job
-  from synclipmae_jax.run import processes as distributed
+  from synclipmae_jax.run import jobs, processes
   from synclipmae_jax.train.host_memory import keep_freed_memory
   from synclipmae_jax.train.loop import NonFiniteLoss
   from synclipmae_jax.types import InputError
@@ -46,16 +45,10 @@ def main(_argv: Sequence[str]) -> int:
       raise InputError(f"--workdir={WORKDIR.value} is no folder: mount the bucket (launch/README.md) and name its path")
     keep_freed_memory()
     if DISTRIBUTED.value:
-      distributed.initialise()
+      processes.initialise()
     given = CONFIG.value, Path(WORKDIR.value)
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    if CONFIG.value.task == "sync":
-      from synclipmae_jax.run.jobs import sync as benchmark
-
-      benchmark.run(*given, overrides=overrides)
-      return 0
-    result = job.run(*given, overrides=overrides)
-    return {None: 0, "sigint": 130, "sigterm": 143}[result.stopped]
+    return {None: 0, "sigint": 130, "sigterm": 143}[jobs.run(*given, overrides=overrides)]
   except KeyboardInterrupt:  # outside the loop, which saves first
     print("\ninterrupted: what was made is kept; to go on, run the same command again", file=sys.stderr)
     status = 130
@@ -66,15 +59,15 @@ def main(_argv: Sequence[str]) -> int:
   except Exception as error:
     if not DISTRIBUTED.value:
       raise
-    if distributed.is_loss(error):
+    if processes.is_loss(error):
       sentence = "another process of this job is gone; see its log, then start all of them again to go on"
       print(f"synclipmae_jax.main: {sentence} ({str(error).splitlines()[0]})", file=sys.stderr)
-      status = distributed.LOST
+      status = processes.LOST
     else:
       traceback.print_exc()
       status = 1
   if DISTRIBUTED.value:
-    distributed.leave(status)
+    processes.leave(status)
   return status
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -31,11 +32,14 @@ def audio_context_samples(audio_frames: int) -> int:
   return SAMPLES_PER_FRAME * audio_frames + 2 * AUDIO_MARGIN
 
 
-class Batch(TypedDict):
-  """A training batch. Clips 2r and 2r+1 are two disjoint windows of one record (the identity-shuffle pair).
+# A training batch: arrays [B, ...] by name. Only `index`, uint32 [B], is required: the global stream index of each
+# example, from which its random numbers come. Host numpy from the pipeline, global `jax.Array` after
+# `sharding.to_global`.
+Batch = Mapping[str, Any]
 
-  Host numpy when it leaves `data.pipeline`, global `jax.Array` after `sharding.to_global`.
-  """
+
+class ClipBatch(TypedDict):
+  """The batch of pretraining. Clips 2r and 2r+1 are two disjoint windows of one record (the identity-shuffle pair)."""
 
   frames: np.ndarray  # uint8 [B, T, S, S, 3], RGB, un-jittered
   waveform: np.ndarray  # float32 [B, 640 * Ta + 160] in [-1, 1]; the T frames sit in the middle of the Ta
@@ -72,7 +76,10 @@ class Tokens:
 
 
 class Evaluator(Protocol):
-  """Scores the current parameters on held-out data; returns flat JSON-ready metrics, may write pictures."""
+  """Scores the current parameters on held-out data; returns flat JSON-ready metrics.
+
+  An evaluator writes its own files, and its own keys of WORKDIR/eval.json (`evaluation.report.write_entries`).
+  """
 
   name: str
 
@@ -80,10 +87,17 @@ class Evaluator(Protocol):
 
 
 class Task(Protocol):
-  """A job as `train.loop.run` sees it. The top-level keys of both parameter dicts are the checkpoint items."""
+  """A job as `train.loop.run` sees it. The top-level keys of both parameter dicts are the checkpoint items.
+
+  Subclass it to inherit the defaults.
+  """
 
   name: str
   rules: Sequence[tuple[str, Any]]  # (path regex, PartitionSpec) for trainable and frozen parameters
+  group: int = 1  # neighbouring examples of a batch that stay in one micro-batch (each other's negatives)
+  examples_per_record: int = 1  # neighbouring examples that one record yields: no process gets a part of them
+  item: str = "examples"  # what the progress line counts, in the plural
+  best_metric: str | None = None  # `<evaluator>/<metric>` by which the best checkpoints are kept
 
   def init(self, key) -> tuple[Params, Params]:
     """(trainable, frozen) parameters; pure, so that it can be traced by eval_shape and born sharded."""
@@ -94,19 +108,71 @@ class Task(Protocol):
     ...
 
   def constrain_params(self, trainable: Params) -> Params:
-    """Projection applied after every update (the clamp of the temperature)."""
+    """Projection applied after every update (the clamp of a temperature)."""
+    return trainable
+
+  def abstract_batches(self, batch_size: int) -> Sequence[Batch]:
+    """Shapes and dtypes of every kind of batch of `batch_size` examples that the stream yields, one a length bucket.
+
+    The step is compiled from them without data.
+    """
     ...
 
-  def model_flops(self, clips: int) -> float:
-    """Model FLOPs of one training step over `clips` clips: matmuls only, forward x3 where trained, no remat."""
-    ...
+  def count_items(self, batch: Batch) -> int:
+    """How many of `item` a global batch holds; arrays or shapes."""
+    return batch["index"].shape[0]
 
-  def abstract_batch(self, clips: int) -> Batch:
-    """Shapes and dtypes of a batch, as `loss` takes it: what the step is compiled from without data."""
+  def model_flops(self, batch: Batch) -> float:
+    """Model FLOPs of one training step on a batch (arrays or shapes): matmuls only, forward x3 where trained, no
+    remat."""
     ...
 
 
 TrainBatches = Callable[[int], Iterator[Batch]]  # first step -> endless stream of this host's batches
+Pictures = Callable[..., Mapping[str, np.ndarray]]  # (trainable, frozen, *, step) -> name -> uint8 [H, W, 3]
+
+
+class TrainingData(Protocol):
+  """What a job trains on; `run.jobs` names the function that opens it."""
+
+  preprocessing: Mapping[str, Any]  # how the data were made; stamped into checkpoints
+
+  def train_batches(self, step: int, *, host_index: int, host_count: int) -> Iterator[Batch]:
+    """The endless stream of a host's share of the batches from `step` on, a pure function of the seed and the step."""
+    ...
+
+
+class ClipData(TrainingData, Protocol):
+  """Talking-face clips to train and to evaluate on."""
+
+  eval_clips: Sequence[EvalClip]  # this process's share
+  shown: Sequence[EvalClip]  # a few for pictures, the same on every process
+  remark: str  # a sentence without which the scores would mislead, or ''
+
+  def train_clips(self) -> Iterator[EvalClip]:
+    """Whole training clips, the same on every process, to fit references on."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunContext:
+  """What an evaluation is built from."""
+
+  config: Mapping[str, Any]  # nested dicts
+  task: Any  # the `Task`
+  data: Any  # the `TrainingData`
+  mesh: Any  # jax.sharding.Mesh
+  workdir: Path
+  stamp: Mapping[str, Any]  # meta data of the run's checkpoints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """How a run is judged and shown."""
+
+  evaluators: Sequence[Evaluator] = ()
+  pictures: Pictures | None = None
+  conclude: Callable[[], str] = lambda: ""  # draws what is drawn once, returns the text at the end of the run
 
 
 class InputError(ValueError):

@@ -1,48 +1,94 @@
 """Who may import whom (CONTRIBUTING.md): the rule that keeps the rooms of the house apart."""
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "synclipmae_jax"
 SHARED = {"types", "sharding"}
+ARRAYS = SHARED | {"losses", "metrics", "models", "baselines"}
 MAY_IMPORT = {
   "types": set(),
   "sharding": {"types"},  # InputError
+  "figures": set(),
   "data": {"types", "data"},
   "losses": SHARED,
   "metrics": SHARED | {"metrics"},
   "models": SHARED | {"models"},
-  "checkpoints": SHARED | {"checkpoints", "train"},
+  "checkpoints": SHARED | {"checkpoints"},
   "train": SHARED | {"checkpoints", "train"},
-  "baselines": SHARED | {"metrics", "models", "losses", "baselines"},
-  "tasks": SHARED | {"losses", "metrics", "models", "baselines", "tasks"},
-  "evaluation": SHARED | {"losses", "metrics", "models", "baselines", "tasks", "evaluation"},
+  "baselines": ARRAYS,
+  "tasks": ARRAYS | {"tasks"},
+  "evaluation": ARRAYS | {"checkpoints", "figures", "tasks", "evaluation"},
   "convert": SHARED | {"models", "baselines", "checkpoints", "convert"},
+  "inference": SHARED | {"data", "models", "checkpoints", "inference"},
+  "sync": SHARED | {"data", "metrics", "figures", "inference", "sync"},
+  "pretrained": SHARED | {"inference", "sync"},
+  "run": ARRAYS
+  | {"data", "checkpoints", "train", "tasks", "evaluation", "figures", "convert", "inference", "pretrained", "run"},
+  "apps": ARRAYS
+  | {"data", "checkpoints", "convert", "evaluation", "figures", "inference", "sync", "pretrained", "run", "apps"},
+  "main": {"types", "train", "run"},
+  "compile": {"types", "run"},
 }
 
 
-def imports(path: Path) -> set[str]:
-  """The rooms of ours that a file imports, anywhere in it."""
+def modules() -> dict[str, Path]:
+  """Every module of ours by its dotted name below the package."""
+  found = {}
+  for path in PACKAGE.rglob("*.py"):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+  return found
+
+
+def imported_modules(path: Path, known: Mapping[str, Path]) -> set[str]:
+  """The modules of ours that a file imports, anywhere in it."""
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "synclipmae_jax":
-      rest = node.module.split(".")[1:]
-      found |= {rest[0]} if rest else {alias.name for alias in node.names}
+      module = ".".join(node.module.split(".")[1:])
+      for alias in node.names:
+        inner = f"{module}.{alias.name}".lstrip(".")
+        found.add(inner if inner in known else module)
     elif isinstance(node, ast.Import):
-      found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("synclipmae_jax.")}
-  return found
+      found |= {alias.name.split(".", 1)[1] for alias in node.names if alias.name.startswith("synclipmae_jax.")}
+  return found - {""}
+
+
+def rooms_of(names: set[str]) -> set[str]:
+  return {name.split(".")[0] for name in names}
+
+
+def test_every_room_has_a_rule():
+  rooms = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+  assert rooms - {"__init__"} == MAY_IMPORT.keys()
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_room_imports_only_what_it_may(room):
-  files = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else sorted((PACKAGE / room).rglob("*.py"))
+  known = modules()
+  files = {name: path for name, path in known.items() if name.split(".")[0] == room}
   assert files
-  wrong = {str(path.relative_to(PACKAGE)): extra for path in files if (extra := imports(path) - MAY_IMPORT[room])}
+  wrong = {
+    name: extra for name, path in files.items() if (extra := rooms_of(imported_modules(path, known)) - MAY_IMPORT[room])
+  }
   assert not wrong
+
+
+@pytest.mark.parametrize("of", [lambda name: name, lambda name: name.split(".")[0]], ids=["modules", "rooms"])
+def test_nothing_imports_itself_by_way_of_others(of):
+  known = modules()
+  graph: dict[str, set[str]] = {}
+  for name, path in known.items():
+    graph.setdefault(of(name), set()).update({of(other) for other in imported_modules(path, known)} - {of(name)})
+  graph.pop("", None)  # the package's own exports, imported when they are asked for
+  tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
 def test_no_drawer_without_a_name():
@@ -60,7 +106,7 @@ def test_foreign_frameworks_stay_out():
     assert "tensorflow" not in roots
     if "convert" not in path.parts:
       assert not roots & {"torch", "transformers", "diffusers", "safetensors"}
-    if path.relative_to(PACKAGE) != Path("checkpoints/checkpoint.py"):
+    if path.relative_to(PACKAGE) != Path("checkpoints/format.py"):
       assert "orbax" not in roots
 
 

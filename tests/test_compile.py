@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
-from synclipmae_jax import compile as tpu_compile
-from synclipmae_jax import job
-from synclipmae_jax.run import hlo
+from synclipmae_jax.run import ahead_of_time, hlo, sources, training
+from synclipmae_jax.run.jobs import training_job_of
 from synclipmae_jax.train import loop
 from synclipmae_jax.train.state import abstract_state
 from synclipmae_jax.train.step import make_train_step
@@ -41,9 +41,24 @@ def tiny(**model):
   return config
 
 
+def build_task(config):
+  return training_job_of(config).build_task(config)
+
+
+def model_flops(config):
+  task = build_task(config)
+  return task.model_flops(task.abstract_batches(config.train.batch_clips)[0])
+
+
+def lower(config):
+  step = training.build_training(training_job_of(config), config, jax.devices())
+  [(_, lowered)] = ahead_of_time.lower_steps(step)
+  return lowered
+
+
 def lowered_flops(config):
   """Matrix FLOPs of the whole step, over all devices, before the compiler has touched it."""
-  return hlo.read_cost(tpu_compile.lower_step(config, jax.devices()).compiler_ir("hlo").as_hlo_text()).flops
+  return hlo.read_cost(lower(config).compiler_ir("hlo").as_hlo_text()).flops
 
 
 @pytest.mark.slow
@@ -51,7 +66,7 @@ def test_the_step_counts_the_same_scanned_and_unrolled_and_nearly_what_the_model
   scanned = lowered_flops(tiny(unroll=False))
   assert scanned == lowered_flops(tiny(unroll=True))
   # The model counts gradients to the pixels and to the speech features too, which nobody asks for.
-  assert 0.93 < scanned / job.build_task(tiny()).model_flops(8) <= 1
+  assert 0.93 < scanned / model_flops(tiny()) <= 1
 
 
 @pytest.mark.slow
@@ -66,24 +81,19 @@ def test_it_is_the_step_that_main_runs(monkeypatch, tmp_path):
     given.update(options, task=task)
     raise Enough
 
-  monkeypatch.setattr(job.loop, "run", capture)
-  monkeypatch.setattr(job, "find_sources", lambda *_: [type("Source", (), {"directory": tmp_path})])
-  monkeypatch.setattr(job, "evaluation_clips", lambda *_: ([], ""))
-  monkeypatch.setattr(job, "stamp", lambda *_: {})
+  monkeypatch.setattr(loop, "run", capture)
+  nothing = SimpleNamespace(preprocessing={}, shown=())
+  monkeypatch.setattr(sources, "open_clips", lambda *_: nothing)
   config = tiny(unroll=False)
   config.train.mesh, config.train.batch_clips = (("data", 2), ("fsdp", 4)), 16
   with pytest.raises(Enough):
-    job.run(config, tmp_path)
-  step = make_train_step(
-    given["task"], given["optimizer"], mesh=given["mesh"],
-    accumulation=given["accumulation"], negatives_clips=given["negatives_clips"],
-  )  # fmt: skip
+    training_job_of(config).run(config, tmp_path)
+  step = make_train_step(given["task"], given["optimizer"], mesh=given["mesh"], accumulation=given["accumulation"])
   state, frozen = abstract_state(given["task"], given["optimizer"], given["mesh"])
-  batch = given["task"].abstract_batch(given["batch_size"])
+  [batch] = given["task"].abstract_batches(given["batch_size"])
   key = jax.eval_shape(lambda: jax.random.key(0))
-  ours = tpu_compile.lower_step(config, jax.devices())
-  assert ours.as_text() == step.lower(state, frozen, batch, key).as_text()
-  assert loop.make_train_step is tpu_compile.make_train_step
+  assert lower(config).as_text() == step.lower(state, frozen, batch, key).as_text()
+  assert loop.make_train_step is ahead_of_time.make_train_step
 
 
 @pytest.mark.slow
@@ -91,7 +101,7 @@ def test_the_paper_without_its_donor_weights():
   """Shapes are enough, at the size of a pod too. Beyond the model's FLOPs: the blocks' forward passes, again."""
   config = CONFIG.get_config("paper")
   assert config.init.require and config.model.remat == "full"
-  ratio = lowered_flops(config) / job.build_task(config).model_flops(config.train.batch_clips)
+  ratio = lowered_flops(config) / model_flops(config)
   assert 1.1 < ratio < 4 / 3
 
 
@@ -108,21 +118,21 @@ def test_the_paper_without_its_donor_weights():
 )
 def test_a_topology_that_does_not_exist(topology, complaint):
   with pytest.raises(InputError, match=complaint) as caught:
-    tpu_compile.tpu_devices(topology)
+    ahead_of_time.tpu_devices(topology)
   assert "\n" not in str(caught.value)
 
 
 def test_without_the_tpu_compiler(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
   with pytest.raises(InputError, match=rf'pip install "jax\[tpu\]=={jax.__version__}"'):
-    tpu_compile.tpu_devices("v5p:4x4x8")
+    ahead_of_time.tpu_devices("v5p:4x4x8")
 
 
 def test_a_mesh_that_does_not_divide_the_topology():
   config = tiny()
   config.train.mesh = (("data", -1), ("fsdp", 3))
   with pytest.raises(InputError, match="does not divide 8 devices; this would do: --config.train.mesh"):
-    tpu_compile.lower_step(config, jax.devices())
+    lower(config)
 
 
 def test_wrong_flags_are_one_sentence():
@@ -132,7 +142,7 @@ def test_wrong_flags_are_one_sentence():
 
 
 def report(clips=8, peak=10.0, **changes):
-  return tpu_compile.Report(
+  return ahead_of_time.Report(
     topology="v5e:4x4",
     chips=16,
     peak_hbm_gib=peak,
@@ -166,7 +176,7 @@ def test_the_search_finds_the_largest_batch(memory, largest):
     tried.append(clips)
     return report(clips, memory(clips))
 
-  clips, found = tpu_compile.search_batch(try_batch, start=256, unit=32)
+  clips, found = ahead_of_time.search_batch(try_batch, start=256, unit=32)
   assert len(tried) <= 14
   if largest == 0:
     assert clips == 32 and not found.fits
@@ -178,15 +188,15 @@ def test_the_search_finds_the_largest_batch(memory, largest):
 @pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("as_json", [True, False])
 def test_what_is_printed(monkeypatch, capsys, fits, as_json):
-  monkeypatch.setattr(tpu_compile, "tpu_devices", lambda _: [])
-  monkeypatch.setattr(tpu_compile, "report_step", lambda *_: report(peak=10.0 if fits else 31.0))
+  monkeypatch.setattr(ahead_of_time, "tpu_devices", lambda _: [])
+  monkeypatch.setattr(ahead_of_time, "report_step", lambda *_: report(peak=10.0 if fits else 31.0))
   config = tiny(remat="none")
   config.train.update(batch_clips=256)
-  status = tpu_compile.run(config, topology="v5e:4x4", as_json=as_json, search=None)
+  status = ahead_of_time.run(config, topology="v5e:4x4", as_json=as_json, search=None)
   out = capsys.readouterr().out
   assert status == (0 if fits else 1)
   if as_json:
-    assert json.loads(out).keys() == {field.name for field in dataclasses.fields(tpu_compile.Report)}
+    assert json.loads(out).keys() == {field.name for field in dataclasses.fields(ahead_of_time.Report)}
   elif fits:
     assert "MFU at most 80%" in out and "3 all-gather (2.00 GB)" in out and "1.20 x" in out
   else:
@@ -200,12 +210,14 @@ def test_the_paper_on_a_pod(path):
   """What was compiled and committed, against the targets and against what the model says today."""
   golden = json.loads(path.read_text())
   clips = golden.pop("batch_clips", CONFIG.get_config("paper").train.batch_clips)
-  report = tpu_compile.Report(**golden)
-  assert report.fits and report.model_flops == job.build_task(CONFIG.get_config("paper")).model_flops(clips)
+  report = ahead_of_time.Report(**golden)
+  config = CONFIG.get_config("paper")
+  config.train.batch_clips = clips
+  assert report.fits and report.model_flops == model_flops(config)
   assert report.compiled_flops <= 1.35 * report.model_flops
   assert report.collectives.keys() <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
   # Only weights are gathered: trained ones for the forward pass, its repetition and the gradient, frozen ones once.
-  trainable, frozen = jax.eval_shape(job.build_task(CONFIG.get_config("paper")).init, jax.random.key(0))
+  trainable, frozen = jax.eval_shape(build_task(config).init, jax.random.key(0))
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   assert report.collectives["all-gather"]["bytes"] <= 2 * (3 * count(trainable) + count(frozen))
   if report.topology == "v5p:4x4x8":

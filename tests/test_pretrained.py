@@ -34,7 +34,7 @@ def cosine(a, b):
 
 def test_embed_gives_the_tokens_of_the_model(model):
   tokens = model.embed(FRAMES, SOUND)
-  direct = jax.jit(model.model.embed)(model.params, model.params, FRAMES[None], SOUND[None])
+  direct = jax.jit(model.embedder.model.embed)(model.embedder.params, model.embedder.params, FRAMES[None], SOUND[None])
   for name in ("identity", "vocal", "ambient", "audio"):
     np.testing.assert_allclose(getattr(tokens, name), getattr(direct, name)[0], atol=1e-5)
   assert tokens.times[-1] == 19 / 25 and tokens.face_box.shape == (20, 4)
@@ -53,7 +53,7 @@ def test_embed_refuses_other_shapes(model):
 
 def test_a_checkpoint_keeps_its_own_choices_and_says_what_it_has_seen(model, tmp_path):
   other = SyncLipMAE.load(write_tiny(tmp_path / "0", embed_visible="all"))
-  assert (model.model.embed_visible, other.model.embed_visible) == ("face_topk", "all")
+  assert (model.embedder.model.embed_visible, other.embedder.model.embed_visible) == ("face_topk", "all")
   assert "this checkpoint has seen synthetic faces only" in model.notes
   assert "its confidence is not calibrated" in model.notes
 

@@ -7,9 +7,9 @@ import json
 import jax
 
 from configs.pretrain import get_config
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints
 from synclipmae_jax.data.clips import Settings
-from synclipmae_jax.pretrained import build_model
+from synclipmae_jax.models.synclipmae import build_model
 
 
 def write_tiny(directory, **stamp):
@@ -20,5 +20,5 @@ def write_tiny(directory, **stamp):
   preprocessing = {name: value for name, value in preprocessing.items() if value is not None}
   trainable, _ = build_model(config).init(jax.random.key(0))
   trainable = jax.device_get(trainable)
-  checkpoint.save_items(directory, trainable, {"config": config, "preprocessing": preprocessing, "step": 0})
+  checkpoints.save_items(directory, trainable, {"config": config, "preprocessing": preprocessing, "step": 0})
   return directory

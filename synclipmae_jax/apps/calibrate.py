@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from synclipmae_jax import checkpoints
 from synclipmae_jax.apps.footage import exit_status
-from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.data import pipeline
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.synthtalk.corpus import write_corpus
+from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.metrics.sync import LAGS, TOLERANCE
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.sync.calibration import Calibration, Evidence, fit, measure
@@ -82,9 +83,8 @@ def calibrate(
         progress=progress,
       )  # fmt: skip
     clips = pipeline.eval_clips(records or scratch, split=split, image_size=model.image_size)
-    tokens = [
-      (clip.lag or 0, *_tokens(model, clip)) for clip in tqdm(clips, desc="embed", unit="clip", disable=not progress)
-    ]
+    bar = tqdm(clips, desc="embed", unit="clip", disable=not progress)
+    tokens = [(clip.lag or 0, *_tokens(model.embedder, clip)) for clip in bar]
   if len(tokens) < 4:
     raise InputError(f"{len(tokens)} clips are too few to calibrate on: at least 4 are needed")
   rng = np.random.default_rng(seed)
@@ -101,7 +101,7 @@ def calibrate(
   return summary
 
 
-def _tokens(model: SyncLipMAE, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
+def _tokens(model: Embedder, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
   _, lips = model.encode_frames(clip.frames, face_box=clip.face_box, mouth_box=clip.mouth_box)
   return model.heard(model.embed_sound(clip.waveform)), lips
 
@@ -170,12 +170,12 @@ def _by_length(calibration: Calibration, cases: Sequence[Case]) -> list[dict]:
 
 
 def _write(directory, out, calibration: Calibration, summary: dict) -> None:
-  step = checkpoint.resolve_step(directory)
-  meta = checkpoint.load_meta(step)
-  names = checkpoint.list_items(step)
-  items = {name: checkpoint.load_item(step, name) for name in (*ITEMS, "speech_encoder") if name in names}
+  step = checkpoints.resolve_step(directory)
+  meta = checkpoints.load_meta(step)
+  names = checkpoints.list_items(step)
+  items = {name: checkpoints.load_item(step, name) for name in (*ITEMS, "speech_encoder") if name in names}
   kept = {name: meta[name] for name in META if name in meta}
-  checkpoint.save_items(out, items, {**kept, "calibration": calibration.to_json(), "measured": summary["by_length"]})
+  checkpoints.save_items(out, items, {**kept, "calibration": calibration.to_json(), "measured": summary["by_length"]})
 
 
 def _report(summary: dict) -> str:

@@ -71,15 +71,16 @@ def _run(args: argparse.Namespace) -> int:
 
 def _load(**directories: str | None) -> list[LseOf]:
   """What measures a clip, of each model that has a directory."""
-  from synclipmae_jax.run.jobs.sync import LSE, MODELS
+  from synclipmae_jax.run.sync_models import load_model, lse_of
 
   judges = []
   for kind, directory in directories.items():
     if directory:
-      model = MODELS[kind](directory)
-      if (kind, model.similarity) not in LSE:
+      model = load_model(kind, directory)
+      of = lse_of(kind, model)
+      if of is None:
         raise InputError(f"{directory} is a SyncNet that was trained here; LSE is of the released one")
-      judges.append(lambda clip, of=LSE[kind, model.similarity], model=model: of(clip.key, *model.embed(clip)))
+      judges.append(lambda clip, of=of, model=model: of(clip.key, *model.embed(clip)))
   return judges
 
 

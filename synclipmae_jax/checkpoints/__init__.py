@@ -1,0 +1,27 @@
+"""Checkpoints, by Orbax alone: `format` (on disk), `reading` (without a run), `policy` (of a run)."""
+
+from synclipmae_jax.checkpoints.format import manifest_hash, save_items, tree_hash
+from synclipmae_jax.checkpoints.policy import Checkpointer
+from synclipmae_jax.checkpoints.reading import (
+  SavedItem,
+  find_item,
+  find_reference,
+  list_items,
+  load_item,
+  load_meta,
+  resolve_step,
+)
+
+__all__ = [
+  "Checkpointer",
+  "SavedItem",
+  "find_item",
+  "find_reference",
+  "list_items",
+  "load_item",
+  "load_meta",
+  "manifest_hash",
+  "resolve_step",
+  "save_items",
+  "tree_hash",
+]

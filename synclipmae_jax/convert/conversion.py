@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints
 from synclipmae_jax.convert import donor as donors
 from synclipmae_jax.convert.destination import refuse_existing, whole_or_nothing
 from synclipmae_jax.convert.donor import Donor, Match, Naming
@@ -110,7 +110,7 @@ def convert(
       )
       with _writing(place, result_bytes, progress):
         try:
-          checkpoint.save_items(place, items, {"conversion": dataclasses.asdict(done)})
+          checkpoints.save_items(place, items, {"conversion": dataclasses.asdict(done)})
         except Exception as error:  # whatever the file system raises, through several layers
           raise InputError(f"{dst} could not be written: {_reason(error)}") from error
       if verify:
@@ -135,11 +135,11 @@ def export(
   refuse_existing(dst)
   with PeakMemory() as memory:
     names = {target.partition("/")[0] for naming in donor.namings for rule in naming.rules for target in rule.targets}
-    held = sorted(names & set(checkpoint.list_items(src)))
+    held = sorted(names & set(checkpoints.list_items(src)))
     if not held:
       raise InputError(f"{src} holds none of the items of {donor.title} ({', '.join(sorted(names))})")
-    leaves = {path: leaf for item in held for path, leaf in tree_paths({item: checkpoint.load_item(src, item)})}
-    naming = _exporting(donor, leaves, checkpoint.load_meta(src), src)
+    leaves = {path: leaf for item in held for path, leaf in tree_paths({item: checkpoints.load_item(src, item)})}
+    naming = _exporting(donor, leaves, checkpoints.load_meta(src), src)
     tensors = invert(naming.rules, leaves)
     covered = {target for rule in naming.rules for target in rule.targets}
     left_out = tuple(sorted(set(leaves) - covered))
@@ -238,7 +238,7 @@ def _verify(place: Path, match: Match, source: Source, dtype: np.dtype, resized:
   leaves = {
     path: leaf
     for item in {target.partition("/")[0] for target in match.plan.targets}
-    for path, leaf in tree_paths({item: checkpoint.load_item(place, item)})
+    for path, leaf in tree_paths({item: checkpoints.load_item(place, item)})
   }
   with _bar("verifying", sum(tensor_bytes(source, key) for key in match.keys.values()), progress) as bar:
     for rule, i in match.plan.blocks():

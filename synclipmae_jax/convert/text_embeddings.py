@@ -27,7 +27,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints
 from synclipmae_jax.convert.conversion import DTYPES
 from synclipmae_jax.convert.destination import refuse_existing, whole_or_nothing
 from synclipmae_jax.convert.source import Source, open_source
@@ -124,7 +124,7 @@ def save_text_embeddings(dst: str | Path, made: TextEmbeddings) -> None:
     "prompts": dict(zip(leaves, made.prompts, strict=True)),
   }
   with whole_or_nothing(Path(dst)) as place:
-    checkpoint.save_items(place, {"text_embeddings": leaves}, {"conversion": conversion})
+    checkpoints.save_items(place, {"text_embeddings": leaves}, {"conversion": conversion})
 
 
 def clean(prompt: str) -> str:

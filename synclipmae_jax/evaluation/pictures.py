@@ -1,18 +1,15 @@
-"""Pictures of a pretraining run, for a person: arrays in, PNG files out.
-
-matplotlib is imported when a picture is drawn, its figures are made without pyplot: no backend, no display, no state.
-"""
+"""Pictures of a training run: arrays in, PNG files out. Those that a run logs are returned too, as uint8 [H, W, 3]."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from synclipmae_jax.figures import new_figure, save
 from synclipmae_jax.metrics.bootstrap import clip_bootstrap
 from synclipmae_jax.metrics.sync import LAGS, MAX_LAG, ClipTokens, LagState, lag_scores, unit
 from synclipmae_jax.types import FPS
@@ -34,7 +31,7 @@ def reconstruction(
   video_driven: np.ndarray,
   audio_driven: np.ndarray,
   titles: Sequence[str] = (),
-) -> None:
+) -> np.ndarray:
   """What the encoder saw and what the decoder made of it, a column a frame.
 
   Images are [F, S, S, 3], uint8 or float in 0..1. The pasted rows show the visible patches of the uniform view as they
@@ -61,7 +58,7 @@ def reconstruction(
     "audio-driven": audio_driven,
     "audio-driven,\nvisible pasted": np.where(visible, original, audio_driven),
   }
-  _save(_image_grid(rows, titles), path)
+  return save(_image_grid(rows, titles), path)
 
 
 def factor_swap(
@@ -72,22 +69,20 @@ def factor_swap(
   pose_of: np.ndarray,
   decoded: np.ndarray,
   titles: Sequence[str] = (),
-) -> None:
+) -> np.ndarray:
   """Each column: three people, and the picture decoded from the first's identity, the second's mouth, the third's pose.
 
   All [R, S, S, 3], uint8 or float in 0..1.
   """
   rows = {"identity of": identity_of, "mouth of": mouth_of, "pose of": pose_of, "decoded": decoded}
-  _save(_image_grid({label: _image(images) for label, images in rows.items()}, titles), path)
+  return save(_image_grid({label: _image(images) for label, images in rows.items()}, titles), path)
 
 
-def similarity(path: str | os.PathLike, clips: Sequence[ClipTokens]) -> None:
-  """cos(audio at t, vocal at t') of each clip, the band of lags that is searched, the true lag. No clips, no file."""
-  if not clips:
-    return
+def similarity(path: str | os.PathLike, clips: Sequence[ClipTokens]) -> np.ndarray:
+  """cos(audio at t, vocal at t') of each of at least one clip, the band of lags that is searched, the true lag."""
   matrices = [unit(clip.audio) @ unit(clip.vocal).T for clip in clips]
   limit = max(np.abs(matrix).max() for matrix in matrices)
-  figure = _figure(4.2 * len(clips) + 0.8, 4.4)
+  figure = new_figure(4.2 * len(clips) + 0.8, 4.4)
   axes = figure.subplots(1, len(clips), squeeze=False)[0]
   for axis, clip, matrix in zip(axes, clips, matrices, strict=True):
     seconds = clip.frames / FPS
@@ -101,7 +96,7 @@ def similarity(path: str | os.PathLike, clips: Sequence[ClipTokens]) -> None:
     axis.set_title(clip.key, fontsize=9)
     axis.legend(loc="lower right", fontsize=7)
   figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
-  _save(figure, path)
+  return save(figure, path)
 
 
 def lag(path: str | os.PathLike, clips: Sequence[ClipTokens], *, state: LagState) -> None:
@@ -112,7 +107,7 @@ def lag(path: str | os.PathLike, clips: Sequence[ClipTokens], *, state: LagState
   scored = [clip for clip in state.clips if abs(clip.true_lag) < MAX_LAG]
   if not scored:
     return
-  figure = _figure(3.4 * (len(clips) + 1), 5.6)
+  figure = new_figure(3.4 * (len(clips) + 1), 5.6)
   axes = figure.subplots(2, len(clips) + 1, squeeze=False, height_ratios=(3, 2))
   for (heat, curve), clip in zip(axes.T[:-1], clips, strict=True):
     scores = lag_scores(clip.audio, clip.vocal, clip.similarity)
@@ -146,7 +141,7 @@ def lag(path: str | os.PathLike, clips: Sequence[ClipTokens], *, state: LagState
   curve.axvline(0, color=TRUTH, linestyle=":")
   curve.set_xlabel("lag minus true lag, frames")
   curve.legend(fontsize=7)
-  _save(figure, path)
+  save(figure, path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,7 +162,7 @@ def curves(path: str | os.PathLike, records: Iterable[Mapping[str, Any]], *, pan
   records = list(records)
   columns = min(3, len(panels))
   rows = -(-len(panels) // columns)
-  figure = _figure(4.2 * columns, 3.0 * rows)
+  figure = new_figure(4.2 * columns, 3.0 * rows)
   axes = figure.subplots(rows, columns, squeeze=False).ravel()
   for axis in axes[len(panels) :]:
     axis.set_axis_off()
@@ -185,7 +180,7 @@ def curves(path: str | os.PathLike, records: Iterable[Mapping[str, Any]], *, pan
     axis.set_xlabel("step")
     axis.grid(alpha=0.25)
     axis.legend(fontsize=7)
-  _save(figure, path)
+  save(figure, path)
 
 
 def _lookup(record: Mapping[str, Any], key: str) -> Any:
@@ -230,7 +225,7 @@ def _masked(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
 
 def _image_grid(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> Figure:
   count = len(next(iter(rows.values())))
-  figure = _figure(1.25 * count + 1.1, 1.25 * len(rows) + 0.3)
+  figure = new_figure(1.25 * count + 1.1, 1.25 * len(rows) + 0.3)
   axes = figure.subplots(len(rows), count, squeeze=False)
   for line, (label, images) in zip(axes, rows.items(), strict=True):
     for axis, image in zip(line, images, strict=True):
@@ -241,17 +236,3 @@ def _image_grid(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> Figure
   for axis, title in zip(axes[0], titles, strict=False):
     axis.set_title(title, fontsize=8)
   return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-  from matplotlib.figure import Figure
-
-  return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-  """Written whole or not at all: a picture may be looked at while the run redraws it."""
-  path = pathlib.Path(path)
-  partial = path.with_name(path.name + ".tmp")
-  figure.savefig(partial, format="png", dpi=110)
-  partial.replace(path)

@@ -1,4 +1,4 @@
-"""What a pretraining run shows of itself: `eval.json` with its table, and the pictures beside it."""
+"""The evaluation of a pretraining run: `eval.json` with its table, and the pictures beside it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,49 @@ from synclipmae_jax.evaluation import pictures
 from synclipmae_jax.evaluation.sync import SyncReport, TokenEvaluator, evaluate_sync
 from synclipmae_jax.metrics.sync import MIN_FRAMES, ClipTokens
 from synclipmae_jax.models import masking
-from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAE
+from synclipmae_jax.models.synclipmae import Outputs
 from synclipmae_jax.models.visual_encoder import denormalise_pixels
-from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, EvalClip, Params, audio_context_samples
+from synclipmae_jax.types import (
+  AUDIO_MARGIN,
+  SAMPLES_PER_FRAME,
+  Batch,
+  EvalClip,
+  Evaluation,
+  Params,
+  RunContext,
+  audio_context_samples,
+)
 
 PAD_FRAMES = 64  # clips are padded to a multiple of this: at most four shapes to compile for clips of up to 10 s
 COLUMNS = 8  # frames in a picture
 
 
+def build(context: RunContext) -> Evaluation:
+  """Synchronisation scores of held-out clips, and pictures of a few; `context.data` is a `types.ClipData`."""
+  model, data = context.task.model, context.data
+  if not data.shown:
+    return Evaluation(conclude=lambda: "There is no clip to evaluate on.")
+  evaluator = SyncEvaluator(
+    model,
+    mesh=context.mesh,
+    clips=data.eval_clips,
+    train_clips=data.train_clips,
+    workdir=context.workdir,
+    remark=data.remark,
+  )
+
+  def conclude() -> str:
+    evaluator.draw_curves()
+    return evaluator.report.table()
+
+  drawn = PretrainPictures(model, clips=data.shown, workdir=context.workdir, mesh=context.mesh)
+  return Evaluation(evaluators=[evaluator], pictures=drawn, conclude=conclude)
+
+
 class SyncEvaluator(TokenEvaluator):
   """The frozen tokens of SyncLipMAE on held-out clips, on all devices of a mesh; the rest as its base has it."""
 
-  def __init__(self, model: SyncLipMAE, *, mesh: Mesh, **clips: Any):
+  def __init__(self, model: SyncLipMAEModel, *, mesh: Mesh, **clips: Any):
     super().__init__(**clips)
     self.model, self._mesh = model, mesh
     self._embed = _embed_sharded(model, mesh)
@@ -133,7 +164,7 @@ def _padded(clip: EvalClip) -> dict[str, np.ndarray]:
   }
 
 
-def _embed_sharded(model: SyncLipMAE, mesh: Mesh) -> Callable:
+def _embed_sharded(model: SyncLipMAEModel, mesh: Mesh) -> Callable:
   """`model.embed`, jitted, of as many clips at once as the mesh has devices."""
 
   def embed(*args, **kwargs):
@@ -146,7 +177,7 @@ def _embed_sharded(model: SyncLipMAE, mesh: Mesh) -> Callable:
 class PretrainPictures:
   """Reconstructions, factor swaps and similarities of a few held-out clips: the same, masked alike, at every call."""
 
-  def __init__(self, model: SyncLipMAE, *, clips: Sequence[EvalClip], workdir: Path, mesh: Mesh):
+  def __init__(self, model: SyncLipMAEModel, *, clips: Sequence[EvalClip], workdir: Path, mesh: Mesh):
     self.model, self.workdir = model, workdir
     self._clips = [clip for clip in clips if len(clip.frames) >= model.clip_frames][:COLUMNS]
     self._apply = on_every_host(model.apply, mesh)
@@ -169,27 +200,27 @@ class PretrainPictures:
     tokens = [self._tokens(trainable, frozen, clip) for clip in self._clips[:3]]
     if jax.process_index():
       return {}
-    self._draw_reconstruction(jax.tree.map(lambda x: x[::2], outputs))
-    pictures.factor_swap(
-      self.workdir / "factor_swap.png",
-      identity_of=frames,
-      mouth_of=mouth_of.frames,
-      pose_of=pose_of.frames,
-      decoded=swapped,
-    )
-    pictures.similarity(self.workdir / "similarity.png", tokens)
-    names = ("reconstruction", "factor_swap", "similarity")
-    return {name: _read_png(self.workdir / f"{name}.png") for name in names}
+    return {
+      "reconstruction": self._draw_reconstruction(jax.tree.map(lambda x: x[::2], outputs)),
+      "factor_swap": pictures.factor_swap(
+        self.workdir / "factor_swap.png",
+        identity_of=frames,
+        mouth_of=mouth_of.frames,
+        pose_of=pose_of.frames,
+        decoded=swapped,
+      ),
+      "similarity": pictures.similarity(self.workdir / "similarity.png", tokens),
+    }
 
   def _tokens(self, trainable: Params, frozen: Params, clip: EvalClip) -> ClipTokens:
     audio, vocal = embed_clip(self._embed, trainable, frozen, clip)
     return ClipTokens(key=clip.key, audio=audio, vocal=vocal, lag=clip.lag)
 
-  def _draw_reconstruction(self, out: Outputs) -> None:
+  def _draw_reconstruction(self, out: Outputs) -> np.ndarray:
     image = lambda patches: np.asarray(
       masking.unpatchify(denormalise_pixels(jnp.asarray(patches)), self.model.patch)
     )
-    pictures.reconstruction(
+    return pictures.reconstruction(
       self.workdir / "reconstruction.png",
       original=image(out.target[:, 0]),
       uniform_visible=out.masked[:, 0] == 0,
@@ -210,7 +241,7 @@ class Portrait(NamedTuple):
 
 
 def swap_factors(
-  model: SyncLipMAE, trainable: Params, identity_of: Portrait, mouth_of: Portrait, pose_of: Portrait
+  model: SyncLipMAEModel, trainable: Params, identity_of: Portrait, mouth_of: Portrait, pose_of: Portrait
 ) -> jax.Array:
   """Pictures [R, S, S, 3] in 0..1 of one person's identity, another's mouth and a third's pose.
 
@@ -255,9 +286,3 @@ def middle_batch(clips: Sequence[EvalClip], *, clip_frames: int, audio_frames: i
     "mouth_box": cut("mouth_box"),
     "index": np.arange(len(clips), dtype=np.uint32),
   }
-
-
-def _read_png(path: Path) -> np.ndarray:
-  from matplotlib.image import imread
-
-  return (imread(path)[..., :3] * 255).round().astype(np.uint8)

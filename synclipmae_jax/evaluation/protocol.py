@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,15 +18,15 @@ import numpy as np
 
 from synclipmae_jax import sharding
 from synclipmae_jax.baselines.protocol import SyncModel
-from synclipmae_jax.evaluation.sync import (
-  References,
-  SyncScores,
+from synclipmae_jax.evaluation.report import write_json, write_text
+from synclipmae_jax.evaluation.sync import References, SyncScores, score_tokens
+from synclipmae_jax.evaluation.table import (
   cell,
   heading,
   interval_or_null,
+  markdown,
   nest,
   number_or_null,
-  score_tokens,
   value_or_null,
 )
 from synclipmae_jax.metrics import retrieval, sync
@@ -184,11 +183,8 @@ class Benchmark:
 
   def write(self, workdir: Path) -> None:
     """WORKDIR/sync.json and WORKDIR/sync.md."""
-    text = json.dumps(self.to_json(), indent=2, allow_nan=False)
-    for name, content in (("sync.json", text), ("sync.md", f"# Synchronisation\n\n{self.markdown()}")):
-      partial = workdir / f"{name}.tmp"
-      partial.write_text(content + "\n")
-      partial.replace(workdir / name)
+    write_json(workdir / "sync.json", self.to_json())
+    write_text(workdir / "sync.md", f"# Synchronisation\n\n{self.markdown()}\n")
 
   def markdown(self) -> str:
     """The paper's table, that of the other pools, LSE where there is any, and the notes; +- is half a 95 % interval."""
@@ -215,22 +211,13 @@ class Benchmark:
     body = [["chance", *(cell(name, self.rows[0].scores.chance[name]) for name in columns), "", ""]]
     body += [[row.name, *(_with_half_width(name, row.scores.estimates[name]) for name in columns), *sizes(row)]
              for row in self.rows]  # fmt: skip
-    return _markdown(["", *map(_heading, columns), "clips", "frames"], body)
+    return markdown(["", *map(_heading, columns), "clips", "frames"], body)
 
 
 def _lse_table(rows: Sequence[Row]) -> list[str]:
   names = list(dict.fromkeys(name for row in rows for name in row.lse))
   body = [[row.name, *(_plain(row.lse.get(name, Estimate(value=math.nan))) for name in names)] for row in rows]
-  return _markdown(["", *(name.upper().replace("_", "-") for name in names)], body)
-
-
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-  widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-  line = lambda cells: "| " + " | ".join(
-    text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(zip(cells, widths, strict=True))
-  ) + " |"  # fmt: skip
-  rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
-  return [line(head), rule, *map(line, body)]
+  return markdown(["", *(name.upper().replace("_", "-") for name in names)], body)
 
 
 def _heading(name: str) -> str:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -22,6 +20,16 @@ import jax
 from synclipmae_jax import sharding
 from synclipmae_jax.baselines.linear import fit_linear
 from synclipmae_jax.evaluation import pictures
+from synclipmae_jax.evaluation.report import write_entries
+from synclipmae_jax.evaluation.table import (
+  cell,
+  heading,
+  interval_or_null,
+  markdown,
+  nest,
+  number_or_null,
+  value_or_null,
+)
 from synclipmae_jax.metrics import retrieval, sync
 from synclipmae_jax.metrics.bootstrap import Estimate
 from synclipmae_jax.metrics.retrieval import RetrievalState
@@ -187,13 +195,6 @@ class SyncReport:
       "note": "; ".join(self.notes),
     }
 
-  def write(self, path: str | os.PathLike) -> None:
-    """Writes `to_json` as strict JSON; a reader finds the old file or the new one, never half of one."""
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
-
   def table(self) -> str:
     """Markdown: chance, linear baseline, the model with its 95 % interval and its ratio to linear, the ceiling."""
     model, linear, ceiling = self.model.estimates, self.references.linear, self.references.ceiling
@@ -207,11 +208,7 @@ class SyncReport:
       rows["  times linear"] = [_ratio(model[name].value, linear.estimates[name].value) for name in PROTOCOL]
     if ceiling:
       rows["ceiling (true mouth)"] = [cell(name, ceiling.estimates[name].value) for name in PROTOCOL]
-    first, width = max(map(len, rows)), max(len(cell) for cells in rows.values() for cell in cells)
-    lines = [
-      f"| {label:<{first}} | {' | '.join(f'{cell:>{width}}' for cell in cells)} |" for label, cells in rows.items()
-    ]
-    lines.insert(1, f"|{'-' * (first + 2)}|" + f"{'-' * (width + 1)}:|" * len(PROTOCOL))
+    lines = markdown(["", *rows.pop("")], [[label, *cells] for label, cells in rows.items()])
     clips = self.model.lags.clips
     frames = sum(clip.frames for clip in clips)
     lines += [
@@ -275,46 +272,14 @@ class TokenEvaluator(abc.ABC):
   def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:
     self.report = self.measure(trainable, frozen, step=step, final=final)
     if jax.process_index() == 0:
-      self.report.write(self.workdir / "eval.json")
+      write_entries(self.workdir, self.report.to_json())
     if final and jax.process_index() == 0:
       pictures.lag(self.workdir / "lag.png", self.report.model.examples, state=self.report.model.lags)
     return self.report.scalars()
 
 
-def nest(flat: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
-  """{"acc/k1": x} -> {"acc": {"k1": convert(x)}}."""
-  nested: dict[str, dict[str, Any]] = {}
-  for path, value in flat.items():
-    group, name = path.split("/")
-    nested.setdefault(group, {})[name] = convert(value)
-  return nested
-
-
 def _protocol(scores: SyncScores | None, convert: Callable[[Estimate], Any]) -> dict[str, Any] | None:
   return nest({name: scores.estimates[name] for name in PROTOCOL}, convert) if scores else None
-
-
-def number_or_null(value: float) -> float | None:
-  return None if math.isnan(value) else float(value)
-
-
-def value_or_null(estimate: Estimate) -> float | None:
-  return number_or_null(estimate.value)
-
-
-def interval_or_null(estimate: Estimate) -> list[float] | None:
-  return None if math.isnan(estimate.low) else [estimate.low, estimate.high]
-
-
-def heading(name: str) -> str:
-  group, which = name.split("/")
-  return f"R@{which[3:]}" if group == "r_precision" else f"{group.capitalize()[:3]} {which.upper()}"
-
-
-def cell(name: str, value: float) -> str:
-  if math.isnan(value):
-    return "-"
-  return f"{value:.2f}" if "offset" in name else f"{100 * value:.1f}"
 
 
 def _ratio(value: float, reference: float) -> str:

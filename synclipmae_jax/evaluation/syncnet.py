@@ -1,16 +1,43 @@
-"""What a training of SyncNet shows of itself: the same `eval.json` and table as a pretraining run."""
+"""The evaluation of a training of SyncNet: the same `eval.json` and table as those of a pretraining run."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
+from synclipmae_jax import checkpoints
 from synclipmae_jax.evaluation.sync import SyncReport, TokenEvaluator, evaluate_sync
 from synclipmae_jax.tasks.syncnet import SyncNetTask
-from synclipmae_jax.types import Batch, Params
+from synclipmae_jax.types import Batch, Evaluation, Params, RunContext
+
+
+def build(context: RunContext) -> Evaluation:
+  """Synchronisation scores of held-out clips; `context.data` is a `types.ClipData`."""
+  data, batches = context.data, context.config["train"]["calibration_batches"]
+  if not data.shown:
+    return Evaluation(conclude=lambda: "There is no clip to evaluate on.")
+
+  def save(step: int, params: Params) -> None:
+    """WORKDIR/calibrated/STEP: SyncNet with the statistics of its batch norm, ready to use."""
+    directory = context.workdir / "calibrated" / str(step)
+    if not directory.exists():
+      meta = {**context.stamp, "sizes": context.task.sizes, "similarity": context.task.similarity}
+      checkpoints.save_items(directory, {"syncnet": params["syncnet"]}, meta)
+
+  evaluator = SyncNetEvaluator(
+    context.task,
+    batches=lambda: itertools.islice(data.train_batches(0, host_index=0, host_count=1), batches),
+    save=save,
+    clips=data.eval_clips,
+    train_clips=data.train_clips,
+    workdir=context.workdir,
+    remark=data.remark,
+  )
+  return Evaluation(evaluators=[evaluator], conclude=lambda: evaluator.report.table())
 
 
 class SyncNetEvaluator(TokenEvaluator):

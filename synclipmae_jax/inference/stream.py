@@ -14,7 +14,6 @@ import os
 import queue
 import threading
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -23,12 +22,9 @@ from synclipmae_jax.data.clips import crop_boxes
 from synclipmae_jax.data.faces.backends import FaceTrack, crop_path
 from synclipmae_jax.data.faces.sources import LOOKAHEAD, FaceSource, open_faces
 from synclipmae_jax.data.media import audio, video
+from synclipmae_jax.inference.embedder import Embedder, Embedding
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
-if TYPE_CHECKING:
-  from synclipmae_jax.pretrained import SyncLipMAE
-
-BLOCK_FRAMES = 128
 _SHORT_SIDE = 360  # pixels of the pictures that are held; more, where a model wants larger crops
 _MAX_ASPECT = 2.5  # a longer picture is held smaller: memory is bounded
 _MIN_CROP = 16  # pixels: less of a face is none
@@ -42,7 +38,7 @@ class FaceBlock:
   box: np.ndarray  # float32 [n, 4] fractions of the picture
   identity: np.ndarray  # float32 [n, D]
   ambient: np.ndarray  # float32 [n, D]
-  lips: np.ndarray  # float32 [n, looks * D], `SyncLipMAE.encode_frames`
+  lips: np.ndarray  # float32 [n, looks * D], `Embedder.encode_frames`
 
   @property
   def vocal(self) -> np.ndarray:
@@ -74,7 +70,7 @@ class Block:
 class TokenStream:
   """Iterates over the `Block`s of a file, once. `info` and `notes` are there from the start."""
 
-  def __init__(self, model: SyncLipMAE, path: str | os.PathLike, *, faces: str):
+  def __init__(self, model: Embedder, path: str | os.PathLike, *, faces: str):
     self._model, self._path = model, path
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
       raise InputError("it is not a regular file")
@@ -154,6 +150,22 @@ class TokenStream:
           own[cut.row[mine]] = tokens_of[mine]
     waveform = cut.heard[context : context + SAMPLES_PER_FRAME * cut.count]
     return Block(start=cut.start, count=cut.count, waveform=waveform, audio=tokens, faces=found)
+
+
+def embed_file(model: Embedder, path: str | os.PathLike, *, faces: str = "auto") -> Embedding:
+  """Tokens of the face that is on screen most. Raises InputError."""
+  blocks = list(TokenStream(model, path, faces=faces))
+  seen = [number for block in blocks for number, face in block.faces.items() for _ in range(face.count)]
+  if not seen:
+    raise InputError("no face is found in it")
+  most = max(sorted(set(seen)), key=seen.count)
+  gap = FaceBlock.absent
+  mine = [block.faces.get(most) or gap(block.count, width=block.audio.shape[1]) for block in blocks]
+  joined = {
+    name: np.concatenate([getattr(face, name) for face in mine]) for name in ("identity", "vocal", "ambient", "box")
+  }
+  audio = np.concatenate([block.audio for block in blocks])
+  return Embedding(face_box=joined.pop("box"), **joined, audio=audio, times=np.arange(len(audio)) / FPS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ class Outputs:
   motion_view: Float[Array, "b f n p"]  # what the motion view saw, jittered, masked patches at 0 (pictures only)
 
 
-class SyncLipMAE:
+class SyncLipMAEModel:
   """The model's three pure functions. Sizes and switches are keyword arguments with the meaning of configs/pretrain.py.
 
   `visual_encoder`, `decoder`, `audio_adapter`: keyword arguments of those modules. `speech_encoder`: its `kind`, one of
@@ -348,3 +348,14 @@ def _take_frames(x: Array, decoded: Int[Array, "b f"]) -> Array:
 def _scatter(pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"], patches: int) -> Float[Array, "b f n p"]:
   place = jax.nn.one_hot(indices, patches, dtype=pixels.dtype)
   return jnp.einsum("bfkn,bfkp->bfnp", place, pixels)
+
+
+def build_model(config: Mapping[str, Any]) -> SyncLipMAEModel:
+  """The model of a configuration (configs/pretrain.py) as nested dicts.
+
+  Raises KeyError, TypeError, ValueError or ArithmeticError for one that makes no model.
+  """
+  data, model = config["data"], dict(config["model"])
+  model["visual_encoder"] = {**model["visual_encoder"], "image_size": data["image_size"]}
+  model["compute_dtype"] = jnp.dtype(model["compute_dtype"])
+  return SyncLipMAEModel(**model, clip_frames=data["clip_frames"], audio_frames=data["audio_frames"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.inference.stream import FaceBlock, TokenStream, runs
 from synclipmae_jax.metrics.sync import MAX_LAG, smooth
 from synclipmae_jax.sync.calibration import Calibration
@@ -26,22 +26,22 @@ from synclipmae_jax.sync.estimate import (
 from synclipmae_jax.sync.result import MS_PER_FRAME, FaceResult, FrameResult, SyncResult
 from synclipmae_jax.types import FPS, InputError
 
-if TYPE_CHECKING:
-  from synclipmae_jax.pretrained import SyncLipMAE
-
 IN_SYNC = 1  # frames: the lags of at most so many are neither heard nor seen (ITU-R BT.1359: +45 to -125 ms)
 _SPEAKER_WINDOW = 25  # frames over which faces are compared
 _SILENT = 1e-4  # of full scale: below it a track holds the noise of its codec
 
 
 def sync_file(
-  model: SyncLipMAE,
+  model: Embedder,
   path: str | os.PathLike,
   *,
+  calibration: Calibration,
+  checkpoint: str,
+  notes: Sequence[str] = (),
   faces: str = "auto",
   progress: Callable[[float, float], None] | None = None,
 ) -> SyncResult:
-  """See `SyncLipMAE.sync`."""
+  """See `SyncLipMAE.sync`. `checkpoint` and `notes` say which model answers; they go into the result."""
   stream = TokenStream(model, path, faces=faces)
   levels, peak, frames, followed = [], 0.0, 0, {}
   for block in stream:
@@ -58,9 +58,10 @@ def sync_file(
   if frames <= 2 * MAX_LAG:
     raise InputError(f"it is too short: {frames} frames at {FPS} frames/s, {2 * MAX_LAG + 1} are needed")
   speech = speech_activity(np.concatenate(levels)) & (peak >= _SILENT)
-  judged = [face.judge(model.calibration) for face in followed.values() if face.seen]
+  judged = [face.judge(calibration) for face in followed.values() if face.seen]
   judged.sort(key=lambda face: -len(face.times))  # the one on screen most is number 0
-  return _answer(model, stream, path, judged, speech=speech, silent=peak < _SILENT)
+  answer = _answer(stream, path, judged, speech=speech, silent=peak < _SILENT)
+  return dataclasses.replace(answer, checkpoint=checkpoint, notes=(*notes, *answer.notes))
 
 
 class _Face:
@@ -138,9 +139,7 @@ class _Judged:
     return self.lags.lag is not None and self.lags.synchronizable >= 0.5
 
 
-def _answer(
-  model: SyncLipMAE, stream: TokenStream, path, judged: list[_Judged], *, speech: np.ndarray, silent: bool
-) -> SyncResult:
+def _answer(stream: TokenStream, path, judged: list[_Judged], *, speech: np.ndarray, silent: bool) -> SyncResult:
   frames = len(speech)
   speaker, followed, row = np.full((3, frames), -1)  # numbers of faces, and a face's row of the frame; -1 without one
   most = np.full(frames, -np.inf)
@@ -180,8 +179,8 @@ def _answer(
       for t in range(frames)
     ),
     curve=tuple(best.lags.curve.tolist()) if best else (),
-    checkpoint=model.name,
-    notes=(*model.notes, *stream.notes),
+    checkpoint="",
+    notes=tuple(stream.notes),
     score_map=score_map,
   )
 

@@ -1,23 +1,28 @@
-"""What tasks share that learn by contrast from `types.Batch`: their batch, their groups, their temperature."""
+"""What the tasks share that learn by contrast from `types.ClipBatch`: their batch, their groups, their temperature."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from synclipmae_jax.types import Batch, InputError, Params, audio_context_samples
+from synclipmae_jax.types import Batch, InputError, Params, Task, audio_context_samples
 
 
-class ContrastiveTask:
+class ContrastiveTask(Task):
   """The base of `Pretrain` and `SyncNetTask`; the temperature is the item `contrast`, in its logarithm.
 
   `frame_size`: pixels of a side of the records' frames. `clip_frames` T lie in the middle of `audio_frames` Ta of
-  sound. `negatives_clips`: clips whose tokens are each other's negatives; it divides every micro-batch.
+  sound. `negatives_clips`: clips whose tokens are each other's negatives; it is the task's `group`.
   """
+
+  examples_per_record = 2  # two disjoint windows
+  item = "frames"
+  best_metric: str | None = "sync/r_precision/top1"
 
   def __init__(
     self,
@@ -33,7 +38,12 @@ class ContrastiveTask:
     if not 0 < low <= temperature_init <= high:
       raise InputError(f"the temperature {temperature_init} must lie in its range [{low}, {high}], above 0")
     self.frame_size, self.clip_frames, self.audio_frames = frame_size, clip_frames, audio_frames
-    self.negatives_clips = negatives_clips
+    if negatives_clips < 2 or negatives_clips % 2:
+      raise InputError(
+        "negatives_clips must be even and at least 2, since the two clips of a pair stay together; got"
+        f" {negatives_clips}"
+      )
+    self.group = negatives_clips
     self.temperature_init, self.temperature_range = temperature_init, temperature_range
 
   def init_contrast(self) -> Params:
@@ -49,8 +59,8 @@ class ContrastiveTask:
     log_temperature = jnp.clip(trainable["contrast"]["log_temperature"], low, high)
     return {**trainable, "contrast": {"log_temperature": log_temperature}}
 
-  def abstract_batch(self, clips: int) -> Batch:
-    """Shapes and dtypes of a batch of `clips` clips, for tracing without data."""
+  def abstract_batches(self, batch_size: int) -> list[Batch]:
+    """All clips are of one length: one kind of batch, a `types.ClipBatch`."""
     shape: dict[str, Any] = {
       "frames": ((self.clip_frames, self.frame_size, self.frame_size, 3), jnp.uint8),
       "waveform": ((audio_context_samples(self.audio_frames),), jnp.float32),
@@ -58,4 +68,15 @@ class ContrastiveTask:
       "mouth_box": ((self.clip_frames, 4), jnp.float32),
       "index": ((), jnp.uint32),
     }
-    return {name: jax.ShapeDtypeStruct((clips, *dims), dtype) for name, (dims, dtype) in shape.items()}
+    return [{name: jax.ShapeDtypeStruct((batch_size, *dims), dtype) for name, (dims, dtype) in shape.items()}]
+
+  def count_items(self, batch: Batch) -> int:
+    """Frames."""
+    clips, frames = batch["frames"].shape[:2]
+    return clips * frames
+
+
+def negatives_of(config: Mapping[str, Any]) -> int:
+  """`loss.negatives_clips` of a configuration, in which 0 stands for all clips of a micro-batch."""
+  train = config["train"]
+  return config["loss"]["negatives_clips"] or train["batch_clips"] // max(train["accumulation"], 1)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from synclipmae_jax import losses
 from synclipmae_jax.models import flops
-from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAE
+from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAEModel, build_model
 from synclipmae_jax.sharding import RULES, Rules
-from synclipmae_jax.tasks.contrastive import ContrastiveTask
+from synclipmae_jax.tasks.contrastive import ContrastiveTask, negatives_of
 from synclipmae_jax.types import Batch, InputError, Params
 
 
@@ -26,7 +27,7 @@ class Pretrain(ContrastiveTask):
 
   def __init__(
     self,
-    model: SyncLipMAE,
+    model: SyncLipMAEModel,
     *,
     weights: Mapping[str, float],
     reconstruct_patches: str,
@@ -78,7 +79,7 @@ class Pretrain(ContrastiveTask):
       outputs.audio,
       outputs.vocal,
       temperature=temperature,
-      group=self.negatives_clips,
+      group=self.group,
       window=self.positive_window,
       form=self.contrast_form,
       audio_features=outputs.speech_features,
@@ -108,10 +109,16 @@ class Pretrain(ContrastiveTask):
       "temperature": temperature,
     }
 
-  def model_flops(self, clips: int) -> float:
+  def model_flops(self, batch: Batch) -> float:
     """Of one training step; what is trained counts three times, the frozen speech encoder once."""
-    width, frames, decoded = self.model.width, self.model.clip_frames, self.model.decode_frames
-    tokens = self.negatives_clips * frames
-    contrast = clips // self.negatives_clips * flops.dense(tokens, width, tokens)
+    clips, width = batch["index"].shape[0], self.model.width
+    frames, decoded = self.model.clip_frames, self.model.decode_frames
+    tokens = self.group * frames
+    contrast = clips // self.group * flops.dense(tokens, width, tokens)
     covariance = 2 * flops.dense(width, clips * decoded, width) + flops.dense(width, clips * frames, width)
     return clips * self.model.flops() + 3 * (contrast + covariance)
+
+
+def from_config(config: Mapping[str, Any]) -> Pretrain:
+  """The task of a configuration (configs/pretrain.py) as nested dicts."""
+  return Pretrain(build_model(config), **{**config["loss"], "negatives_clips": negatives_of(config)})

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from synclipmae_jax.baselines.syncnet import COLUMNS, COLUMNS_PER_FRAME, CONTEXT
 from synclipmae_jax.models import flops
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.sharding import Rules
-from synclipmae_jax.tasks.contrastive import ContrastiveTask
+from synclipmae_jax.tasks.contrastive import ContrastiveTask, negatives_of
 from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, InputError, Params
 
 
@@ -82,7 +83,7 @@ class SyncNetTask(ContrastiveTask):
     model = self.module.bind(trainable["syncnet"])
     temperature = self.temperature(trainable)
     audio, lips = self._windows(model, batch)
-    contrast = losses.contrast(audio, lips, temperature=temperature, group=self.negatives_clips)
+    contrast = losses.contrast(audio, lips, temperature=temperature, group=self.group)
     metrics = {"loss": contrast.loss, "contrast_accuracy": contrast.accuracy, "temperature": temperature}
     return contrast.loss, metrics
 
@@ -129,13 +130,23 @@ class SyncNetTask(ContrastiveTask):
       raise InputError("the statistics of this SyncNet's batch norm have not been measured yet (SyncNetTask.calibrate)")
     return SyncNetTokens(params["syncnet"], similarity=self.similarity, **self.sizes)
 
-  def model_flops(self, clips: int) -> float:
+  def model_flops(self, batch: Batch) -> float:
     """Of one training step: both towers on every window and the table of their products, three times the forward."""
+    clips = batch["index"].shape[0]
     windows = self.clip_frames - CONTEXT + 1
-    tokens = self.negatives_clips * windows
-    contrast = clips // self.negatives_clips * flops.dense(tokens, self.sizes["width"], tokens)
+    tokens = self.group * windows
+    contrast = clips // self.group * flops.dense(tokens, self.sizes["width"], tokens)
     return 3.0 * (clips * windows * self._pair_flops + contrast)
 
   @functools.cached_property
   def _pair_flops(self) -> int:
     return nnx.eval_shape(lambda: SyncNet(rngs=nnx.Rngs(0), **self.sizes)).flops()
+
+
+def from_config(config: Mapping[str, Any]) -> SyncNetTask:
+  """The task of a configuration (configs/syncnet.py) as nested dicts."""
+  data = config["data"]
+  shapes = dict(
+    frame_size=data["image_size"], clip_frames=data["clip_frames"], audio_frames=data["audio_frames"]
+  )
+  return SyncNetTask(**config["model"], **shapes, **{**config["loss"], "negatives_clips": negatives_of(config)})

@@ -16,49 +16,53 @@ from synclipmae_jax.train.state import TrainState, abstract_state
 from synclipmae_jax.types import InputError, Task
 
 
-def check_batch(
-  batch_size: int, *, mesh: Mesh, accumulation: int = 1, negatives_clips: int | None = None, processes: int = 1
-) -> None:
+def check_batch(task: Task, batch_size: int, *, mesh: Mesh, accumulation: int = 1, processes: int = 1) -> None:
   """Refuses a global batch that does not divide, in one sentence and before anything is compiled."""
   ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape)
-  group = _group(negatives_clips)
+  unit = batch_unit(task, ways=ways, accumulation=max(accumulation, 1), processes=processes)
   if accumulation < 1:
     raise InputError(f"accumulation must be at least 1, got {accumulation}")
-  if batch_size < 1 or batch_size % (2 * processes):
-    raise InputError(f"batch of {batch_size} clips must give each of {processes} process(es) whole pairs of clips")
-  if group < 2 or group % 2:
+  if task.group % task.examples_per_record:
     raise InputError(
-      f"negatives_clips must be even and at least 2, since the two clips of a pair stay together; got {group}"
+      f"a group of {task.group} examples must hold whole records, which yield {task.examples_per_record} examples each"
+    )
+  if batch_size < 1 or batch_size % (task.examples_per_record * processes):
+    raise InputError(
+      f"a batch of {batch_size} examples must give each of {processes} process(es) whole records of"
+      f" {task.examples_per_record} example(s); use a multiple of {unit}"
     )
   if batch_size % (accumulation * ways):
     raise InputError(
-      f"batch of {batch_size} clips does not divide into {accumulation} micro-batch(es) over {ways} device(s)"
-      f" of mesh {dict(mesh.shape)}; use a multiple of {math.lcm(accumulation * ways, accumulation * group)}"
+      f"a batch of {batch_size} examples does not divide into {accumulation} micro-batch(es) over {ways} device(s)"
+      f" of mesh {dict(mesh.shape)}; use a multiple of {unit}"
     )
-  if batch_size % (accumulation * group):
+  if batch_size % (accumulation * task.group):
     raise InputError(
-      f"batch of {batch_size} clips does not divide into {accumulation} micro-batch(es) of whole groups of {group}"
-      f" clips; use a multiple of {math.lcm(accumulation * ways, accumulation * group)}"
+      f"a batch of {batch_size} examples does not divide into {accumulation} micro-batch(es) of whole groups of"
+      f" {task.group}; use a multiple of {unit}"
     )
 
 
-def make_train_step(
-  task: Task, optimizer: Optimizer, *, mesh: Mesh, accumulation: int = 1, negatives_clips: int | None = None
-):
+def batch_unit(task: Task, *, ways: int, accumulation: int = 1, processes: int = 1) -> int:
+  """The smallest global batch over `ways` devices: every valid one is a multiple of it."""
+  return math.lcm(accumulation * math.lcm(ways, task.group), task.examples_per_record * processes)
+
+
+def make_train_step(task: Task, optimizer: Optimizer, *, mesh: Mesh, accumulation: int = 1):
   """Jitted `(state, frozen, batch, key) -> (state, metrics)`; the state is donated, all shardings are explicit.
 
   `key` is the run's base key; the step number is folded in here. `metrics` are replicated float32 scalars: the
   task's own, `loss`, `grad_norm` (before clipping), `learning_rate`, and the bool `finite`. An update with a
-  non-finite loss or gradient is not applied: the state comes back as it went in.
+  non-finite loss or gradient is not applied: the state comes back as it went in. Batches of several shapes (length
+  buckets) are compiled once each.
 
-  With `accumulation` A, groups of `negatives_clips` clips (default: pairs) stay whole: the batch is seen as
-  [groups, A, clips of a group] and micro-batch a takes [:, a], so each device keeps its own clips and every group has
-  the same members with and without accumulation. Gradients and metrics are averaged in float32.
+  With `accumulation` A, groups of `task.group` examples stay whole: the batch is seen as [groups, A, examples of a
+  group] and micro-batch a takes [:, a], so each device keeps its own examples and every group has the same members with
+  and without accumulation. Gradients and metrics are averaged in float32.
   """
   abstract, frozen = abstract_state(task, optimizer, mesh)
   places, frozen_places = jax.tree.map(lambda x: x.sharding, (abstract, frozen))
   replicated = NamedSharding(mesh, PartitionSpec())
-  group = _group(negatives_clips)
 
   @functools.partial(
     jax.jit,
@@ -84,7 +88,7 @@ def make_train_step(
         grads, metrics = gradient(batch)
       else:
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.trainable)
-        micro_batches = jax.tree.map(lambda x: _micro_batches(x, accumulation, group, mesh), batch)
+        micro_batches = jax.tree.map(lambda x: _micro_batches(x, accumulation, task.group, mesh), batch)
         total, stacked = jax.lax.scan(accumulate, zeros, micro_batches)
         grads = jax.tree.map(lambda g: g / accumulation, total)
         metrics = jax.tree.map(lambda m: m.mean(0), stacked)
@@ -102,12 +106,8 @@ def make_train_step(
   return train_step
 
 
-def _group(negatives_clips: int | None) -> int:
-  return 2 if negatives_clips is None else negatives_clips
-
-
 def _micro_batches(x: jax.Array, accumulation: int, group: int, mesh: Mesh) -> jax.Array:
-  """[B, ...] -> [A, B / A, ...]: whole groups are dealt out in turn."""
+  """[B, ...] -> [A, B / A, ...], whole groups in turn."""
   x = x.reshape(-1, accumulation, group, *x.shape[1:]).swapaxes(0, 1)
   x = x.reshape(accumulation, -1, *x.shape[3:])
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec)))

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from synclipmae_jax import checkpoints
 from synclipmae_jax.apps import calibrate
-from synclipmae_jax.checkpoints import checkpoint
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.types import EvalClip
 from tests.tiny_checkpoint import write_tiny
@@ -48,10 +48,11 @@ def test_writes_a_checkpoint_that_knows_what_it_is_worth(untrained, tmp_path, mo
   model = SyncLipMAE.load(out)
   assert " stretches of 6 clips of " in model.calibration.fitted_on
   assert "its confidence is not calibrated" not in model.notes
-  assert set(checkpoint.list_items(out)) == {"visual_encoder", "audio_adapter", "decoder"}
+  assert set(checkpoints.list_items(out)) == {"visual_encoder", "audio_adapter", "decoder"}
   assert f"calibrated on {summary['fitted_on']}" in calibrate._report(summary)
   for item in ("visual_encoder", "decoder"):
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_item(out, item), checkpoint.load_item(untrained, item))
+    one, other = (checkpoints.load_item(directory, item) for directory in (out, untrained))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.mark.parametrize("existing", [True, False])

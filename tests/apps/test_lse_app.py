@@ -8,7 +8,7 @@ import pytest
 from data.footage import clicks, numbered, write_video
 
 from synclipmae_jax.apps import cli
-from synclipmae_jax.checkpoints.checkpoint import save_items
+from synclipmae_jax.checkpoints import save_items
 from synclipmae_jax.convert import donor
 
 COLUMNS = {"lse_d", "lse_c", "lse_lag", "lse_d_masked", "lse_c_masked", "lse_lag_masked"}

@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from synclipmae_jax import job, sharding
+from synclipmae_jax import sharding
+from synclipmae_jax.run.jobs import training_job_of
 from synclipmae_jax.train.step import check_batch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -42,10 +43,10 @@ def test_a_ratio_is_the_median_over_rounds_and_blind_to_what_slows_both(load):
 @pytest.mark.parametrize("size", ["demo", "middle", "paper"])
 def test_a_size_is_a_configuration_of_the_job(load, size):
   config = load("train_step").sized(size, dtype="float32", clips=4)
-  task = job.build_task(config)
+  task = training_job_of(config).build_task(config)
   mesh = sharding.make_mesh((("data", 1),), jax.devices()[:1])
-  check_batch(4, mesh=mesh, negatives_clips=task.negatives_clips)
-  assert config.model.compute_dtype == "float32" and task.model_flops(4) > 0
+  check_batch(task, 4, mesh=mesh)
+  assert config.model.compute_dtype == "float32" and task.model_flops(task.abstract_batches(4)[0]) > 0
 
 
 def test_what_grows_in_scaling_grows(load):
@@ -56,9 +57,9 @@ def test_what_grows_in_scaling_grows(load):
     config = train_step.change(train_step.sized("demo", dtype="float32"), scaling.SMALLEST)
     config = train_step.change(config, {"train.mesh": (("data", 1),)} | changes)
     devices = jax.devices()[: dict(config.train.mesh).popitem()[1]]
-    task, mesh = job.build_task(config), sharding.make_mesh(config.train.mesh, devices)
-    check_batch(config.train.batch_clips, mesh=mesh, negatives_clips=task.negatives_clips)
-    return task.model_flops(config.train.batch_clips)
+    task, mesh = training_job_of(config).build_task(config), sharding.make_mesh(config.train.mesh, devices)
+    check_batch(task, config.train.batch_clips, mesh=mesh)
+    return task.model_flops(task.abstract_batches(config.train.batch_clips)[0])
 
   smallest = flops({})
   for name, rows in scaling.ROWS.items():

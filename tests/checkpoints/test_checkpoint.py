@@ -11,15 +11,16 @@ import pytest
 from toy_task import ToyTask
 
 from synclipmae_jax import sharding
-from synclipmae_jax.checkpoints import checkpoint
-from synclipmae_jax.checkpoints.checkpoint import (
+from synclipmae_jax.checkpoints import (
   Checkpointer,
+  format,
   load_item,
   load_meta,
   resolve_step,
   save_items,
   tree_hash,
 )
+from synclipmae_jax.train.loop import OPT_STATE
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import TrainState, abstract_state, init_state
 from synclipmae_jax.types import InputError
@@ -39,7 +40,7 @@ def saved(tmp_path_factory):
   checkpoints = Checkpointer(workdir, keep_last=3, stamp={"config_sha256": "abc"})
   checkpoints.save_frozen(frozen, tree_hash(frozen))
   for step in (1, 2):
-    checkpoints.save(moved(state, step), step, frozen_hash=tree_hash(frozen))
+    checkpoints.save(items(moved(state, step)), step, frozen_hash=tree_hash(frozen))
   checkpoints.wait()
   checkpoints.close()
   return workdir, state, frozen
@@ -49,6 +50,10 @@ def saved(tmp_path_factory):
 def workdir(saved, tmp_path):
   shutil.copytree(saved[0], tmp_path / "w")
   return tmp_path / "w"
+
+
+def items(state: TrainState) -> dict:
+  return {**state.trainable, OPT_STATE: state.opt_state}
 
 
 def moved(state: TrainState, step: int) -> TrainState:
@@ -70,13 +75,12 @@ def test_restores_onto_any_mesh(saved, devices):
   abstract, abstract_frozen = abstract_state(ToyTask(), OPTIMIZER, mesh_of(devices))
   checkpoints = Checkpointer(workdir)
   assert checkpoints.last_whole_step() == 2
-  restored = checkpoints.restore(2, abstract)
-  expected = moved(state, 2)
-  assert int(restored.step) == 2 and jax.tree.structure(restored) == jax.tree.structure(expected)
-  equal((restored.trainable, restored.opt_state), (expected.trainable, expected.opt_state))
+  restored, expected = checkpoints.restore(2, items(abstract)), items(moved(state, 2))
+  assert jax.tree.structure(restored) == jax.tree.structure(expected)
+  equal(restored, expected)
   equal(checkpoints.restore_frozen(abstract_frozen), frozen)
-  assert restored.trainable["head"]["kernel"].sharding.num_devices == devices
-  assert tree_hash(restored.trainable) == tree_hash(expected.trainable) != tree_hash(state.trainable)
+  assert restored["head"]["kernel"].sharding.num_devices == devices
+  assert tree_hash(restored) == tree_hash(expected) != tree_hash(items(state))
 
 
 def test_meta_carries_the_stamp_and_the_hash_of_the_frozen_parameters(saved):
@@ -91,7 +95,7 @@ def test_a_save_under_way_is_not_changed_by_donating_its_arrays(tmp_path):
   expected = jax.tree.map(np.array, state.trainable)
   checkpoints = Checkpointer(tmp_path)
   overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
-  checkpoints.save(state, 1)
+  checkpoints.save(items(state), 1)
   for _ in range(3):
     state = jax.block_until_ready(overwrite(state))
   checkpoints.wait()
@@ -163,7 +167,7 @@ def test_another_models_workdir_shows_both_sides(saved):
   extra = {**abstract.trainable, "decoder": {"kernel": jax.ShapeDtypeStruct((3,), jnp.float32)}}
   del extra["contrast"]
   with pytest.raises(InputError) as error:
-    Checkpointer(saved[0]).restore(2, TrainState(abstract.step, extra, abstract.opt_state))
+    Checkpointer(saved[0]).restore(2, {**extra, OPT_STATE: abstract.opt_state})
   text = str(error.value)
   assert "another model" in text
   assert "only in the checkpoint (1):\n    contrast/log_temperature: float32[]" in text
@@ -202,7 +206,7 @@ def test_keeps_the_last_and_the_best(tmp_path, mode, best):
   state = TrainState(jnp.zeros((), jnp.int32), {"a": {"kernel": jnp.zeros(2)}}, ())
   checkpoints = Checkpointer(tmp_path, keep_last=1, keep_best=2, best_metric="sync/acc", best_mode=mode)
   for step, accuracy in enumerate([0.1, 0.9, 0.8, 0.7, 0.2, None], start=1):
-    checkpoints.save(state, step)
+    checkpoints.save(items(state), step)
     if accuracy is not None:
       checkpoints.score(step, {"sync/acc": accuracy})
   checkpoints.wait()
@@ -214,14 +218,14 @@ def test_keeps_the_last_and_the_best(tmp_path, mode, best):
 def test_a_save_that_fails_says_what_remains(tmp_path, monkeypatch):
   state = TrainState(jnp.zeros((), jnp.int32), {"a": {"kernel": jnp.zeros(2)}}, ())
   checkpoints = Checkpointer(tmp_path)
-  checkpoints.save(state, 1)
+  checkpoints.save(items(state), 1)
   checkpoints.wait()
 
   def full(*_):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(checkpoint, "_checksums", full)
-  checkpoints.save(state, 2)
+  monkeypatch.setattr(format, "_checksums", full)
+  checkpoints.save(items(state), 2)
   with pytest.raises(InputError, match="checkpoint 2 could not be written .*No space left.*whole one is step 1"):
     checkpoints.wait()
   monkeypatch.undo()

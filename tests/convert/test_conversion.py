@@ -16,7 +16,7 @@ from convert.random_weights import donor_weights
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints
 from synclipmae_jax.convert import conversion, donor
 from synclipmae_jax.convert.__main__ import main
 from synclipmae_jax.convert.conversion import convert, export
@@ -94,7 +94,7 @@ def test_a_file_without_a_class_token_gives_an_item_without(tmp_path, sapiens):
   tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
   done, _ = convert("sapiens", src=rewrite(tmp_path / "no.safetensors", tensors), dst=tmp_path / "item", verify=True)
   assert done.naming == "Sapiens without a class token"
-  assert not {"class_token", "class_position"} & set(checkpoint.load_item(tmp_path / "item", "visual_encoder"))
+  assert not {"class_token", "class_position"} & set(checkpoints.load_item(tmp_path / "item", "visual_encoder"))
   export("sapiens", src=tmp_path / "item", dst=tmp_path / "back.safetensors")
   assert all(np.array_equal(value, tensors[key]) for key, value in load_file(tmp_path / "back.safetensors").items())
 
@@ -102,12 +102,12 @@ def test_a_file_without_a_class_token_gives_an_item_without(tmp_path, sapiens):
 def test_what_the_checkpoint_says_of_itself(tmp_path, sapiens):
   source, tensors = sapiens
   convert("sapiens", src=source, dst=tmp_path / "item", dtype="bfloat16")
-  meta = checkpoint.load_meta(tmp_path / "item")
+  meta = checkpoints.load_meta(tmp_path / "item")
   said = meta["conversion"]
   assert said["donor"] == "sapiens" and said["naming"] == "Sapiens" and said["dtype"] == "bfloat16"
   assert len(said["source"][source.name]) == 64 and said["licence"] == "CC-BY-NC-4.0" and "jax" in meta["versions"]
   assert said["sizes"]["depth"] == 2 and said["dropped"] == [] and "float32 rounded to bfloat16" in said["lossy"]
-  item = checkpoint.load_item(tmp_path / "item", "visual_encoder")
+  item = checkpoints.load_item(tmp_path / "item", "visual_encoder")
   assert item["norm"]["scale"].dtype == ml_dtypes.bfloat16
   np.testing.assert_array_equal(item["norm"]["scale"], tensors["ln1.weight"].astype(ml_dtypes.bfloat16))
 
@@ -116,7 +116,7 @@ def test_a_positional_table_is_kept_or_resized(tmp_path, sapiens):
   source, tensors = sapiens
   convert("sapiens", src=source, dst=tmp_path / "kept")
   done, _ = convert("sapiens", src=source, dst=tmp_path / "resized", image_size=96, verify=True)
-  kept, resized = (checkpoint.load_item(tmp_path / name, "visual_encoder") for name in ("kept", "resized"))
+  kept, resized = (checkpoints.load_item(tmp_path / name, "visual_encoder") for name in ("kept", "resized"))
   np.testing.assert_array_equal(kept["position"], tensors["pos_embed"][0, 1:])
   np.testing.assert_array_equal(resized["position"], resize_position(kept["position"], 6))
   np.testing.assert_array_equal(resized["class_position"], tensors["pos_embed"][0, :1])
@@ -128,12 +128,12 @@ def test_a_positional_table_is_kept_or_resized(tmp_path, sapiens):
 def test_a_trained_encoder_takes_its_prompt_tokens_along(tmp_path, sapiens):
   source, _ = sapiens
   convert("sapiens", src=source, dst=tmp_path / "item")
-  trained = checkpoint.load_item(tmp_path / "item", "visual_encoder") | {"prompt_tokens": np.ones((3, 32), np.float32)}
-  checkpoint.save_items(tmp_path / "trained", {"visual_encoder": trained}, {})
+  trained = checkpoints.load_item(tmp_path / "item", "visual_encoder") | {"prompt_tokens": np.ones((3, 32), np.float32)}
+  checkpoints.save_items(tmp_path / "trained", {"visual_encoder": trained}, {})
   export("sapiens", src=tmp_path / "trained", dst=tmp_path / "out.safetensors")
   assert load_file(tmp_path / "out.safetensors")["prompt_tokens"].shape == (1, 3, 32)
   convert("sapiens", src=tmp_path / "out.safetensors", dst=tmp_path / "again", verify=True)
-  np.testing.assert_array_equal(checkpoint.load_item(tmp_path / "again", "visual_encoder")["prompt_tokens"], 1)
+  np.testing.assert_array_equal(checkpoints.load_item(tmp_path / "again", "visual_encoder")["prompt_tokens"], 1)
 
 
 # Bad input: one sentence, exit 2, nothing at the destination
@@ -270,7 +270,7 @@ def test_a_disk_that_fills_up_meanwhile(capsys, tmp_path, sapiens, monkeypatch):
 
 def test_verify_catches_a_result_that_differs(capsys, tmp_path, sapiens, monkeypatch):
   source, _ = sapiens
-  save = checkpoint.save_items
+  save = checkpoints.save_items
 
   def wrong(directory, items, meta):
     items["visual_encoder"]["norm"]["bias"][5] += 1e-6
@@ -334,10 +334,10 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path):
   rewrite(tmp_path / "s.safetensors", tensors)
   code = (
     "import sys, time\n"
-    "from synclipmae_jax.train import checkpoint\n"
+    "from synclipmae_jax.checkpoints import format\n"
     "from synclipmae_jax.convert.__main__ import run\n"
     "def slow(*a):\n  print('writing', flush=True); time.sleep(60)\n"
-    "checkpoint._checksums = slow\n"
+    "format._checksums = slow\n"
     "run()"
   )
   words = ["sapiens", "--src", str(tmp_path / "s.safetensors"), "--dst", str(tmp_path / "out")]

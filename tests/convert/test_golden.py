@@ -10,13 +10,13 @@ import pytest
 from convert.random_weights import random_weights
 from safetensors.numpy import save_file
 
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints
 from synclipmae_jax.convert import donor
 from synclipmae_jax.convert.conversion import convert
 from synclipmae_jax.models.masking import patchify
 from synclipmae_jax.models.wan import vace
 from synclipmae_jax.sharding import tree_paths
-from synclipmae_jax.train.initial_items import fill
+from synclipmae_jax.train.initialisation import fill
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-5
@@ -36,7 +36,7 @@ class Golden:
     sizes = {key: value | meta["sizes"][key] if isinstance(value, dict) else meta["sizes"].get(key, value)
              for key, value in done.sizes.items()}  # fmt: skip
     self.modules = functools.partial(donor.load(name).modules, **sizes)
-    self.items = {item: checkpoint.load_item(destination, item) for item in done.items}
+    self.items = {item: checkpoints.load_item(destination, item) for item in done.items}
 
 
 @pytest.fixture

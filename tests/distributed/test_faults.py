@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from toy_run import run_toy, train
 
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints
 
 GONE = {134, -signal.SIGABRT}  # ours, or JAX's own abort, which a shell shows as the same
 
@@ -34,13 +34,13 @@ def whole_step(workdir: pathlib.Path) -> int:
   if not saved_steps(workdir):
     return 0
   complaints: list[str] = []
-  step = int(checkpoint.resolve_step(workdir, say=complaints.append).name)
+  step = int(checkpoints.resolve_step(workdir, say=complaints.append).name)
   assert not complaints
   return step
 
 
 def items(workdir: pathlib.Path) -> dict:
-  return {name: checkpoint.load_item(workdir, name) for name in checkpoint.list_items(workdir)}
+  return {name: checkpoints.load_item(workdir, name) for name in checkpoints.list_items(workdir)}
 
 
 def equal(tree, other) -> None:

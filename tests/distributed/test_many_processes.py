@@ -12,7 +12,7 @@ import pytest
 from footage import write_video
 from toy_run import evaluate, main, note_reads, run_toy, start, train
 
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints
 from synclipmae_jax.data.prepare import prepare
 
 
@@ -41,7 +41,7 @@ def test_a_run_goes_on_in_any_number_of_processes_and_on_any_mesh(tmp_path, coun
   assert "sigterm: saved step" in children[0].said and "to resume" in children[0].said
   assert "saved step" not in children[1].said
   saved = [path.name for path in (workdir / "checkpoints").iterdir()]
-  step = checkpoint.load_meta(workdir)["step"]
+  step = checkpoints.load_meta(workdir)["step"]
   assert sorted(saved) == [str(step), "frozen"]
 
   for more in (2, 3):
@@ -59,9 +59,9 @@ def test_a_run_goes_on_in_any_number_of_processes_and_on_any_mesh(tmp_path, coun
   agree(workdir, tmp_path / "whole", rtol=2e-5)  # the steps on other meshes too
   saved = {path.name for path in (workdir / "checkpoints").iterdir()}
   assert saved == {str(step + 2), f"{step + 3}.damaged", str(step + 4), "frozen"}
-  assert checkpoint.resolve_step(workdir).name == str(step + 4)
-  for name in checkpoint.list_items(tmp_path / "whole"):
-    one, other = (checkpoint.load_item(folder, name) for folder in (workdir, tmp_path / "whole"))
+  assert checkpoints.resolve_step(workdir).name == str(step + 4)
+  for name in checkpoints.list_items(tmp_path / "whole"):
+    one, other = (checkpoints.load_item(folder, name) for folder in (workdir, tmp_path / "whole"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, other)
 
 
@@ -117,7 +117,7 @@ def test_the_job_in_many_processes_trains_alike_and_each_reads_its_share(tmp_pat
   many = whole_job(tmp_path / "many", prepared, count, devices=1, **options)
   agree(one, many)
   assert sorted(path.name for path in (many / "checkpoints").iterdir()) == ["2", "3"]
-  assert checkpoint.resolve_step(many).name == "3"
+  assert checkpoints.resolve_step(many).name == "3"
 
   pairs = 8 // 2 // count  # records of a process in each step's batch
   alone = dict(line.split() for line in (tmp_path / "one" / "reads" / "0").read_text().splitlines())

@@ -20,7 +20,8 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["synclipmae_jax.job", "tensorboardX"])
+IMPORTED = ("run.jobs", "run.sources", "evaluation.pretrain")
+SERVER.set_forkserver_preload([*(f"synclipmae_jax.{name}" for name in IMPORTED), "tensorboardX"])
 BATCH = 16
 
 
@@ -140,11 +141,10 @@ def main(workdir: str, *, distributed: bool, arguments=(), patch=None, options=N
 
 def toy(*, heartbeat: int = 100, **options) -> None:
   """Replaces the model and its data by the toy task: everything else is the program."""
-  from synclipmae_jax import job
-  from synclipmae_jax.run import processes as distributed
+  from synclipmae_jax.run import jobs, processes
 
-  distributed.initialise = functools.partial(distributed.initialise, heartbeat_seconds=heartbeat)
-  job.run = lambda config, workdir, overrides: train(workdir, **options)
+  processes.initialise = functools.partial(processes.initialise, heartbeat_seconds=heartbeat)
+  jobs.run = lambda config, workdir, overrides: train(workdir, **options).stopped
 
 
 def train(
@@ -192,7 +192,6 @@ def train(
     mesh=sharding.make_mesh(mesh, jax.devices()[: math.prod(size for _, size in mesh)]),
     log_every=log_every,
     checkpoint_every=every,
-    negatives_clips=ToyTask.group,
   )
 
 
@@ -248,7 +247,7 @@ def evaluate(workdir: str, *, clips: int, distributed: bool = False, devices: in
 
   from synclipmae_jax import sharding
   from synclipmae_jax.evaluation.pretrain import SyncEvaluator
-  from synclipmae_jax.run import processes as processes
+  from synclipmae_jax.run import processes
 
   if distributed:
     processes.initialise()

@@ -67,7 +67,6 @@ def test_similarity_and_lag(tmp_path, clips):
   pictures.lag(tmp_path / "lag.png", clips[:2], state=state)
   read_png(tmp_path / "similarity.png")
   read_png(tmp_path / "lag.png")
-  pictures.similarity(tmp_path / "none.png", [])
   pictures.lag(tmp_path / "none.png", [], state=LagState())
   assert not (tmp_path / "none.png").exists()
 

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from synclipmae_jax.evaluation.report import write_entries
 from synclipmae_jax.evaluation.sync import (
   SYNTHETIC_NOTE,
   References,
@@ -68,7 +69,7 @@ def references(clips) -> References:
 
 def test_json_has_the_promised_keys_and_is_strict(clips, references, tmp_path):
   report = evaluate_sync(lambda clip: planted_tokens(clip, noise=6.0), clips, references=references)
-  report.write(tmp_path / "eval.json")
+  write_entries(tmp_path, report.to_json())
   assert [p.name for p in tmp_path.iterdir()] == ["eval.json"]  # nothing half-written is left
 
   def refuse(constant):

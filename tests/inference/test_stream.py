@@ -35,12 +35,12 @@ def test_block_tokens_are_those_of_the_whole_file(model, tmp_path):
   count = 290
   images = [numbered(t * 40503 % 65536) for t in range(count)]
   path = write_video(tmp_path / "a.mp4", images, sound=noise(count / 25 + 1))
-  assert model.block_frames == 128
-  blocks = list(TokenStream(model, path, faces="full_frame"))
+  assert model.embedder.block_frames == 128
+  blocks = list(TokenStream(model.embedder, path, faces="full_frame"))
   assert [(block.start, block.count) for block in blocks] == [(0, 128), (128, 128), (256, 34)]
   waveform = np.concatenate([block.waveform for block in blocks])
   assert waveform.shape == (SAMPLES_PER_FRAME * count,)
-  whole = model.model.embed_audio(model.params, model.params, waveform[None])[0]
+  whole = model.embedder.model.embed_audio(model.embedder.params, model.embedder.params, waveform[None])[0]
   np.testing.assert_allclose(np.concatenate([block.audio for block in blocks]), whole, atol=1e-5)
 
   tokens = model.embed(path, faces="full_frame")
@@ -51,7 +51,7 @@ def test_block_tokens_are_those_of_the_whole_file(model, tmp_path):
 def test_a_stream_that_is_left_stops_decoding(model, tmp_path):
   path = write_video(tmp_path / "a.mp4", [numbered(t) for t in range(700)], sound=noise(28))
   before = threading.active_count()
-  blocks = iter(TokenStream(model, path, faces="full_frame"))
+  blocks = iter(TokenStream(model.embedder, path, faces="full_frame"))
   next(blocks)
   assert threading.active_count() > before
   blocks.close()
@@ -61,8 +61,7 @@ def test_a_stream_that_is_left_stops_decoding(model, tmp_path):
 class Lamp:
   """Stands in for a trained model: a picture and a sound have the token of how bright, how loud they are."""
 
-  image_size, block_frames, audio_context = 32, 64, 8
-  name, notes, calibration, looks = "lamp", (), Calibration.uncalibrated(), (1.0,)
+  image_size, block_frames, audio_context, looks = 32, 64, 8, (1.0,)
   _directions = np.random.default_rng(1).normal(0, 12, 64).astype(np.float32)
   _phases = np.random.default_rng(2).uniform(0, 6, 64).astype(np.float32)
 
@@ -81,6 +80,11 @@ class Lamp:
     return self._token(loud)[self.audio_context :][: self.block_frames]
 
 
+def judge(path, **options):
+  """The answer of the lamp."""
+  return sync_file(Lamp(), path, calibration=Calibration.uncalibrated(), checkpoint="lamp", **options)
+
+
 def film(path, *, frames, lag, lit=True, **kwargs):
   """A lamp, `lag` frames later than the tone whose loudness it follows."""
   level = np.random.default_rng(3).uniform(0.1, 0.9, frames)
@@ -94,7 +98,7 @@ def film(path, *, frames, lag, lit=True, **kwargs):
 def test_the_lag_has_its_sign_and_every_frame_its_row(tmp_path, lag):
   seen = []
   path = film(tmp_path / "a.mp4", frames=300, lag=lag, sound_codec="flac" if lag else "aac")
-  result = sync_file(Lamp(), path, faces="full_frame", progress=lambda done, total: seen.append((done, total)))
+  result = judge(path, faces="full_frame", progress=lambda done, total: seen.append((done, total)))
   assert (result.lag_frames, result.lag_ms) == (lag, 40 * lag)
   assert result.verdict == ("out_of_sync" if lag else "in_sync")
   assert result.duration_s == 12 and len(result.frames) == 300 and result.score_map.shape == (300, 31)
@@ -134,7 +138,7 @@ def test_of_two_faces_the_one_that_moves_with_the_sound_is_the_speaker(tmp_path,
   images[:, :, :64] = np.rint(255 * other)[:, None, None, None]
   images[:, :, 64:] = np.rint(255 * np.roll(level, 3))[:, None, None, None]
   path = write_video(tmp_path / "a.mp4", images, sound=tone.astype(np.float32))
-  result = sync_file(Lamp(), path)
+  result = judge(path)
   assert result.lag_frames == 3 and result.notes == ("two lamps",)
   still, speaker = result.faces  # in order of the frames in which they are seen
   assert still.lag_frames is None and speaker.lag_frames == 3
@@ -157,7 +161,7 @@ def test_a_face_whose_lag_is_told_comes_before_one_with_a_higher_peak(tmp_path, 
 
   real = analysis.estimate
   monkeypatch.setattr(analysis, "estimate", estimate)
-  result = sync_file(Lamp(), film(tmp_path / "a.mp4", frames=200, lag=0))
+  result = judge(film(tmp_path / "a.mp4", frames=200, lag=0))
   assert (result.lag_frames, result.verdict) == (4, "out_of_sync")
   assert sorted(str(face.lag_frames) for face in result.faces) == ["4.0", "None"]
 
@@ -177,10 +181,10 @@ def test_short_stretches_keep_their_place_in_time():
 
 
 def test_what_cannot_be_synchronised_is_an_answer(tmp_path):
-  still = sync_file(Lamp(), film(tmp_path / "still.mp4", frames=300, lag=0, lit=False), faces="full_frame")
-  none = sync_file(Lamp(), film(tmp_path / "none.mp4", frames=50, lag=0))
+  still = judge(film(tmp_path / "still.mp4", frames=300, lag=0, lit=False), faces="full_frame")
+  none = judge(film(tmp_path / "none.mp4", frames=50, lag=0))
   path = write_video(tmp_path / "silent.mp4", [numbered(t) for t in range(50)], sound=np.zeros(32_000))
-  silent = sync_file(Lamp(), path, faces="full_frame")
+  silent = judge(path, faces="full_frame")
   for result, reason in ((still, "lips do not move"), (none, "no face is found"), (silent, "silent")):
     assert result.verdict == "not_synchronizable" and result.lag_frames is None and result.lag_ms is None
     assert reason in result.reason
@@ -214,5 +218,5 @@ def test_bad_files_are_one_sentence(tmp_path):
     (".", "not a regular file"),
   ):
     with pytest.raises(InputError, match=reason) as caught:
-      sync_file(Lamp(), tmp_path / name, faces="full_frame")
+      judge(tmp_path / name, faces="full_frame")
     assert "\n" not in str(caught.value)

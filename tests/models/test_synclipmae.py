@@ -10,7 +10,7 @@ import pytest
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.layers import EncoderBlock, scan_blocks, stack_blocks
 from synclipmae_jax.models.position import sincos_position
-from synclipmae_jax.models.synclipmae import SyncLipMAE
+from synclipmae_jax.models.synclipmae import SyncLipMAEModel
 from synclipmae_jax.types import InputError, audio_context_samples
 
 SIZES = dict(
@@ -44,7 +44,7 @@ def make_batch(clips=4, seed=0):
 
 @pytest.fixture(scope="module")
 def model():
-  return SyncLipMAE(**SIZES)
+  return SyncLipMAEModel(**SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_frames_are_independent(model, params):
 
 def test_identity_shuffle_stays_inside_the_pair(params):
   """Every shuffled token is one of its own pair's, all of them are used, and about half of the pairs are shuffled."""
-  model = SyncLipMAE(**SIZES)
+  model = SyncLipMAEModel(**SIZES)
   identity = jnp.arange(128 * 4, dtype=jnp.float32).reshape(128, 4, 1)
   keys = jax.random.split(jax.random.key(0), 128)
   shuffled = np.asarray(model._shuffle(identity, keys)).reshape(64, 8)
@@ -146,7 +146,7 @@ def test_audio_tokens_in_training_equal_those_in_use(model, params, apply):
 
 @pytest.mark.parametrize("visible", ["all", "face_topk"])
 def test_embed_has_one_answer(visible, params):
-  model = SyncLipMAE(**{**SIZES, "embed_visible": visible})
+  model = SyncLipMAEModel(**{**SIZES, "embed_visible": visible})
   frames = make_batch(1)["frames"]
   waveform = np.random.default_rng(0).normal(0, 0.1, (1, 640 * 8)).astype(np.float32)
   one = jax.jit(model.embed)(*params, frames, waveform)
@@ -171,7 +171,7 @@ ABLATIONS = {
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations_change_what_they_name(name, model):
-  ablated = SyncLipMAE(**{**SIZES, **ABLATIONS[name]})
+  ablated = SyncLipMAEModel(**{**SIZES, **ABLATIONS[name]})
   params = ablated.init(jax.random.key(0))
   outputs = jax.jit(ablated.apply)(*params, make_batch(), jax.random.key(1))
   assert outputs.predicted.shape == (4, 4, 2, 16, 192) and np.all(np.isfinite(outputs.predicted))
@@ -190,7 +190,7 @@ def test_ablations_change_what_they_name(name, model):
 def test_the_paper_configuration_has_the_paper_sizes():
   """Sapiens-0.3B has 303,099,904 parameters without its positional table (checkpoints.md, section 1.3); that table's
   first row, three prompt tokens and our own table come on top. Nothing is allocated."""
-  paper = SyncLipMAE(
+  paper = SyncLipMAEModel(
     **{
       **SIZES,
       "visual_encoder": dict(
@@ -216,7 +216,7 @@ def test_flops_match_the_compiler_on_an_unrolled_step():
       wav2vec2=dict(width=32, depth=2, heads=2, mlp_width=64, conv_width=16, pos_kernel=16, pos_groups=4),
     ),
   }
-  model = SyncLipMAE(**sizes, unroll=True)
+  model = SyncLipMAEModel(**sizes, unroll=True)
   params = jax.eval_shape(model.init, jax.random.key(0))
 
   def forward_and_backward(trainable, frozen, batch):
@@ -252,9 +252,9 @@ def _matmul_flops(jaxpr) -> float:
 def test_unknown_switches_are_refused():
   for wrong in (dict(views="three"), dict(mask_ratio=1.0), dict(decode_frames=9), dict(audio_frames=15)):
     with pytest.raises(InputError):
-      SyncLipMAE(**{**SIZES, **wrong})
+      SyncLipMAEModel(**{**SIZES, **wrong})
   with pytest.raises(InputError, match="unknown speech encoder 'hubert'"):
-    SyncLipMAE(**{**SIZES, "speech_encoder": dict(kind="hubert")})
+    SyncLipMAEModel(**{**SIZES, "speech_encoder": dict(kind="hubert")})
 
 
 def test_scanned_unrolled_and_rematerialised_blocks_agree():

@@ -16,14 +16,14 @@ import torch
 import transformers
 from convert.random_weights import random_weights
 
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints
 from synclipmae_jax.convert import donor
 from synclipmae_jax.convert.conversion import Conversion, Cost, convert
 from synclipmae_jax.models.decoder import Decoder
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.masking import patchify
 from synclipmae_jax.sharding import tree_paths
-from synclipmae_jax.train.initial_items import fill as fill_leaves
+from synclipmae_jax.train.initialisation import fill as fill_leaves
 
 TOLERANCE = 1e-5
 Tensors = dict[str, np.ndarray]
@@ -65,7 +65,7 @@ def converted(name: str, source: Path, **options: Any) -> tuple[dict[str, Any], 
   """The items made of a file or folder, read back from the checkpoint."""
   destination = source.parent / f"{source.name}.orbax"
   done, cost = convert(name, src=source, dst=destination, verify=True, **options)
-  return {item: checkpoint.load_item(destination, item) for item in done.items}, done, cost
+  return {item: checkpoints.load_item(destination, item) for item in done.items}, done, cost
 
 
 # Sapiens

@@ -8,9 +8,9 @@ torch = pytest.importorskip("torch")
 from convert.random_weights import random_weights  # noqa: E402
 from parity.sync_references import SyncNet  # noqa: E402
 
+from synclipmae_jax import checkpoints  # noqa: E402
 from synclipmae_jax.baselines.mfcc import int16_scale, mfcc  # noqa: E402
 from synclipmae_jax.baselines.syncnet import SyncNetTokens  # noqa: E402
-from synclipmae_jax.checkpoints import checkpoint  # noqa: E402
 from synclipmae_jax.convert.conversion import convert  # noqa: E402
 from synclipmae_jax.types import EvalClip  # noqa: E402
 
@@ -45,7 +45,7 @@ def test_released_size(clip, tmp_path):
   done, _ = convert("syncnet", src=tmp_path / "syncnet_v2.model", dst=tmp_path / "item", verify=True)
   assert done.sizes == {"image_size": 224, "scale": 1.0, "width": 1024}
   assert len(done.skipped) == 14  # num_batches_tracked
-  tokens = SyncNetTokens(checkpoint.load_item(tmp_path / "item", "syncnet"), **done.sizes)
+  tokens = SyncNetTokens(checkpoints.load_item(tmp_path / "item", "syncnet"), **done.sizes)
   with jax.default_matmul_precision("highest"):
     found = tokens.windows(clip)
   with torch.no_grad():

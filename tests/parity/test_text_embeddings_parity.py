@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-from synclipmae_jax.checkpoints import checkpoint  # noqa: E402
+from synclipmae_jax import checkpoints  # noqa: E402
 from synclipmae_jax.convert.text_embeddings import clean, main, text_embeddings  # noqa: E402
 from synclipmae_jax.types import InputError  # noqa: E402
 
@@ -133,13 +133,13 @@ def test_the_command_writes_a_checkpoint(original, tmp_path, capsys):
   assert main(command) == 0
   said = json.loads(capsys.readouterr().out)
   assert said["prompts"] == [PROMPTS[0], "clear lip", "motion"] and said["shapes"] == [[7, 32], [3, 32], [2, 32]]
-  item = checkpoint.load_item(dst, "text_embeddings")
+  item = checkpoints.load_item(dst, "text_embeddings")
   wanted = text_embeddings(src=original, prompts=said["prompts"], dtype="bfloat16").embeddings
   assert sorted(item) == ["prompt_0000", "prompt_0001", "prompt_0002"]
   for leaf, embedding in zip((item[key] for key in sorted(item)), wanted, strict=True):
     assert leaf.dtype == embedding.dtype == "bfloat16"
     np.testing.assert_array_equal(np.asarray(leaf, np.float32), np.asarray(embedding, np.float32))
-  conversion = checkpoint.load_meta(dst)["conversion"]
+  conversion = checkpoints.load_meta(dst)["conversion"]
   assert conversion["licence"] == "Apache-2.0" and conversion["naming"] == "Wan"
   assert conversion["prompts"]["prompt_0001"] == "clear lip"
   assert list(conversion["source"]) == ["models_t5_umt5-xxl-enc-bf16.pth"]

@@ -85,5 +85,5 @@ def test_answers_alike_whatever_the_rates(fps, rate, model, clips, tmp_path):
 
 def test_embeds_a_file(model, clips):
   tokens = model.embed(clips[0][0])
-  assert tokens.vocal.shape == tokens.audio.shape == (150, model.model.width)
+  assert tokens.vocal.shape == tokens.audio.shape == (150, model.embedder.model.width)
   assert np.isfinite(tokens.vocal).all() and tokens.times[-1] == pytest.approx(149 / 25)

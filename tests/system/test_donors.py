@@ -10,7 +10,7 @@ import pytest
 from convert.random_weights import donor_weights
 from safetensors.numpy import load_file, save_file
 
-from synclipmae_jax.checkpoints.checkpoint import load_item
+from synclipmae_jax.checkpoints import load_item
 
 ROOT = Path(__file__).parents[2]
 

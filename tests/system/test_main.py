@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from synclipmae_jax import job
-from synclipmae_jax.checkpoints.checkpoint import load_item, load_meta, save_items
+from synclipmae_jax.checkpoints import load_item, load_meta, save_items
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.models.position import resize_position
+from synclipmae_jax.run import jobs
 from synclipmae_jax.types import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -188,7 +188,7 @@ def test_a_configuration_that_makes_no_run_is_refused_before_anything_is_made(tm
     node = node[part]
   node[name] = value
   with pytest.raises(InputError, match=re.escape(sentence)):
-    job.run(config, tmp_path / "w")
+    jobs.run(config, tmp_path / "w")
   assert not (tmp_path / "w").exists()
 
 
@@ -198,7 +198,7 @@ def test_unknown_preset_and_missing_weights(tmp_path):
   with pytest.raises(InputError, match="--config.init.speech_encoder=DIR"):
     config = load("paper")
     config.train.mesh = (("data", -1),)
-    job.run(config, tmp_path / "w")
+    jobs.run(config, tmp_path / "w")
 
 
 def test_a_workdir_of_another_model_is_refused_with_both_sides(finished, tmp_path):
@@ -208,7 +208,7 @@ def test_a_workdir_of_another_model_is_refused_with_both_sides(finished, tmp_pat
   status, _, err = main(f"--workdir={workdir}", "--config.model.decoder.width=24", "--config.train.steps=6")
   assert status == 2 and "model.decoder.width 16 -> 24" in err
   with pytest.raises(InputError, match="jitter"):  # the same shapes, another model all the same
-    job.run(load("tiny,A3"), workdir)
+    jobs.run(load("tiny,A3"), workdir)
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
@@ -270,7 +270,7 @@ def test_a_directory_that_does_not_fit_is_refused_before_anything_is_made(tmp_pa
     config = load("tiny")
     config.init[field] = str(tmp_path / directory)
     with pytest.raises(InputError, match=re.escape(sentence.replace("{}", str(tmp_path / directory)))):
-      job.run(config, tmp_path / "w")
+      jobs.run(config, tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
 

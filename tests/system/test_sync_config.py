@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from synclipmae_jax import job
-from synclipmae_jax.checkpoints.checkpoint import save_items
+from synclipmae_jax.checkpoints import save_items
 from synclipmae_jax.convert import donor
-from synclipmae_jax.run.jobs import sync as benchmark
+from synclipmae_jax.run import jobs, sources, sync_models, sync_protocol, workdir
+from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.types import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -41,17 +41,17 @@ def measured(tmp_path_factory):
   root = tmp_path_factory.mktemp("sync")
   config = load("sync", "tiny")
   config.data.synthtalk.update(dict(train=2, test=2, seconds=2.0))
-  sources = job.find_sources(config, root / "run", job.Clock())
+  clips = sources.open_clips(config, root / "run", Clock())
   ours = load("pretrain", "tiny")
-  trainable, _ = job.build_task(ours).init(jax.random.key(0))
+  trainable, _ = jobs.training_job_of(ours).build_task(ours).init(jax.random.key(0))
   items = {name: trainable[name] for name in ("visual_encoder", "audio_adapter")}
-  save_items(root / "ours", items, job.stamp(ours, sources))
+  save_items(root / "ours", items, workdir.stamp(ours, clips.preprocessing))
   random_baseline(root / "syncnet", "syncnet", image_size=51, scale=1 / 16, width=8)
-  config.data.sources = ((str(sources[0].directory), 1.0),)
+  config.data.sources = ((str(clips.sources[0].directory), 1.0),)
   kinds = {"synclipmae": "ours", "synclipmae-5": "ours", "syncnet": "syncnet"}
   config.models = (("linear", None), *((kind, str(root / place)) for kind, place in kinds.items()))
   (root / "run").mkdir(exist_ok=True)
-  benchmark.run(config, root / "run")
+  sync_protocol.run(config, root / "run")
   return root, config
 
 
@@ -77,7 +77,7 @@ def test_five_frames_of_ours_fit_as_well_as_each_does_by_itself():
   model = SimpleNamespace(embed=lambda *_, **__: tokens, image_size=32)
   clip = SimpleNamespace(frames=np.zeros((9, 2, 2, 3)), waveform=None, face_box=None, mouth_box=None)
   cosine = lambda a, v: float(np.sum(a * v) / np.linalg.norm(a) / np.linalg.norm(v))
-  wide = benchmark.EmbeddedTokens(model, context_frames=5).embed(clip)
+  wide = sync_models.EmbeddedTokens(model, context_frames=5).embed(clip)
   assert all(x.shape == (9, 30) for x in wide)
   for t in range(9):
     around = [int(np.clip(t - 2, 0, 4)) + i for i in range(5)]  # at the ends the nearest whole window
@@ -89,14 +89,14 @@ def test_five_frames_of_ours_fit_as_well_as_each_does_by_itself():
 def test_clips_of_unknown_lag_get_a_known_one(measured, tmp_path, monkeypatch):
   """The records as if nobody knew their lag: half of them are shifted, and the report says so."""
   root, config = measured
-  read = job.evaluation_clips
+  read = sources.evaluation_clips
   unknown = lambda clips: (dataclasses.replace(clip, lag=None) for clip in clips)
-  monkeypatch.setattr(job, "evaluation_clips", lambda *a, **k: (unknown(read(*a, **k)[0]), ""))
+  monkeypatch.setattr(sources, "evaluation_clips", lambda *a, **k: (unknown(read(*a, **k)[0]), ""))
   config = config.copy_and_resolve_references()
   config.models = (("syncnet", str(root / "syncnet")),)
   for inject in (True, False):
     config.inject_lags = inject
-    found = benchmark.run(config, tmp_path)
+    found = sync_protocol.run(config, tmp_path)
     assert any("known lags were injected" in note for note in found.notes) == inject
     assert any("0 is assumed" in note for note in found.notes)
     assert inject or found.lags == [0, 0]
@@ -123,21 +123,21 @@ def test_models_that_are_none_are_refused_before_anything_is_made(measured, tmp_
     for pair in models
   )  # fmt: skip
   with pytest.raises(InputError, match=re.escape(sentence)):
-    benchmark.run(config, tmp_path / "w")
+    sync_protocol.run(config, tmp_path / "w")
   assert not (tmp_path / "w").exists()
 
 
 def test_the_other_judges_come_from_their_converted_weights(tmp_path):
   random_baseline(tmp_path / "vocalist", "vocalist", widths=(2, 2, 2, 2, 16), depth=1)
-  judge = benchmark.MODELS["vocalist"](str(tmp_path / "vocalist"))
+  judge = sync_models.MODELS["vocalist"](str(tmp_path / "vocalist"))
   assert (judge.name, judge.context_frames) == ("VocaLiST", 5) and callable(judge.similarity)
   scores = judge.similarity(np.ones((3, 16, 16), np.float32), np.ones((3, 5, 16), np.float32))
   assert scores.shape == (3,) and np.isfinite(scores).all()
 
 
-def test_what_is_only_measured_cannot_be_trained(tmp_path):
-  with pytest.raises(InputError, match="unknown task 'sync': what can be trained is pretrain, syncnet"):
-    job.run(load("sync", "tiny"), tmp_path / "w")
+def test_what_is_only_measured_cannot_be_trained():
+  with pytest.raises(InputError, match="the job 'sync' trains nothing"):
+    jobs.training_job_of(load("sync", "tiny"))
 
 
 @pytest.mark.slow
@@ -148,11 +148,10 @@ def test_a_syncnet_is_trained_and_measured_from_its_workdir(measured, tmp_path):
   training.data.sources = config.data.sources
   training.train.update(dict(steps=1, calibration_batches=1))
   training.data.eval_clips = 2
-  result = job.run(training, tmp_path / "run")
-  assert result.step == 1
+  assert jobs.run(training, tmp_path / "run") is None
   report = json.loads((tmp_path / "run" / "eval.json").read_text())
   config = config.copy_and_resolve_references()
   config.models = (("syncnet", str(tmp_path / "run")),)
-  row = benchmark.run(config, tmp_path / "sync").to_json()["rows"][0]
+  row = sync_protocol.run(config, tmp_path / "sync").to_json()["rows"][0]
   assert row["similarity"] == "cosine" and row["lse"] is None and row["name"] == "SyncNet-5"
   assert row["acc"] == pytest.approx(report["acc"]) and row["r_precision"] == pytest.approx(report["r_precision"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from synclipmae_jax import sharding
-from synclipmae_jax.job import build_task
+from synclipmae_jax.run.jobs import training_job_of
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import init_state
 from synclipmae_jax.train.step import make_train_step
@@ -16,12 +16,18 @@ from synclipmae_jax.train.step import make_train_step
 SPEC = importlib.util.spec_from_file_location("pretrain", Path(__file__).parents[2] / "configs" / "pretrain.py")
 CONFIG = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(CONFIG)
+
+
+def build_task(config):
+  return training_job_of(config).build_task(config)
+
+
 TERMS = ("reconstruction_video", "reconstruction_audio", "contrast", "covariance")
 
 
 def a_batch(task, clips=16, seed=0):
   random = np.random.default_rng(seed)
-  shapes = task.abstract_batch(clips)
+  shapes = task.abstract_batches(clips)[0]
   return {
     "frames": random.integers(0, 256, shapes["frames"].shape).astype(np.uint8),
     "waveform": random.normal(0, 0.1, shapes["waveform"].shape).astype(np.float32),
@@ -38,9 +44,7 @@ def one_step(config, *, mesh, accumulation=1, clips=16, **task_changes):
   task = build_task(config)
   optimizer = make_optimizer(**config.optimizer, total_steps=4)
   state, frozen = init_state(task, optimizer, mesh, jax.random.key(0))
-  step = make_train_step(
-    task, optimizer, mesh=mesh, accumulation=accumulation, negatives_clips=config.loss.negatives_clips
-  )
+  step = make_train_step(task, optimizer, mesh=mesh, accumulation=accumulation)
   state, metrics = step(state, frozen, sharding.to_global(a_batch(task, clips), mesh), jax.random.key(1))
   return jax.device_get((metrics, state.trainable))
 
@@ -94,7 +98,7 @@ def test_a_step_with_wav2vec2_leaves_it_alone(alignment):
   optimizer = make_optimizer(**config.optimizer, total_steps=4)
   state, frozen = init_state(task, optimizer, mesh, jax.random.key(0))
   before = jax.device_get(frozen)
-  step = make_train_step(task, optimizer, mesh=mesh, negatives_clips=4)
+  step = make_train_step(task, optimizer, mesh=mesh)
   state, metrics = step(state, frozen, sharding.to_global(a_batch(task), mesh), jax.random.key(1))
   assert metrics["finite"]
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(frozen), before)
@@ -146,7 +150,7 @@ def test_the_paper_preset_is_whole():
   config = CONFIG.get_config("paper")
   task = build_task(config)
   trainable, frozen = jax.eval_shape(task.init, jax.random.key(0))
-  loss, metrics = jax.eval_shape(task.loss, trainable, frozen, task.abstract_batch(48), jax.random.key(0))
+  loss, metrics = jax.eval_shape(task.loss, trainable, frozen, task.abstract_batches(48)[0], jax.random.key(0))
   assert loss.shape == () and set(TERMS) <= metrics.keys()
   mesh = mesh_of(8, data=1, fsdp=8)
   placed = sharding.shardings({**trainable, **frozen}, mesh, task.rules)
@@ -158,4 +162,4 @@ def test_the_paper_preset_is_whole():
   }
   whole = parts.pop("speech_encoder/positional_conv/kernel")  # split, it would cost a collective a step
   assert whole == 1 and parts and min(parts.values()) == 8
-  assert 5e12 < task.model_flops(48) / 48 < 3e13  # of a clip of 16 frames
+  assert 5e12 < task.model_flops(task.abstract_batches(48)[0]) / 48 < 3e13  # of a clip of 16 frames

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from toy_task import ToyTask, toy_batches
 
-from synclipmae_jax import sharding
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints, sharding
 from synclipmae_jax.train.loop import NonFiniteLoss, run
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.types import InputError
@@ -72,7 +71,7 @@ def test_four_steps_are_two_and_two_bit_for_bit(tmp_path):
   assert (parts.step, parts.stopped, opened) == (4, None, [0, 2])
   equal(whole.trainable, parts.trainable)
   assert losses(tmp_path / "whole") == losses(tmp_path / "parts") and len(losses(tmp_path / "parts")) == 4
-  optimizer_states = [checkpoint.load_item(tmp_path / part, "opt_state") for part in ("whole", "parts")]
+  optimizer_states = [checkpoints.load_item(tmp_path / part, "opt_state") for part in ("whole", "parts")]
   equal(*optimizer_states)
 
 
@@ -104,7 +103,7 @@ def test_a_loss_that_is_no_number_right_before_a_save_is_not_saved(tmp_path):
 
 
 def load_step(workdir):
-  return checkpoint.load_meta(workdir)["step"]
+  return checkpoints.load_meta(workdir)["step"]
 
 
 def test_refusals_come_in_one_sentence_and_before_any_compile(tmp_path, monkeypatch):
@@ -112,7 +111,7 @@ def test_refusals_come_in_one_sentence_and_before_any_compile(tmp_path, monkeypa
   monkeypatch.setattr("synclipmae_jax.train.loop.make_train_step", lambda *_, **__: pytest.fail("compiled"))
   with pytest.raises(InputError, match="made with another model(.|\n)*head/kernel"):
     train(tmp_path, 2, task=ToyTask(width=8))
-  with pytest.raises(InputError, match="batch of 16 clips does not divide"):
+  with pytest.raises(InputError, match="batch of 16 examples does not divide"):
     train(tmp_path / "other", 2, accumulation=3)
   assert not (tmp_path / "other").exists()
   with pytest.raises(InputError, match="at step 1 already"):
@@ -120,18 +119,19 @@ def test_refusals_come_in_one_sentence_and_before_any_compile(tmp_path, monkeypa
 
 
 def test_a_stream_of_another_batch_size_is_refused(tmp_path):
-  with pytest.raises(InputError, match="batches of 16 clips, batch_size says 32"):
+  with pytest.raises(InputError, match="batches of 16 examples, batch_size says 32"):
     train(tmp_path, 1, batch_size=32)
 
 
 def test_evaluations_are_logged_scored_and_keep_the_best(tmp_path):
   score = Score()
-  options = {"evaluators": [score], "eval_every": 2, "keep_last": 1, "keep_best": 1, "best_metric": "sync/acc"}
+  options = {"evaluators": [score], "eval_every": 2, "keep_last": 1, "keep_best": 1}
+  options["task"] = ToyTask(best_metric="sync/acc")
   result = train(tmp_path, 5, stamp={"config": {"a": 1}}, **options)
   assert score.calls == [(2, False), (4, False), (5, True)] and result.metrics == {"sync/acc": 0.2, "sync/clips": 3}
   assert [line.get("sync/acc") for line in log_of(tmp_path)] == [None, 0.5, None, 0.25, 0.2]
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "5", "frozen"]
-  meta = checkpoint.load_meta(tmp_path)
+  meta = checkpoints.load_meta(tmp_path)
   assert meta["metrics"] == result.metrics and meta["config"] == {"a": 1}
 
   # A finished run, started again, takes no step and shows its result again.
@@ -193,7 +193,7 @@ def test_other_frozen_parameters_than_those_trained_with_are_refused(tmp_path):
   other = train(tmp_path / "other", 1, seed=7)
   frozen = tmp_path / "checkpoints" / "frozen"
   frozen.rename(tmp_path / "aside")
-  checkpoint.save_items(frozen, other.frozen, {"frozen_sha256": checkpoint.tree_hash(other.frozen)})
+  checkpoints.save_items(frozen, other.frozen, {"frozen_sha256": checkpoints.tree_hash(other.frozen)})
   with pytest.raises(InputError, match="frozen parameters are not those"):
     train(tmp_path, 2)
 

@@ -12,7 +12,7 @@ from synclipmae_jax import sharding
 from synclipmae_jax.train import flops
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import abstract_state, init_state
-from synclipmae_jax.train.step import check_batch, make_train_step
+from synclipmae_jax.train.step import batch_unit, check_batch, make_train_step
 from synclipmae_jax.types import InputError
 
 BATCH = 32
@@ -25,7 +25,7 @@ def optimizer():
 def train(steps=2, *, axes=(("data", 1),), accumulation=1, poisoned=None):
   task, mesh = ToyTask(), sharding.make_mesh(axes, jax.devices()[: math.prod(size for _, size in axes)])
   state, frozen = init_state(task, optimizer(), mesh, jax.random.key(0))
-  step = make_train_step(task, optimizer(), mesh=mesh, accumulation=accumulation, negatives_clips=task.group)
+  step = make_train_step(task, optimizer(), mesh=mesh, accumulation=accumulation)
   batches, key, history = toy_batches(BATCH, poisoned=poisoned)(0), jax.random.key(1), []
   for _ in range(steps):
     state, metrics = step(state, frozen, sharding.to_global(next(batches), mesh), key)
@@ -119,21 +119,33 @@ def test_the_step_compiles_from_shapes_alone():
 
 
 @pytest.mark.parametrize(
-  ("batch_size", "options", "complaint"),
+  ("batch_size", "changes", "options", "complaint"),
   [
-    (30, {}, "does not divide .* over 8 device"),
-    (32, {"accumulation": 8}, "does not divide into 8 micro-batch"),
-    (32, {"negatives_clips": 24}, "whole groups of 24"),
-    (32, {"negatives_clips": 3}, "must be even"),
-    (32, {"accumulation": 0}, "at least 1"),
-    (32, {"processes": 3}, "whole pairs"),
+    (30, {}, {}, "does not divide .* over 8 device"),
+    (32, {}, {"accumulation": 8}, "does not divide into 8 micro-batch"),
+    (32, {"group": 24}, {}, "whole groups of 24"),
+    (32, {"group": 3}, {}, "must hold whole records"),
+    (32, {}, {"accumulation": 0}, "at least 1"),
+    (32, {}, {"processes": 3}, "whole records"),
   ],
 )
-def test_a_batch_that_does_not_divide_is_refused(batch_size, options, complaint):
+def test_a_batch_that_does_not_divide_is_refused(batch_size, changes, options, complaint):
   mesh = sharding.make_mesh({"data": 8}, jax.devices()[:8])
-  check_batch(32, mesh=mesh, accumulation=2, negatives_clips=16)
+  check_batch(ToyTask(group=16), 32, mesh=mesh, accumulation=2)
   with pytest.raises(InputError, match=complaint):
-    check_batch(batch_size, mesh=mesh, **options)
+    check_batch(ToyTask(**changes), batch_size, mesh=mesh, **options)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("group", [2, 6])
+def test_the_unit_of_a_batch_is_the_smallest_that_passes(accumulation, processes, group):
+  task, mesh = ToyTask(group=group), sharding.make_mesh({"data": 8}, jax.devices()[:8])
+  unit = batch_unit(task, ways=8, accumulation=accumulation, processes=processes)
+  check_batch(task, unit, mesh=mesh, accumulation=accumulation, processes=processes)
+  for smaller in range(1, unit):
+    with pytest.raises(InputError):
+      check_batch(task, smaller, mesh=mesh, accumulation=accumulation, processes=processes)
 
 
 def test_utilisation_is_unknown_on_a_cpu_and_a_ratio_where_the_peak_is_known():

@@ -11,16 +11,20 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from synclipmae_jax import sharding
+from synclipmae_jax.types import Task
 
 FEATURES, WIDTH, DEPTH, FRAMES = 12, 16, 2, 4
 POISON = 2**31 - 1  # a clip of this stream index makes the loss no number
 
 
 @dataclasses.dataclass(frozen=True)
-class ToyTask:
+class ToyTask(Task):
   name: str = "toy"
   width: int = WIDTH
   group: int = 4
+  examples_per_record: int = 2
+  item: str = "frames"
+  best_metric: str | None = None
   rules = ((r"kernel", P("fsdp")), (r".*", P()))
 
   def init(self, key):
@@ -59,8 +63,16 @@ class ToyTask:
     clamped = jnp.clip(trainable["contrast"]["log_temperature"], jnp.log(0.01), jnp.log(0.5))
     return {**trainable, "contrast": {"log_temperature": clamped}}
 
-  def model_flops(self, clips):
-    return 6.0 * clips * (FEATURES * self.width * 2 + DEPTH * self.width**2)
+  def abstract_batches(self, batch_size):
+    shapes = {"frames": (FRAMES, 2, 2, 3), "index": ()}
+    dtypes = {"frames": jnp.uint8, "index": jnp.uint32}
+    return [{name: jax.ShapeDtypeStruct((batch_size, *shape), dtypes[name]) for name, shape in shapes.items()}]
+
+  def count_items(self, batch):
+    return batch["frames"].shape[0] * batch["frames"].shape[1]
+
+  def model_flops(self, batch):
+    return 6.0 * batch["index"].shape[0] * (FEATURES * self.width * 2 + DEPTH * self.width**2)
 
 
 def toy_batches(batch_size, *, opened=None, poisoned=None):

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synclipmae_jax import sharding
-from synclipmae_jax.checkpoints import checkpoint
+from synclipmae_jax import checkpoints, sharding
 from synclipmae_jax.types import InputError, Params
 
 ResizePosition = Callable[[np.ndarray, int], np.ndarray]  # (table [n * n, D], grid) -> [grid * grid, D]
@@ -31,7 +30,7 @@ ResizePosition = Callable[[np.ndarray, int], np.ndarray]  # (table [n * n, D], g
 class InitialItem:
   """How a checkpoint fills one item of the model. Paths are those of the leaves within the item."""
 
-  saved: checkpoint.SavedItem
+  saved: checkpoints.SavedItem
   loaded: tuple[str, ...]
   resized: Mapping[str, tuple[int, int]]  # path -> side of the donor's square grid, side of the model's
   fresh: Mapping[str, str]  # path of the model -> why it stays freshly initialised
@@ -39,6 +38,7 @@ class InitialItem:
   parameters: int  # numbers in what is loaded or resized
   cast: tuple[str, ...]  # types that are loaded as the model's
   resize_position: ResizePosition | None
+  frozen: bool
 
   def load(self, abstract: Params) -> dict[str, jax.Array]:
     """The leaves that the checkpoint gives, by path, each placed as `abstract` says, whatever the mesh."""
@@ -53,6 +53,10 @@ class InitialItem:
       table = self.resize_position(given[path], grid).astype(wanted[path].dtype)
       given[path] = jax.make_array_from_callback(table.shape, wanted[path].sharding, table.__getitem__)
     return {path: given[path] for path in (*self.loaded, *self.resized)}
+
+  def fill(self, item: Params) -> Params:
+    """`item` (arrays or shapes with shardings) with the leaves that the checkpoint gives."""
+    return fill(item, self.load(item))
 
   def lines(self) -> list[str]:
     """For the terminal: what came from where, subtrees instead of leaves."""
@@ -104,7 +108,7 @@ def plan_item(
   if not wanted:
     filled = sorted(item for item, tree in items.items() if jax.tree.leaves(tree))
     raise InputError(f"this model has no item {name!r} to start from {directory}; it has {filled}")
-  found = checkpoint.find_item(directory, name, verify=verify)
+  found = checkpoints.find_item(directory, name, verify=verify)
   saved = dict(sharding.tree_paths(found.leaves))
   conversion = found.meta.get("conversion")
   if conversion is None:
@@ -137,6 +141,7 @@ def plan_item(
     parameters=sum(math.prod(wanted[path].shape) for path in given),
     cast=tuple(sorted({np.dtype(saved[path].dtype).name for path in given if saved[path].dtype != wanted[path].dtype})),
     resize_position=resize_position,
+    frozen=frozen,
   )
 
 
@@ -166,6 +171,21 @@ class Initialisation:
     conversions = {item.saved.name: item.saved.meta.get("conversion") for item in self.items}
     kept = ("donor", "licence", "source")
     return {name: {key: said.get(key) for key in kept} for name, said in conversions.items() if said}
+
+  def frozen(self, by_reference: Sequence[str] = ()) -> dict[str, Any]:
+    """What a checkpoint says of its frozen items that came from elsewhere: their own configuration and preprocessing,
+    and where they stand, for those that it keeps by reference. Raises InputError for a reference to nothing."""
+    plans = {item.saved.name: item for item in self.items if item.frozen}
+    if missing := sorted(set(by_reference) - set(plans)):
+      raise InputError(
+        f"only a frozen item that starts from a checkpoint can be kept by reference: {', '.join(missing)} is none"
+      )
+    kept = ("task", "config", "preprocessing", "conversion", "revision", "step")
+    said = {name: {key: plan.saved.meta[key] for key in kept if key in plan.saved.meta} for name, plan in plans.items()}
+    for name in by_reference:
+      directory = plans[name].saved.directory
+      said[name]["reference"] = {"directory": str(directory), "manifest_sha256": checkpoints.manifest_hash(directory)}
+    return said
 
   def write(self, path: Path) -> None:
     items = {item.saved.name: item.to_json() for item in self.items}

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from synclipmae_jax import sharding
-from synclipmae_jax.checkpoints.checkpoint import save_items
+from synclipmae_jax.checkpoints import save_items
 from synclipmae_jax.models.decoder import Decoder
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.position import resize_position
 from synclipmae_jax.models.visual_encoder import VisualEncoder
-from synclipmae_jax.train.initial_items import Initialisation, fill, plan_item
+from synclipmae_jax.train.initialisation import Initialisation, fill, plan_item
 from synclipmae_jax.types import InputError
 
 OPTIONAL = {

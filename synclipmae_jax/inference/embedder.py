@@ -1,0 +1,125 @@
+"""Face crops and sound to tokens, in blocks of one shape: the array half of what a trained model does."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from synclipmae_jax.models import augment, synclipmae
+from synclipmae_jax.types import FPS, SAMPLES_PER_FRAME, InputError, Params, Tokens
+
+BLOCK_FRAMES = 128  # at least so many frames go through the model at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embedding:
+  """Tokens of T frames at 25 frames/s, un-normalised (take the cosine). Rows without a face are nan but for `audio`."""
+
+  identity: np.ndarray  # float32 [T, D]
+  vocal: np.ndarray  # float32 [T, D]
+  ambient: np.ndarray  # float32 [T, D]
+  audio: np.ndarray  # float32 [T, D]
+  times: np.ndarray  # float64 [T] s, from the first picture
+  face_box: np.ndarray  # float32 [T, 4] x0, y0, x1, y1 as fractions of the picture
+
+
+class Embedder:
+  """A model and its parameters, compiled for blocks of frames.
+
+  `image_size` is S; `block_frames` go through the model at once, with `audio_context` frames of sound on both sides.
+  """
+
+  def __init__(self, model: synclipmae.SyncLipMAEModel, params: Params):
+    self.model, self.params = model, params
+    # Detectors differ in what they call a face. Where training jittered the crop, lips are read from a closer crop
+    # too: on a photograph the z of the lag rises from 3 to 5, on footage like the training data nothing changes.
+    jitter = model.crop_jitter
+    self.looks = (1.0, 1 + 0.8 * (jitter["zoom"] - 1)) if jitter else (1.0,)
+    self.image_size = model.image_size
+    lead = (model.audio_frames - model.clip_frames) // 2
+    # Whole clips, so that the windows of a stretch are those of the file; one frame more holds the margin.
+    self.audio_context = -(-(lead + 1) // model.clip_frames) * model.clip_frames
+    self.block_frames = -(-BLOCK_FRAMES // model.clip_frames) * model.clip_frames
+    self._encode_frames = jax.jit(functools.partial(_encode_frames, model, self.looks))
+    self._encode_sound = jax.jit(lambda params, waveform: model.embed_audio(params, params, waveform))
+
+  def embed(
+    self,
+    frames: np.ndarray,
+    waveform: np.ndarray | None,
+    *,
+    face_box: np.ndarray | None = None,
+    mouth_box: np.ndarray | None = None,
+  ) -> Embedding:
+    """Tokens of face crops uint8 [T, S, S, 3] RGB at 25 frames/s and `waveform` float32 [640 * T] in [-1, 1] at 16 kHz,
+    with the boxes [T, 4] in fractions of the crop, where they are known. Raises InputError."""
+    if frames.ndim != 4 or frames.shape[1:] != (self.image_size, self.image_size, 3) or frames.dtype != np.uint8:
+      raise InputError(
+        f"frames must be uint8 [T, {self.image_size}, {self.image_size}, 3], not {frames.dtype} {list(frames.shape)}"
+      )
+    if not len(frames):
+      raise InputError("there is no frame to embed")
+    if waveform is None or np.shape(waveform) != (SAMPLES_PER_FRAME * len(frames),):
+      raise InputError(f"{len(frames)} frames need a waveform of {SAMPLES_PER_FRAME * len(frames)} samples")
+    if not np.issubdtype(waveform.dtype, np.floating):
+      raise InputError(f"the waveform must be floating, in [-1, 1], not {waveform.dtype}")
+    tokens, _ = self.encode_frames(frames, face_box=face_box, mouth_box=mouth_box)
+    box = np.tile(np.float32([0, 0, 1, 1]), (len(frames), 1)) if face_box is None else np.asarray(face_box, np.float32)
+    return Embedding(
+      identity=tokens.identity,
+      vocal=tokens.vocal,
+      ambient=tokens.ambient,
+      audio=self.embed_sound(waveform),
+      times=np.arange(len(frames)) / FPS,
+      face_box=box,
+    )
+
+  def encode_frames(self, frames: np.ndarray, *, face_box=None, mouth_box=None) -> tuple[Tokens, np.ndarray]:
+    """Visual tokens of face crops uint8 [n, S, S, 3], each by itself, in blocks of one shape; numpy [n, D].
+
+    And beside them what `sync` compares with `heard`: the vocal tokens of every look, float32 [n, looks * D].
+    """
+    face_box = np.tile(np.float32(synclipmae.masking.FACE_PRIOR), (len(frames), 1)) if face_box is None else face_box
+    mouth_box = np.full((len(frames), 4), -1, np.float32) if mouth_box is None else mouth_box
+    pieces, size = [], self.block_frames
+    for start in range(0, len(frames), size):
+      block = [np.asarray(x)[start : start + size] for x in (frames, face_box, mouth_box)]
+      count = len(block[0])
+      block = [np.pad(x, [(0, size - count)] + [(0, 0)] * (x.ndim - 1), "edge") for x in block]
+      tokens, lips = self._encode_frames(self.params, *block)
+      pieces.append([np.asarray(x)[:count] for x in (tokens.identity, tokens.vocal, tokens.ambient, lips)])
+    identity, vocal, ambient, lips = (np.concatenate(x) for x in zip(*pieces, strict=True))
+    return Tokens(identity=identity, vocal=vocal, ambient=ambient, audio=None), lips
+
+  def heard(self, audio: np.ndarray) -> np.ndarray:
+    """Audio tokens [n, D] as `sync` compares them with the lips of every look: [n, looks * D]."""
+    return np.tile(audio, len(self.looks))
+
+  def embed_sound(self, waveform: np.ndarray) -> np.ndarray:
+    """Audio tokens [T, D] of a whole waveform, float32 [640 * T]."""
+    size, context, frames = self.block_frames, self.audio_context, len(waveform) // SAMPLES_PER_FRAME
+    padded = np.pad(waveform, (SAMPLES_PER_FRAME * context, SAMPLES_PER_FRAME * (size + context)))
+    blocks = [
+      self.encode_sound(padded[SAMPLES_PER_FRAME * start :][: SAMPLES_PER_FRAME * (size + 2 * context)])
+      for start in range(0, frames, size)
+    ]
+    return np.concatenate(blocks)[:frames]
+
+  def encode_sound(self, waveform: np.ndarray) -> np.ndarray:
+    """Audio tokens [block_frames, D] of one block, from the sound of the block and `audio_context` frames around it."""
+    tokens = self._encode_sound(self.params, waveform[None])[0]
+    return np.asarray(tokens)[self.audio_context :][: self.block_frames]
+
+
+def _encode_frames(model, looks, params, frames, face_box, mouth_box):
+  boxes = jnp.stack([face_box, mouth_box])
+  closer = [augment.recrop(frames, boxes, factor=factor, moved=jnp.zeros(2)) for factor in looks[1:]]
+  seen = jnp.stack([frames, *(pictures for pictures, _ in closer)])
+  boxes = jnp.stack([boxes, *(there for _, there in closer)], axis=1)
+  tokens = model.embed_visual(params, seen, face_box=boxes[0], mouth_box=boxes[1])
+  own = jax.tree.map(lambda x: x[0], tokens)
+  return own, jnp.concatenate(list(tokens.vocal), axis=-1)

@@ -1,0 +1,92 @@
+"""A trained model from a checkpoint: only what serves is read, and the model is the one that the stamp describes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from synclipmae_jax import checkpoints
+from synclipmae_jax.checkpoints.format import META
+from synclipmae_jax.data.clips import VERSION
+from synclipmae_jax.data.faces import backends as faces
+from synclipmae_jax.inference.embedder import Embedder
+from synclipmae_jax.models.synclipmae import build_model
+from synclipmae_jax.types import FPS, SAMPLE_RATE, InputError, Params
+
+# The footage that this version can prepare. Size of the picture and visible patches are a checkpoint's own affair.
+_PREPROCESSING = {"fps": FPS, "sample_rate": SAMPLE_RATE, "crop": faces.CROP_RULE, "version": VERSION}
+_SERVING = ("visual_encoder", "audio_adapter")  # and the frozen speech encoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+  """A model that was read from `step`, with what the checkpoint says of itself."""
+
+  step: Path
+  meta: Mapping[str, Any]
+  config: Mapping[str, Any]
+  embedder: Embedder
+
+
+def load_trained(directory: str | os.PathLike, *, say: Callable[[str], None] = print) -> Trained:
+  """The model in a workdir or a step; damaged steps are named by `say`.
+
+  Raises InputError where nothing whole is found there, or what is there was made from other footage than this version
+  prepares.
+  """
+  step = checkpoints.resolve_step(directory, say=say)
+  with refusing(f"checkpoint {step} has a {META} that cannot be read"):
+    meta = checkpoints.load_meta(step)
+  config = _stamped_config(step, meta)
+  with refusing(f"checkpoint {step} describes no model of this version"):
+    model = build_model(config)
+    trainable, frozen = jax.eval_shape(model.init, jax.random.key(0))
+  wanted = {name: trainable[name] for name in _SERVING} | frozen
+  params = {name: _load_item(step, name, abstract) for name, abstract in wanted.items()}
+  return Trained(step=step, meta=meta, config=config, embedder=Embedder(model, params))
+
+
+def _stamped_config(step: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+  """The configuration of a checkpoint, the stamp of its footage compared with ours and its own choices taken over."""
+  config, stamp = meta.get("config"), meta.get("preprocessing")
+  if not isinstance(config, dict) or not isinstance(stamp, dict):
+    raise InputError(f"checkpoint {step} does not say what it was trained on: it has no stamp of its preprocessing")
+  for name, ours in _PREPROCESSING.items():
+    if stamp.get(name) != ours:
+      raise InputError(f"checkpoint {step} was trained on other footage: {name} {stamp.get(name)!r}, here {ours!r}")
+  computing = {"unroll": False, "remat": "none"}  # how, not what: a rolled scan compiles in half the time
+  if jax.default_backend() == "cpu":  # which has no bfloat16
+    computing["compute_dtype"] = "float32"
+  with refusing(f"checkpoint {step} has a stamp that cannot be read"):
+    return {
+      **config,
+      "data": {**config["data"], "image_size": stamp["image_size"]},
+      "model": {**config["model"], "embed_visible": stamp["embed_visible"], **computing},
+    }
+
+
+@contextlib.contextmanager
+def refusing(complaint: str) -> Iterator[None]:
+  """Whatever fails on what was read from a checkpoint, in any of a dozen ways, is an InputError that says where."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f"{complaint} ({error})") from error
+  except Exception as error:
+    raise InputError(f"{complaint} ({error!r})") from error
+
+
+def _load_item(step: Path, name: str, abstract: Params) -> Params:
+  if not jax.tree.leaves(abstract):  # an encoder without parameters
+    return abstract
+  saved = checkpoints.find_item(step, name, verify=name == "speech_encoder")  # it stands apart from the step
+  saved.refuse_difference(saved.leaves, abstract)
+  with refusing(f"checkpoint {step} is damaged: its {name} cannot be read"):
+    return jax.device_put(saved.load(jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)))

@@ -1,0 +1,103 @@
+"""The synchronisation protocol from a configuration (configs/sync.py): models from checkpoints, the same held-out clips
+for all, one table at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from synclipmae_jax import sharding
+from synclipmae_jax.evaluation.protocol import Benchmark, inject_lag, measure_model, reference_rows
+from synclipmae_jax.evaluation.sync import measure_references
+from synclipmae_jax.run import sources
+from synclipmae_jax.run.clock import Clock
+from synclipmae_jax.run.sync_models import MODELS, OURS, load_model, lse_of
+from synclipmae_jax.run.workdir import write_config
+from synclipmae_jax.types import EvalClip, InputError
+
+LINEAR = "linear"  # fitted on the training clips of the records
+
+
+def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None) -> Benchmark:
+  """Measures every model of the configuration, writes WORKDIR/sync.json and sync.md, and prints the tables.
+
+  Raises InputError, before anything is made, where a checkpoint does not hold the model that it should.
+  """
+  clock, started = Clock(), time.perf_counter()
+  listed = check_listed(config.models)
+  if config.seed < 0:
+    raise InputError(f"the seed must be 0 or more, not {config.seed}")
+  with clock("loading"):
+    models = [(kind, directory, load_model(kind, directory)) for kind, directory in listed if kind != LINEAR]
+  found = sources.find_sources(config, workdir, clock)
+  write_config(config, workdir, dict(overrides or {}))
+  share = (jax.process_index(), jax.process_count())
+  seed = config.seed if config.inject_lags else None
+  _, remark = sources.evaluation_clips(config, found, *share)
+
+  def held_out(image_size: int) -> HeldOut:
+    return HeldOut(lambda: sources.evaluation_clips(config, found, *share, image_size=image_size)[0], seed=seed)
+
+  rows, clips = [], held_out(config.data.image_size)
+  if (LINEAR, None) in listed:
+    with clock("linear baseline"):
+      rows += reference_rows(measure_references(clips, sources.reference_clips(config, found)))
+  for kind, directory, model in models:
+    if jax.process_index() == 0:
+      print(f"{model.name}, {directory or 'as embedded'} …", flush=True)
+    clips = held_out(getattr(model, "image_size", config.data.image_size))
+    with clock(model.name):
+      rows.append(measure_model(kind, model, clips, checkpoint=directory, lse=lse_of(kind, model)))
+
+  injected = sum(map(len, sharding.gather(clips.injected)))
+  remarks = [remark] * bool(remark)
+  if injected:
+    remarks.append(f"the lag of {injected} clips is unknown: 0 is assumed, and known lags were injected")
+  benchmark = Benchmark(rows=rows, remarks=remarks)
+  if jax.process_index() == 0:
+    benchmark.write(workdir)
+    print(f"\n{benchmark.markdown()}\n\n{clock.table(time.perf_counter() - started)}")
+    print(f"Results: sync.json and sync.md in {workdir}")
+  return benchmark
+
+
+@dataclasses.dataclass
+class HeldOut:
+  """This process's share of the clips, read anew at every pass; with `seed` those of unknown lag get a known one."""
+
+  read: Callable[[], Iterable[EvalClip]]
+  seed: int | None
+  injected: set[str] = dataclasses.field(default_factory=set)  # keys of those that were met
+
+  def __iter__(self) -> Iterator[EvalClip]:
+    for clip in self.read():
+      if clip.lag is None and self.seed is not None:
+        self.injected.add(clip.key)
+        clip = inject_lag(clip, seed=self.seed)
+      yield clip
+
+
+def check_listed(listed: Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+  """The models of a configuration, (kind, directory). Raises InputError."""
+  try:
+    pairs = [(str(kind), directory or None) for kind, directory in listed]
+  except (TypeError, ValueError):
+    raise InputError(
+      f"models is a tuple of (kind, checkpoint directory), like (('syncnet', 'DIR'),), not {listed!r}"
+    ) from None
+  if not pairs:
+    raise InputError("there is nothing to measure: config.models is empty")
+  for kind, directory in pairs:
+    if kind != LINEAR and kind not in MODELS:
+      raise InputError(f"unknown kind of model {kind!r}: one of {', '.join((LINEAR, *MODELS))}")
+    if kind == LINEAR and directory:
+      raise InputError(f"the linear baseline is fitted here, and has no checkpoint {directory}")
+    if kind not in (LINEAR, *OURS) and not directory:
+      raise InputError(f"{kind} has no weights of its own here: name their directory, as (('{kind}', 'DIR'),)")
+  return pairs

@@ -1,0 +1,117 @@
+"""What a run says of its steps: their metrics, read one step late, and their speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from synclipmae_jax.train import flops
+from synclipmae_jax.train.interrupt import Interrupt
+from synclipmae_jax.train.logging import Logger
+from synclipmae_jax.types import Batch, InputError, Task
+
+
+class NonFiniteLoss(InputError):
+  """A loss or gradient was not a number; nothing was saved after it."""
+
+
+class _Step(NamedTuple):
+  """A dispatched step, not yet read."""
+
+  step: int
+  metrics: Any
+  vote: Any
+  started: float  # s, of time.perf_counter
+  wait: float  # s for the batch
+  items: int
+  model_flops: float
+
+
+class _Cost(NamedTuple):
+  """A step that was read."""
+
+  seconds: float
+  wait: float
+  items: int
+  model_flops: float
+
+
+class Steps:
+  """Reads each step's metrics one step late, so that the host never waits for the device with nothing queued on it."""
+
+  def __init__(self, log: Logger, interrupt: Interrupt, task: Task, *, mesh: Mesh, every: int, total_steps: int):
+    self.latest: dict[str, Any] = {}
+    self._log, self._interrupt, self._task = log, interrupt, task
+    self._devices, self._every, self._total = list(mesh.devices.flat), every, total_steps
+    self._pending: _Step | None = None
+    self._last_read = 0.0
+    self._costs: list[_Cost] = []  # since the last log line
+    self._counted: dict[tuple, tuple[int, float]] = {}  # shapes of a batch -> its items and model FLOPs
+
+  def push(self, step: int, metrics, batch: Batch, *, started: float, wait: float) -> None:
+    """Queues the metrics of `step`, just dispatched, and reads those of the step before."""
+    shapes = tuple((name, array.shape) for name, array in batch.items())
+    if shapes not in self._counted:
+      self._counted[shapes] = self._task.count_items(batch), self._task.model_flops(batch)
+    before = self._pending
+    self._pending = _Step(step, metrics, self._interrupt.cast_vote(), started, wait, *self._counted[shapes])
+    if before is not None:
+      self._read(before)
+
+  def settle(self) -> None:
+    """Reads what is still queued."""
+    before, self._pending = self._pending, None
+    if before is not None:
+      self._read(before)
+
+  def _read(self, entry: _Step) -> None:
+    step = entry.step
+    metrics, vote = jax.device_get((entry.metrics, entry.vote))
+    self._interrupt.read_vote(vote)
+    values = {name: float(value) for name, value in metrics.items()}
+    if not values.pop("finite"):
+      self._log.scalars(step, values)
+      raise NonFiniteLoss(
+        f"the loss or its gradient is not finite at step {step}"
+        f" (loss {values['loss']:g}, gradient norm {values['grad_norm']:g}); its update was not applied"
+      )
+    now = time.perf_counter()
+    if self.latest:
+      # A step lasts from its predecessor's result to its own, or from its own start where something came between.
+      seconds = now - max(entry.started, self._last_read)
+      self._costs.append(_Cost(seconds, entry.wait, entry.items, entry.model_flops))
+    else:
+      self._log.say(f"compiled and ran the first step in {now - entry.started:.1f} s")
+    self._last_read, self.latest = now, values
+    due = step == self._total or bool(self._every and step % self._every == 0)
+    speed = self._speed()
+    if due:
+      self._log.scalars(step, values | speed)
+      self._costs = []
+    self._log.progress(step, self._summary(values, speed), line=due)
+
+  def _speed(self) -> dict[str, float]:
+    """Means since the last log line; empty where only the first step, which compiles, was seen."""
+    if not self._costs:
+      return {}
+    seconds, waits, items, model_flops = (sum(column) for column in zip(*self._costs, strict=True))
+    speed = {
+      "step_seconds": seconds / len(self._costs),
+      f"{self._task.item}_per_second": items / seconds,
+      "data_wait_seconds": waits / len(self._costs),
+    }
+    utilisation = flops.mfu(model_flops, seconds, self._devices)
+    return speed if utilisation is None else speed | {"mfu": utilisation}
+
+  def _summary(self, values: Mapping[str, float], speed: Mapping[str, float]) -> str:
+    terms = [name for name in values if name not in ("loss", "grad_norm", "learning_rate")]
+    text = " ".join(f"{name} {values[name]:.4g}" for name in ["loss", *terms])
+    if speed:
+      item = self._task.item
+      text += f" | {speed['step_seconds'] * 1e3:.0f} ms/step, {speed[f'{item}_per_second']:.0f} {item}/s"
+      text += f", data wait {speed['data_wait_seconds'] * 1e3:.0f} ms"
+    return text + (f", MFU {speed['mfu']:.1%}" if "mfu" in speed else "")
