@@ -136,6 +136,7 @@ def _paper() -> ConfigDict:
       decoder=config_dict.placeholder(str),  # directory of a converted item; the paper names none, ViTMAE fits
       require=("visual_encoder", "speech_encoder"),  # items that must come from a directory
       allow_random_frozen=False,
+      by_reference=(),  # frozen items that a workdir names, by directory and hash, instead of holding a copy
     )
   )
   return config

@@ -20,6 +20,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from synclipmae_jax.baselines.batch_norm import BatchNorm
 from synclipmae_jax.baselines.mfcc import COEFFICIENTS, int16_scale, mfcc
 from synclipmae_jax.models import flops
 from synclipmae_jax.models.functional import Functional
@@ -38,16 +39,6 @@ LIPS_POOLS = {0: ((3, 3), (2, 2), 0), 1: ((3, 3), (2, 2), 1), 4: ((3, 3), (2, 2)
 AUDIO = ((64, 3, 1, 1), (192, 3, 1, 1), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
 AUDIO_POOLS = {1: ((3, 3), (1, 2), 0), 4: ((3, 3), (2, 2), 0)}
 FEATURES = 512  # of the last convolution, whose kernel is what is left of the map
-
-
-class BatchNorm(nnx.BatchNorm):
-  """Over all axes but the last. With `training` the statistics are the batch's, and `mean` and `var` become them."""
-
-  def __init__(self, width: int, *, rngs: nnx.Rngs):
-    super().__init__(width, momentum=0.0, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
-
-  def __call__(self, x: Float[Array, "*b c"], *, training: bool) -> Float[Array, "*b c"]:
-    return super().__call__(x, use_running_average=not training)
 
 
 class Tower(nnx.Module):

@@ -5,9 +5,7 @@ sync, is known to sit still for very long; in its place stands our contrast, in 
 clips are the negatives of each pair. It compares by cosine, as ours does, so the two differ in the model only; tokens
 trained so are to be compared by cosine too (`similarity`).
 
-Batch norm. Training takes the statistics of the (micro-)batch. A task is a pure function of its parameters, so nothing
-averages them on the way: the leaves `mean` and `var` get no gradient and stay as they began, until `calibrate` measures
-them, for the parameters as they are, on a few training batches. Before that `tokens` refuses.
+Batch norm is `baselines.batch_norm`'s: `tokens` refuses parameters whose statistics have not been measured.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from synclipmae_jax import losses
+from synclipmae_jax.baselines import batch_norm
 from synclipmae_jax.baselines.mfcc import HOP, WINDOW, int16_scale, mfcc
 from synclipmae_jax.baselines.syncnet import COLUMNS, COLUMNS_PER_FRAME, CONTEXT, SyncNet, SyncNetTokens
 from synclipmae_jax.models import flops
@@ -101,32 +99,17 @@ class SyncNetTask(ContrastiveTask):
     return model.embed_audio(coefficients, training=True), lips
 
   def calibrate(self, trainable: Params, batches: Iterable[Batch]) -> Params:
-    """The same parameters with the running statistics of batch norm: the mean, over `batches`, of each batch's own.
-
-    A dozen batches are enough. Raises InputError where there is none.
-    """
-    total, count = None, 0
-    for batch in batches:
-      measured = self._statistics(trainable["syncnet"], {name: batch[name] for name in ("frames", "waveform")})
-      total = measured if total is None else jax.tree.map(jnp.add, total, measured)
-      count += 1
-    if not count:
-      raise InputError("the statistics of batch norm cannot be measured without a training batch")
-    return {**trainable, "syncnet": jax.tree.map(lambda x: x / count, total)}
+    """The same parameters with measured statistics (`baselines.batch_norm`). Raises InputError without a batch."""
+    heard_and_seen = ({name: batch[name] for name in ("frames", "waveform")} for batch in batches)
+    return {**trainable, "syncnet": batch_norm.calibrate(self._statistics, trainable["syncnet"], heard_and_seen)}
 
   @functools.cached_property
   def _statistics(self):
-    @jax.jit
-    def measure(params: Params, batch: Batch) -> Params:
-      model = self.module.bind(params)
-      self._windows(model, batch)
-      return nnx.to_pure_dict(nnx.state(model))  # as it was but for `mean` and `var`, now those of the batch
-
-    return measure
+    return batch_norm.statistics(self.module, self._windows)
 
   def tokens(self, params: Params) -> SyncNetTokens:
     """The model with calibrated parameters, as the synchronisation protocol takes it. Raises InputError for others."""
-    if not np.any(params["syncnet"]["lips"]["norm_0"]["mean"]):
+    if not batch_norm.is_calibrated(params["syncnet"]):
       raise InputError("the statistics of this SyncNet's batch norm have not been measured yet (SyncNetTask.calibrate)")
     return SyncNetTokens(params["syncnet"], similarity=self.similarity, **self.sizes)
 
