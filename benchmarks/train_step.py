@@ -31,7 +31,7 @@ from side_by_side import in_turn, load, ratio
 
 from synclipmae_jax import sharding
 from synclipmae_jax.run.jobs import training_job_of
-from synclipmae_jax.train.flops import mfu
+from synclipmae_jax.train.accelerators import mfu
 from synclipmae_jax.train.host_memory import keep_freed_memory
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import init_state

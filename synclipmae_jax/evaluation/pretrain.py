@@ -25,6 +25,7 @@ from synclipmae_jax.types import (
   AUDIO_MARGIN,
   SAMPLES_PER_FRAME,
   Batch,
+  ClipData,
   EvalClip,
   Evaluation,
   Params,
@@ -41,14 +42,7 @@ def build(context: RunContext) -> Evaluation:
   model, data = context.task.model, context.data
   if not data.shown:
     return Evaluation(conclude=lambda: "There is no clip to evaluate on.")
-  evaluator = SyncEvaluator(
-    model,
-    mesh=context.mesh,
-    clips=data.eval_clips,
-    train_clips=data.train_clips,
-    workdir=context.workdir,
-    remark=data.remark,
-  )
+  evaluator = SyncEvaluator(model, data, workdir=context.workdir, mesh=context.mesh)
 
   def conclude() -> str:
     evaluator.draw_curves()
@@ -61,8 +55,8 @@ def build(context: RunContext) -> Evaluation:
 class SyncEvaluator(TokenEvaluator):
   """The frozen tokens of SyncLipMAE on held-out clips, on all devices of a mesh; the rest as its base has it."""
 
-  def __init__(self, model: SyncLipMAEModel, *, mesh: Mesh, **clips: Any):
-    super().__init__(**clips)
+  def __init__(self, model: SyncLipMAEModel, data: ClipData, *, workdir: Path, mesh: Mesh):
+    super().__init__(data, workdir=workdir)
     self.model, self._mesh = model, mesh
     self._embed = _embed_sharded(model, mesh)
 

@@ -34,7 +34,7 @@ from synclipmae_jax.metrics import retrieval, sync
 from synclipmae_jax.metrics.bootstrap import Estimate
 from synclipmae_jax.metrics.retrieval import RetrievalState
 from synclipmae_jax.metrics.sync import ClipTokens, LagState, PairScores
-from synclipmae_jax.types import EvalClip, Params
+from synclipmae_jax.types import ClipData, EvalClip, Params
 
 TokensOf = Callable[[EvalClip], tuple[Any, Any]]  # -> (audio [T, D], vocal [T, D])
 
@@ -241,24 +241,17 @@ def evaluate_sync(
 class TokenEvaluator(abc.ABC):
   """Acc, Offset and R-precision of a model in training on held-out clips (`types.Evaluator`).
 
-  `clips` are this process's share, which may be empty; the scores are those of all clips on every process. Writes
-  DIR/eval.json at every evaluation, and at the last one DIR/lag.png. The linear baseline and the ceiling are fitted on
-  `train_clips`, the same on every process, once, at the first evaluation.
+  `data.eval_clips` are this process's share, which may be empty; the scores are those of all clips on every process.
+  Writes DIR/eval.json at every evaluation, and at the last one DIR/lag.png. The linear baseline and the ceiling are
+  fitted on `data.train_clips`, the same on every process, once, at the first evaluation.
   """
 
   name = "sync"
 
-  def __init__(
-    self,
-    *,
-    clips: Sequence[EvalClip],
-    train_clips: Callable[[], Iterable[EvalClip]],
-    workdir: pathlib.Path,
-    remark: str = "",
-  ):
-    self.clips, self.workdir, self.remark = clips, workdir, remark
+  def __init__(self, data: ClipData, *, workdir: pathlib.Path):
+    self.clips, self.remark, self.workdir = data.eval_clips, data.remark, workdir
     self.report: SyncReport | None = None
-    self._train_clips = train_clips
+    self._train_clips = data.train_clips
 
   @functools.cached_property
   def references(self) -> References:

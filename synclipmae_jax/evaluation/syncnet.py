@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from synclipmae_jax import checkpoints
 from synclipmae_jax.evaluation.sync import SyncReport, TokenEvaluator, evaluate_sync
 from synclipmae_jax.tasks.syncnet import SyncNetTask
-from synclipmae_jax.types import Batch, Evaluation, Params, RunContext
+from synclipmae_jax.types import Batch, ClipData, Evaluation, Params, RunContext
 
 
 def build(context: RunContext) -> Evaluation:
@@ -30,12 +30,10 @@ def build(context: RunContext) -> Evaluation:
 
   evaluator = SyncNetEvaluator(
     context.task,
+    data,
+    workdir=context.workdir,
     batches=lambda: itertools.islice(data.train_batches(0, host_index=0, host_count=1), batches),
     save=save,
-    clips=data.eval_clips,
-    train_clips=data.train_clips,
-    workdir=context.workdir,
-    remark=data.remark,
   )
   return Evaluation(evaluators=[evaluator], conclude=lambda: evaluator.report.table())
 
@@ -49,12 +47,13 @@ class SyncNetEvaluator(TokenEvaluator):
   def __init__(
     self,
     task: SyncNetTask,
+    data: ClipData,
     *,
+    workdir: Path,
     batches: Callable[[], Iterable[Batch]],
     save: Callable[[int, Params], None],
-    **clips: Any,
   ):
-    super().__init__(**clips)
+    super().__init__(data, workdir=workdir)
     self._task, self._batches, self._save = task, batches, save
 
   def measure(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> SyncReport:

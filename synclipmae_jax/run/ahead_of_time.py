@@ -22,7 +22,7 @@ from synclipmae_jax import sharding
 from synclipmae_jax.run import hlo
 from synclipmae_jax.run.jobs import training_job_of
 from synclipmae_jax.run.training import Training, build_training
-from synclipmae_jax.train.flops import TPUS, peak_flops
+from synclipmae_jax.train.accelerators import TPUS, peak_flops
 from synclipmae_jax.train.state import abstract_state
 from synclipmae_jax.train.step import batch_unit as step_unit
 from synclipmae_jax.train.step import make_train_step

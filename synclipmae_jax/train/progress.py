@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from synclipmae_jax.train import flops
+from synclipmae_jax.train import accelerators
 from synclipmae_jax.train.interrupt import Interrupt
 from synclipmae_jax.train.logging import Logger
 from synclipmae_jax.types import Batch, InputError, Task
@@ -104,7 +104,7 @@ class Steps:
       f"{self._task.item}_per_second": items / seconds,
       "data_wait_seconds": waits / len(self._costs),
     }
-    utilisation = flops.mfu(model_flops, seconds, self._devices)
+    utilisation = accelerators.mfu(model_flops, seconds, self._devices)
     return speed if utilisation is None else speed | {"mfu": utilisation}
 
   def _summary(self, values: Mapping[str, float], speed: Mapping[str, float]) -> str:

@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up_meanwhile(capsys, tmp_path, sapiens, monkeypatch):
   def full(*args):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(checkpoint, "_checksums", full)
+  monkeypatch.setattr(checkpoints.format, "_checksums", full)
   said = refused(capsys, tmp_path, "sapiens", "--src", source)
   assert "out could not be written: No space left on device\n" in said
 
@@ -276,7 +276,7 @@ def test_verify_catches_a_result_that_differs(capsys, tmp_path, sapiens, monkeyp
     items["visual_encoder"]["norm"]["bias"][5] += 1e-6
     save(directory, items, meta)
 
-  monkeypatch.setattr(checkpoint, "save_items", wrong)
+  monkeypatch.setattr(checkpoints, "save_items", wrong)
   said = refused(capsys, tmp_path, "sapiens", "--src", source, "--verify")
   assert "ln1.bias did not come back" in said
 

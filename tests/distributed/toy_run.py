@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import types
 
 ROOT = pathlib.Path(__file__).parents[2]
 SERVER = multiprocessing.get_context("forkserver")
@@ -253,10 +254,12 @@ def evaluate(workdir: str, *, clips: int, distributed: bool = False, devices: in
     processes.initialise()
   everyones = list(evaluation_clips(clips))
   lot = np.array_split(np.arange(clips), jax.process_count())[jax.process_index()]
+  data = types.SimpleNamespace(
+    eval_clips=[everyones[number] for number in lot], train_clips=lambda: evaluation_clips(3), remark=""
+  )
   evaluator = SyncEvaluator(
     ToyModel(),
-    clips=[everyones[number] for number in lot],
-    train_clips=lambda: evaluation_clips(3),
+    data,
     workdir=pathlib.Path(workdir),
     mesh=sharding.make_mesh((("data", -1),), jax.devices()[:devices]),
   )

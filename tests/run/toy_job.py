@@ -1,4 +1,4 @@
-"""A job as a newcomer adds one: a configuration, a task, an evaluation, and data of its own. The test adds its entry."""
+"""A job as a newcomer adds one: a configuration, a task, an evaluation, and its own data. The test adds its entry."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
   [
     ("--config.model.dpeth=3", "no such field: --config.model.dpeth=3"),
     ("--config.train.steps=many", "invalid literal"),
-    ("--config.train.batch_clips=7", "batch of 7 clips"),
+    ("--config.train.batch_clips=7", "batch of 7 examples"),
     ("--config.model.speech_encoder.kind=wav2vec2", "--config.init.speech_encoder=DIR"),
   ],
 )
@@ -238,13 +238,13 @@ def test_starts_from_a_converted_donor_and_from_a_workdir_of_ours(finished, tmp_
   )
   assert status == 0, err
   lines = out.splitlines()
-  assert lines[0].startswith("visual_encoder: ") and lines[0].endswith(f"from sapiens, {tmp_path / 'sapiens'}")
-  assert lines[1:4] == [
+  assert lines[0].startswith("decoder: ") and lines[0].endswith(f"from {there}")
+  assert lines[1].startswith("visual_encoder: ") and lines[1].endswith(f"from sapiens, {tmp_path / 'sapiens'}")
+  assert lines[2:5] == [
     "  position resized from 8 x 8 to 4 x 4",
     "  freshly initialised: prompt_tokens (the donor has no prompt tokens)",
     "  left out: class_token (only one side has a class token)",
   ]
-  assert lines[4].startswith("decoder: ") and lines[4].endswith(f"from {there}")
   assert lines[5] == "audio_adapter, contrast: freshly initialised (as always)"
   assert load_meta(workdir)["donors"]["visual_encoder"]["donor"] == "sapiens"
   report = json.loads((workdir / "initialisation.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 from toy_task import ToyTask, toy_batches
 
 from synclipmae_jax import sharding
-from synclipmae_jax.train import flops
+from synclipmae_jax.train import accelerators
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import abstract_state, init_state
 from synclipmae_jax.train.step import batch_unit, check_batch, make_train_step
@@ -152,5 +152,5 @@ def test_utilisation_is_unknown_on_a_cpu_and_a_ratio_where_the_peak_is_known():
   class Chip:
     device_kind = "TPU v5 lite"
 
-  assert flops.mfu(1e12, 1.0, jax.devices()[:1]) is None
-  np.testing.assert_allclose(flops.mfu(197e12, 0.5, [Chip()] * 4), 0.5)
+  assert accelerators.mfu(1e12, 1.0, jax.devices()[:1]) is None
+  np.testing.assert_allclose(accelerators.mfu(197e12, 0.5, [Chip()] * 4), 0.5)

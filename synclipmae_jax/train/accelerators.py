@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: model FLOPs of a step / (its time x the peak of the devices that ran it).
+"""What accelerators can do, and model FLOPs utilisation: model FLOPs of a step / (its time x the peak of its devices).
 
 Model FLOPs are the task's own count (matrix products only, forward x 3 where trained, no rematerialisation), as in
 MaxText's performance metrics: recomputation does not count as progress.
