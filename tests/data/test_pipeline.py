@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -81,6 +82,17 @@ def test_the_stream_is_a_function_of_seed_and_step(corpus, other):
   assert same(whole[5:], batches([corpus, other], 3, start_step=5))
   assert not same(whole[:1], batches([corpus, other], 1, seed=8))
   assert [batch["index"].tolist() for batch in whole] == np.arange(64).reshape(8, 8).tolist()
+
+
+def test_pretraining_draws_what_it_always_drew(corpus, other):
+  """Which pictures, which sound, in which order: the digest is of the first version. Pixels may vary with the codec."""
+  digest = hashlib.sha256()
+  for batch in batches([corpus, other], 6):
+    assert sorted(batch) == ["face_box", "frames", "index", "mouth_box", "waveform"]
+    digest.update(np.array([[number_of(image) for image in clip] for clip in batch["frames"]]).tobytes())
+    for name in ("waveform", "face_box", "mouth_box", "index"):
+      digest.update(batch[name].tobytes())
+  assert digest.hexdigest() == "d616fff266760cfd206a9efb61d79921f05edf0eebbdf2fdabab47a3addd7492"
 
 
 def test_hosts_divide_the_batch_of_one_host(corpus, other):
