@@ -178,10 +178,9 @@ class _Sorted:
     opened = records.open_records(source.directory, split=split)
     buckets = sampler.bucket(opened.n_frames)
     if (buckets < 0).all():
-      raise InputError(
-        f"no {split} clip in {source.directory} has {sampler.needs}: the shortest has"
-        f" {opened.n_frames.min(initial=0)}, the longest has {opened.n_frames.max(initial=0)}"
-      )
+      longest = opened.n_frames.max(initial=0)
+      found = f"the shortest has {opened.n_frames.min(initial=longest)}, the longest has {longest}"
+      raise InputError(f"no {split} clip in {source.directory} has {sampler.needs}: {found}")
     return cls(opened, buckets)
 
   def chosen(self, bucket: int) -> np.ndarray:

@@ -185,6 +185,8 @@ class Records:
     record |= {name: record[name].decode("utf-8", "surrogateescape") for name in texts}
     record |= {name: json.loads(record[name]) for name in _JSON if name in texts}
     record |= {name: tuple(Segment(*row) for row in record[name]) for name in labels.SEGMENTS if name in texts}
+    if record.get("actions") is not None and "actions" in texts:
+      record["actions"] = tuple(record["actions"])
     return record
 
 

@@ -43,7 +43,7 @@ def items(raw: Path) -> Iterator[SourceItem]:
 
 
 def _without(path: Path, end: str) -> Path | None:
-  return path.withfile_key(path.name.removesuffix(end)) if path.name.endswith(end) and path.name != end else None
+  return path.with_name(path.name.removesuffix(end)) if path.name.endswith(end) and path.name != end else None
 
 
 def _group(relative: Path) -> str:
