@@ -50,7 +50,7 @@ class Manifest:
       "rejected": len(self.entries) - len(accepted),
       "clips": len(clips),
       "seconds": round(sum(clip["frames"] for clip in clips) / FPS, 2),
-      "labelled": {name: count for name in labels.OF_FILE if (count := sum(bool(entry[name]) for entry in accepted))},
+      "labelled": {name: sum(bool(entry[name]) for entry in accepted) for name in labels.OF_FILE},
       "upscaled_clips": sum(clip["upscale"] > 1 for clip in clips),
       "reasons": {entry["file"]: entry["reason"] for entry in self.entries if entry["outcome"] == "rejected"},
       "records": str(self.records) if self.records else None,
