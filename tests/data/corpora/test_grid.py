@@ -45,7 +45,7 @@ def one_batch(out, split):
 
 def test_the_name_of_a_file_is_its_sentence():
   assert grid.sentence("bbaf2n") == "bin blue at f two now"
-  assert grid.sentence("swiz3n") == "set white in z three now" and grid.sentence("LRWZZA") == "lay red with z zero again"
+  assert grid.sentence("LRWZZA") == "lay red with z zero again"
   assert not any(map(grid.sentence, ("", "bbaf2", "bbaf2nn", "bbaw2n", "xbaf2n", "bbaf0n", "intro1")))
 
 
@@ -213,7 +213,8 @@ def test_real_clips_packed(tmp_path):
   for split, count in (("train", 2), ("val", 1), ("test", 1)):
     assert len(records.open_records(tmp_path / "out", split=split)) == count
     assert one_batch(tmp_path / "out", split)["frames"].shape == (2, 8, 32, 32, 3)
-  for record in records.open_records(tmp_path / "out", split="train"):
+  trained = records.open_records(tmp_path / "out", split="train")
+  for record in (trained[index] for index in range(len(trained))):
     assert len(record["words"]) == 6 and record["text"] == grid.sentence(record["key"][3:9])
     sound = np.abs(audio.decode_flac(record["flac"]))
     spoken = np.zeros(len(sound), bool)
