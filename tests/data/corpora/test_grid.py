@@ -170,7 +170,9 @@ def test_from_the_packed_layout_to_a_batch(packed, tmp_path, capsys):
     assert (clip.speaker, clip.text, clip.words) == known and clip.identity == clip.speaker
     assert (clip.corpus, clip.lag, clip.text_source) == ("grid", 0, "human")
     assert one_batch(tmp_path / "out", split)["frames"].shape == (2, 8, 32, 32, 3)
-  assert listed(packed, "auto").keys() == listed(packed).keys(), "recognised, and files outside the table are not read"
+  items = listed(packed, "auto")
+  assert items.keys() == listed(packed).keys(), "recognised, and files outside the table are not read"
+  assert len({(item.split_group, item.split) for item in items.values()}) == len({i.split_group for i in items.values()})
 
 
 @pytest.mark.parametrize(
