@@ -56,7 +56,7 @@ def train_batches(
   host_index: int = 0,
   host_count: int = 1,
 ) -> Iterator[Batch]:
-  """Endless batches of this host's `batch_size` clips from `start_step` on; see `types.Batch` for the arrays.
+  """Endless batches of this host's `batch_size` clips from `start_step` on; see `types.ClipBatch` for the arrays.
 
   Args:
     batch_size: a multiple of the windows that the sampler takes of a record; these are neighbours in the batch.
