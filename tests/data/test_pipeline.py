@@ -207,7 +207,6 @@ def test_hosts_have_the_same_bucket_at_a_step_and_resume(corpus, other):
   joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*shares, strict=True)]
   assert same(whole, joined) and len({batch["frames"].shape[1] for batch in whole}) == 2
   assert same(whole[5:], sampled([corpus, other], 7, WholeClip(LENGTHS), batch_size=4, start_step=5))
-  assert same(whole[:3], sampled([corpus, other], 3, WholeClip(LENGTHS), batch_size=4, workers=1))
 
 
 def first_picture(record, start, frames):
