@@ -31,6 +31,7 @@ from train_step import build, sized
 from synclipmae_jax import sharding
 from synclipmae_jax.data import pipeline, records
 from synclipmae_jax.data.prepare import prepare
+from synclipmae_jax.data.samplers import WindowPair
 from synclipmae_jax.data.synthtalk.corpus import write_corpus
 from synclipmae_jax.train.host_memory import keep_freed_memory
 from synclipmae_jax.types import FPS
@@ -74,7 +75,8 @@ def torch_batches(source: records.Records, size: int):
   import torch
 
   torch.set_num_threads(1)  # as in the workers of a DataLoader; more spin, which is processor time too
-  cut = pipeline._CutWindows(seed=0, frames=FRAMES, audio_frames=AUDIO_FRAMES, size=size)
+  pair = WindowPair(FRAMES)
+  cut = pipeline._CutWindows(seed=0, sampler=pair, frames=FRAMES, audio_frames=AUDIO_FRAMES, size=size)
 
   class Clips(torch.utils.data.Dataset):
     def __len__(self) -> int:

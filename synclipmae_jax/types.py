@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
@@ -48,9 +48,20 @@ class ClipBatch(TypedDict):
   index: np.ndarray  # uint32 [B] global stream index of the clip: seeds masks, jitter and shuffle
 
 
+class Segment(NamedTuple):
+  """A stretch of time and what holds in it: a word, an emotion, an action. Seconds from the first picture."""
+
+  start: float
+  end: float
+  label: str
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalClip:
-  """One whole held-out clip, as the evaluators take it. The file itself keeps its lag; `lag` is the known truth."""
+  """One whole held-out clip, as the evaluators take it. The file itself keeps its lag; `lag` is the known truth.
+
+  The times of words are those of the sound, the times of other segments those of the picture.
+  """
 
   key: str
   corpus: str
@@ -62,7 +73,15 @@ class EvalClip:
   lag: int | None  # frames, positive: the video lags the audio; None where nobody knows
   truth: np.ndarray | None  # float32 [T, P] ground truth of SynthTalk
   truth_names: tuple[str, ...] = ()  # the P column names
-  text: str = ""
+  speaker: str = ""  # whose voice it is; "" where nobody knows
+  text: str = ""  # what is said in this clip; "" where nothing is, or nobody knows
+  text_source: str = ""  # one of `data.labels.TEXT_SOURCES`; "" where the text or its source is unknown
+  words: tuple[Segment, ...] = ()  # of the text, where their times are known
+  emotion: str = ""  # a name of the corpus' vocabulary; "" where it is unknown or changes within the clip
+  emotion_segments: tuple[Segment, ...] = ()
+  actions: tuple[str, ...] | None = None  # names of the corpus' vocabulary; None where nobody knows
+  action_segments: tuple[Segment, ...] = ()
+  whole: bool = True  # the clip is its whole file; labels without times that a part bears are those of the file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from synclipmae_jax.apps.footage import add_videos, complain, exit_status, find_videos, keep_compiled
-from synclipmae_jax.data import pipeline
+from synclipmae_jax.data import labels, pipeline
 from synclipmae_jax.data.clips import VIDEO_SUFFIXES, Settings, cut_file
 from synclipmae_jax.data.corpora import SourceItem
 from synclipmae_jax.metrics import lse
@@ -108,7 +108,8 @@ def _clips(path: str, settings: Settings, folder: Path) -> Iterator[EvalClip]:
     with np.load(stem.with_suffix(".npz")) as boxes:
       record = {name: boxes[name] for name in ("face_box", "mouth_box")}
     record |= {"mp4": stem.with_suffix(".mp4").read_bytes(), "flac": stem.with_suffix(".flac").read_bytes()}
-    record |= {"key": entry["key"], "corpus": "", "identity": "", "text": "", "n_frames": entry["frames"]}
+    record |= {"key": entry["key"], "corpus": "", "identity": "", "n_frames": entry["frames"]}
+    record |= labels.cut(vars(item), start=entry["start"], frames=entry["frames"], whole=entry["whole"])
     yield pipeline.eval_clip(record | {"has_lag": False, "truth_names": ()}, settings.size)
 
 

@@ -60,6 +60,9 @@ def _print(summary: dict, out: str) -> None:
     f"{summary['accepted']} of {summary['files']} files accepted: {summary['clips']} clips, {summary['seconds']:.1f} s"
     + (f" ({summary['upscaled_clips']} enlarged)" if summary["upscaled_clips"] else "")
   )
+  labelled = [f"{name} {count}" for name, count in summary["labelled"].items() if count and name != "text_source"]
+  if labelled:
+    print(f"files with labels: {', '.join(labelled)}")
   if summary["reasons"]:
     print(f"{summary['rejected']} refused:")
   for file, reason in list(summary["reasons"].items())[:_SHOWN]:

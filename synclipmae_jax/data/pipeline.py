@@ -5,6 +5,9 @@ decoded with random numbers drawn from (seed, p) alone. Only then is it batched,
 batch s * hosts + h is host h's share of step s, so the shares in order of the hosts are the batch of a single host.
 Resuming is beginning at `start_step`; neither the number of workers nor of hosts changes a sample.
 
+Where a sampler has several lengths, each is such a stream of its own, and the steps are mixed: all hosts have the same
+length at a step.
+
 Imports no jax: a data worker starts light.
 """
 
@@ -12,16 +15,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from synclipmae_jax.data import records
+from synclipmae_jax.data import labels, records
 from synclipmae_jax.data.media import audio, video
+from synclipmae_jax.data.samplers import Sampler, WindowPair
 from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, EvalClip, InputError, audio_context_samples
 
 _AHEAD = 2  # batches decoded ahead, by each worker
+
+# (record, first frame of the window, its frames) -> arrays that the batch is to carry beside it: classes, token ids.
+# It runs in the workers, so it must be picklable.
+Targets = Callable[[Mapping[str, Any], int, int], Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,41 +46,73 @@ def train_batches(
   split: str = "train",
   seed: int,
   batch_size: int,
-  clip_frames: int,
-  audio_context_frames: int,
+  clip_frames: int | None = None,
+  sampler: Sampler | None = None,
+  audio_context_frames: int | None = None,
   image_size: int,
+  targets: Targets | None = None,
   start_step: int = 0,
   workers: int = 0,
   host_index: int = 0,
   host_count: int = 1,
 ) -> Iterator[Batch]:
-  """Endless batches of this host's `batch_size` clips from `start_step` on; see `types.Batch` for the arrays.
+  """Endless batches of this host's `batch_size` clips from `start_step` on; see `types.ClipBatch` for the arrays.
 
-  `batch_size` is even: clips 2r and 2r+1 are two disjoint windows of one record. Records shorter than two windows are
-  left out when the stream is built. `workers` processes decode (0: one thread of this process). Raises InputError.
+  Args:
+    batch_size: a multiple of the windows that the sampler takes of a record; these are neighbours in the batch.
+    clip_frames: T of pretraining's sampler, `WindowPair(clip_frames)`: clips 2r and 2r+1 are disjoint windows of one
+      record.
+    sampler: another one, instead. Records that it has no use for are left out when the stream is built. Where it pads
+      (`WholeClip`), batches also carry `length`, int32 [B]: the frames that are there. Beyond them frames, sound and
+      face boxes are zero, mouth boxes -1.
+    audio_context_frames: Ta; by default the sound of the window alone.
+    targets: see `Targets`; its arrays join the batch by their names, [B, ...].
+    workers: processes that decode; 0 is one thread of this process.
+
+  Raises:
+    InputError: the arguments make no batch, or a source has no record for the sampler.
   """
-  if batch_size < 2 or batch_size % 2:
-    raise InputError(f"a host's batch must be an even number of clips (two windows a record), not {batch_size}")
+  if (clip_frames is None) == (sampler is None):
+    raise InputError("give either clip_frames or a sampler")
+  sampler = sampler or WindowPair(clip_frames)
+  if batch_size < 1 or batch_size % sampler.windows:
+    raise InputError(
+      f"a host's batch must be a multiple of {sampler.windows} clips (the windows of a record), not {batch_size}"
+    )
   if seed < 0:
     raise InputError(f"the seed must not be negative: {seed}")
-  if not 0 < clip_frames <= audio_context_frames:
-    raise InputError(f"the audio context ({audio_context_frames} frames) must hold the clip ({clip_frames} frames)")
+  if sampler.lengths[0] < 1 or audio_context_frames is not None and sampler.lengths[-1] > audio_context_frames:
+    raise InputError(
+      f"the audio context ({audio_context_frames} frames) must hold the clip ({sampler.lengths[-1]} frames)"
+    )
   if not sources or min(source.weight for source in sources) <= 0:
     raise InputError("at least one source is needed, and every weight must be positive")
 
   import grain  # brings jax along, which who only reads must not pay for
 
-  datasets = []
-  for number, source in enumerate(sources):
-    kept = _LongEnough(records.open_records(source.directory, split=split), frames=2 * clip_frames)
-    check_size(kept.records, image_size)
-    datasets.append(grain.MapDataset.source(kept).seed(_seed(seed, number)).shuffle().repeat())
-  mixed = grain.MapDataset.mix(datasets, [source.weight for source in sources])
-  cut = _CutWindows(seed=seed, frames=clip_frames, audio_frames=audio_context_frames, size=image_size)
-  batches = mixed.map_with_index(cut).batch(batch_size // 2, drop_remainder=True, batch_fn=_join)
-  stream = batches[host_index::host_count][start_step:].to_iter_dataset(
-    grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
-  )
+  opened = [_Sorted.open(source, split=split, sampler=sampler) for source in sources]
+  for one in opened:
+    check_size(one.records, image_size)
+  streams, shares = [], []
+  for bucket, length in enumerate(sampler.lengths):
+    found = [(number, one) for number, one in enumerate(opened) if len(one.chosen(bucket))]
+    if not found:
+      continue
+    datasets = []
+    for number, one in found:
+      chosen = _Chosen(one.records, one.chosen(bucket))
+      datasets.append(grain.MapDataset.source(chosen).seed(_seed(seed, number, bucket)).shuffle().repeat())
+    weights = [sources[number].weight * one.share(bucket) for number, one in found]
+    cut = _CutWindows(
+      seed=seed, sampler=sampler, frames=length, audio_frames=audio_context_frames or length, size=image_size,
+      targets=targets,
+    )  # fmt: skip
+    mixed = grain.MapDataset.mix(datasets, weights).map_with_index(cut)
+    batches = mixed.batch(batch_size // sampler.windows, drop_remainder=True, batch_fn=_join)
+    streams.append(batches[host_index::host_count])
+    shares.append(sum(weights))
+  steps = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, shares)
+  stream = steps[start_step:].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
   if workers:
     _parse_flags()
     stream = stream.mp_prefetch(
@@ -117,7 +157,7 @@ def eval_clip(record: dict[str, Any], image_size: int) -> EvalClip:
   """The whole clip of a record (`data.records`), its frames resized."""
   frames = record["n_frames"]
   return EvalClip(
-    **{name: record[name] for name in ("key", "corpus", "identity", "face_box", "mouth_box", "text")},
+    **{name: record[name] for name in ("key", "corpus", "identity", "face_box", "mouth_box", *labels.NAMES)},
     frames=video.read_windows(record["mp4"], [0], count=frames, size=image_size)[0],
     waveform=_stretch(audio.decode_flac(record["flac"]), 0, frames * SAMPLES_PER_FRAME),
     lag=int(record["lag"]) if record["has_lag"] else None,
@@ -126,51 +166,87 @@ def eval_clip(record: dict[str, Any], image_size: int) -> EvalClip:
   )
 
 
-class _LongEnough:
-  """The records of at least `frames` frames, as a Grain source."""
+@dataclasses.dataclass(frozen=True)
+class _Sorted:
+  """The records of a source in the buckets of a sampler."""
 
-  def __init__(self, source: records.Records, *, frames: int):
-    self.records = source
-    self._kept = np.flatnonzero(source.n_frames >= frames)
-    if not len(self._kept):
-      longest = source.n_frames.max(initial=0)
-      raise InputError(
-        f"no {source.split} clip in {source.directory} has {frames} frames (two windows): the longest has {longest}"
-      )
+  records: records.Records
+  buckets: np.ndarray  # int [records], -1: left out
+
+  @classmethod
+  def open(cls, source: Source, *, split: str, sampler: Sampler) -> _Sorted:
+    opened = records.open_records(source.directory, split=split)
+    buckets = sampler.bucket(opened.n_frames)
+    if (buckets < 0).all():
+      longest = opened.n_frames.max(initial=0)
+      found = f"the shortest has {opened.n_frames.min(initial=longest)}, the longest has {longest}"
+      raise InputError(f"no {split} clip in {source.directory} has {sampler.needs}: {found}")
+    return cls(opened, buckets)
+
+  def chosen(self, bucket: int) -> np.ndarray:
+    return np.flatnonzero(self.buckets == bucket)
+
+  def share(self, bucket: int) -> float:
+    return len(self.chosen(bucket)) / int((self.buckets >= 0).sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+  """Some records, as a Grain source."""
+
+  records: records.Records
+  indices: np.ndarray
 
   def __len__(self) -> int:
-    return len(self._kept)
+    return len(self.indices)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self.records[self._kept[index]]
+    return self.records[self.indices[index]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _CutWindows:
-  """(position in the mixture, record) -> both windows of it, arrays with a leading axis of 2."""
+  """(position in the mixture, record) -> the windows of it, arrays with a leading axis of as many."""
 
   seed: int
+  sampler: Sampler
   frames: int
   audio_frames: int
   size: int
+  targets: Targets | None = None
 
   def __call__(self, position: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
     rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, position], np.uint64)))
-    # Two distinct numbers of slack + 2 are all placements of two disjoint windows, each as likely.
-    slack = int(record["n_frames"]) - 2 * self.frames
-    low, high = sorted(rng.choice(slack + 2, 2, replace=False).tolist())
-    starts = [low, high - 1 + self.frames]
+    starts = self.sampler.starts(int(record["n_frames"]), rng)
+    count = min(self.frames, int(record["n_frames"])) if self.sampler.padded else self.frames
     waveform = audio.decode_flac(record["flac"])
     samples = audio_context_samples(self.audio_frames)
     lead = (self.audio_frames - self.frames) * SAMPLES_PER_FRAME // 2 + AUDIO_MARGIN
-    rows = [slice(start, start + self.frames) for start in starts]
-    return {
-      "frames": video.read_windows(record["mp4"], starts, count=self.frames, size=self.size),
+    rows = [slice(start, start + count) for start in starts]
+    first = len(starts) * position
+    out = {
+      "frames": video.read_windows(record["mp4"], starts, count=count, size=self.size),
       "waveform": np.stack([_stretch(waveform, start * SAMPLES_PER_FRAME - lead, samples) for start in starts]),
       "face_box": np.stack([record["face_box"][row] for row in rows]),
       "mouth_box": np.stack([record["mouth_box"][row] for row in rows]),
-      "index": np.array([2 * position, 2 * position + 1], np.uint64).astype(np.uint32),
+      "index": np.arange(first, first + len(starts), dtype=np.uint64).astype(np.uint32),
     }
+    if self.sampler.padded:
+      out |= {name: _pad(out[name], self.frames, fill) for name, fill in _FILL.items()}
+      out["length"] = np.full(len(starts), count, np.int32)
+    if self.targets:
+      found = [self.targets(record, start, count) for start in starts]
+      out |= {name: np.stack([each[name] for each in found]) for name in found[0]}
+    return out
+
+
+_FILL = {"frames": 0, "face_box": 0, "mouth_box": -1}  # beyond the end of a record
+
+
+def _pad(windows: np.ndarray, frames: int, fill: int) -> np.ndarray:
+  """[W, T, ...] -> [W, frames, ...]."""
+  missing = [(0, 0), (0, frames - windows.shape[1])] + [(0, 0)] * (windows.ndim - 2)
+  return np.pad(windows, missing, constant_values=fill) if missing[1][1] else windows
 
 
 def _join(examples: Sequence[dict[str, np.ndarray]]) -> Batch:
@@ -186,9 +262,9 @@ def _stretch(waveform: np.ndarray, start: int, count: int) -> np.ndarray:
   return out
 
 
-def _seed(seed: int, number: int) -> int:
-  """A seed for source `number`: two sources of the same length must not be shuffled alike."""
-  return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+def _seed(seed: int, number: int, bucket: int) -> int:
+  """A seed for a bucket of source `number`: two sources of the same length must not be shuffled alike."""
+  return int(np.random.SeedSequence([seed, number, bucket]).generate_state(1)[0])
 
 
 def _parse_flags() -> None:

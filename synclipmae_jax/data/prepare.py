@@ -28,7 +28,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from synclipmae_jax.data import corpora, records
+from synclipmae_jax.data import corpora, labels, records
 from synclipmae_jax.data.clips import CLIP_FILES, VERSION, Settings, cut_file
 from synclipmae_jax.data.corpora import SourceItem
 from synclipmae_jax.types import FPS, InputError
@@ -50,6 +50,7 @@ class Manifest:
       "rejected": len(self.entries) - len(accepted),
       "clips": len(clips),
       "seconds": round(sum(clip["frames"] for clip in clips) / FPS, 2),
+      "labelled": {name: sum(bool(entry[name]) for entry in accepted) for name in labels.OF_FILE},
       "upscaled_clips": sum(clip["upscale"] > 1 for clip in clips),
       "reasons": {entry["file"]: entry["reason"] for entry in self.entries if entry["outcome"] == "rejected"},
       "records": str(self.records) if self.records else None,
@@ -97,11 +98,10 @@ def _prepare_items(
 
 
 def _manifest_line(item: SourceItem, entry: dict[str, Any]) -> dict[str, Any]:
-  known = {
-    "corpus": item.corpus, "split": item.split, "identity": item.identity, "split_group": item.split_group,
-    "text": item.text, "lag": item.lag, "emotion": item.emotion, "actions": list(item.actions),
-    "provenance": {**item.provenance, "file": item.key},
-  }  # fmt: skip
+  names = ("corpus", "split", "identity", "split_group", "lag", *labels.OF_FILE)
+  known = {name: getattr(item, name) for name in names}
+  known["vocabularies"] = dict(item.vocabularies)
+  known["provenance"] = {**item.provenance, "file": item.key}
   return {key: entry[key] for key in ("file", "outcome", "reason", "source", "clips", "folder")} | known
 
 

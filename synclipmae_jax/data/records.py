@@ -1,9 +1,11 @@
 """Clean clips -> ArrayRecord shards through a TFDS builder, and back. The one schema of a clip is `_features`.
 
+`open_records` also opens the second kind of records: features of these clips (`data.features`).
+
 Works without TensorFlow. The folder is named by the hash of the manifest, because TFDS takes a version that exists for
 finished: other clips are another folder.
 
-  OUT/records/<hash of manifest.jsonl>/clips/1.0.0/
+  OUT/records/<hash of manifest.jsonl>/clips/2.0.0/
 """
 
 from __future__ import annotations
@@ -16,26 +18,28 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from synclipmae_jax.types import InputError
+from synclipmae_jax.data import labels
+from synclipmae_jax.types import InputError, Segment
 
+FEATURES = "features"  # the name of the other kind of records
 _HASH = 12  # characters of the manifest's hash
 _MEND = "delete its folder under clips/ and prepare it again"
 
 # Text holds bytes too (and is the only feature that does without TensorFlow). Nothing is optional in TFDS: absent is
-# length 0, -1 in a mouth box, and has_lag = 0. Two unknown dimensions need an encoding.
+# length 0, -1 in a mouth box, has_lag = 0, and null in JSON. Two unknown dimensions need an encoding.
 _BYTES = ("mp4", "flac")
+_JSON = (*labels.SEGMENTS, "actions", "truth_names", "provenance", "preprocessing")
 _TEXTS = (
-  "key", "corpus", "split", "identity", "split_group", "text", "landmark_schema", "truth_names", "provenance",
-  "preprocessing",
+  "key", "corpus", "split", "identity", "split_group", "speaker", "text", "text_source", "emotion", "landmark_schema",
+  *_JSON,
 )  # fmt: skip
-_JSON = ("truth_names", "provenance", "preprocessing")
 
 
 def _features() -> tfds.features.FeaturesDict:
@@ -46,8 +50,7 @@ def _features() -> tfds.features.FeaturesDict:
     "face_box": tensor(shape=(None, 4), dtype=f4),  # x0, y0, x1, y1 in fractions of the picture, one row a frame
     "mouth_box": tensor(shape=(None, 4), dtype=f4),  # likewise, a row of -1 where it is not known
     "landmarks": tensor(shape=(None, None, 2), dtype=f4, encoding="zlib"),  # [T, K, 2], K = 0: absent
-    "emotion": np.int32,  # -1: absent
-    "actions": tensor(shape=(None,), dtype=np.int32),  # 0 or 1 each; length 0: absent
+    "whole": np.int32,  # 1: the clip is its whole file
     "lag": np.int32,
     "has_lag": np.int32,
     "truth": tensor(shape=(None, None), dtype=f4, encoding="zlib"),  # [T, P], P = 0: absent
@@ -57,7 +60,7 @@ def _features() -> tfds.features.FeaturesDict:
 class Clips(tfds.core.GeneratorBasedBuilder):
   """The clips of one manifest, in its order, one TFDS split for each split that it names."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("2.0.0")  # 1: labels as numbers without names, no words, segments, speaker
   name = "clips"
 
   def __init__(self, *, prepared: Path, stamp: Mapping[str, Any], **kwargs):
@@ -69,14 +72,18 @@ class Clips(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     # Lengths in the metadata: who needs clips of 2T frames must not read every clip to find them.
     lengths: dict[str, list[int]] = {}
+    keys: dict[str, list[str]] = {}
+    vocabularies = self._lines[0]["vocabularies"]
     for line in self._lines:
       lengths.setdefault(line["split"], []).extend(clip["frames"] for clip in line["clips"])
-    return tfds.core.DatasetInfo(
-      builder=self,
-      features=_features(),
-      disable_shuffling=True,
-      metadata=tfds.core.MetadataDict(n_frames=lengths, preprocessing=dict(self._stamp)),
-    )
+      keys.setdefault(line["split"], []).extend(clip["key"] for clip in line["clips"])
+      if line["vocabularies"] != vocabularies:
+        raise InputError(f"{line['file']} has other vocabularies than {self._lines[0]['file']}: {line['vocabularies']}")
+    metadata = tfds.core.MetadataDict(
+      n_frames=lengths, keys=keys, preprocessing=dict(self._stamp), vocabularies=vocabularies,
+      made_of={"manifest": _manifest_hash(self._prepared)},
+    )  # fmt: skip
+    return tfds.core.DatasetInfo(builder=self, features=_features(), disable_shuffling=True, metadata=metadata)
 
   def _split_generators(self, dl_manager):
     return {split: self._generate_examples(split) for split in dict.fromkeys(line["split"] for line in self._lines)}
@@ -94,22 +101,22 @@ class Clips(tfds.core.GeneratorBasedBuilder):
         arrays = {name: stored[name] for name in stored.files}
     except Exception as error:  # a damaged archive shows it in a dozen ways
       raise InputError(f"clip {clip['key']} is damaged ({error}): {_MEND}") from error
-    frames = clip["frames"]
+    frames, start = clip["frames"], clip["start"]
+    known = labels.cut(line, start=start, frames=frames, whole=clip["whole"])
     example = {
       "key": clip["key"],
-      **{name: line[name] for name in ("corpus", "split", "identity", "split_group", "emotion")},
+      **{name: line[name] for name in ("corpus", "split", "identity", "split_group")},
+      **{name: json.dumps(value) if name in _JSON else value for name, value in known.items()},
       "n_frames": frames,
       "mp4": stem.with_suffix(".mp4").read_bytes(),
       "flac": stem.with_suffix(".flac").read_bytes(),
       **{name: arrays[name] for name in ("face_box", "mouth_box", "landmarks")},
       "landmark_schema": str(arrays["landmark_schema"]),
-      "text": line["text"] if clip["whole"] else "",  # what is said in a file is not what is said in a part of it
-      "actions": np.array(line["actions"], np.int32),
       "lag": line["lag"] or 0,
       "has_lag": int(line["lag"] is not None),
       "truth": arrays.get("truth", np.zeros((frames, 0), np.float32)),
       "truth_names": json.dumps(arrays.get("truth_names", np.array([])).tolist()),
-      "provenance": json.dumps({**line["provenance"], "start_frame": clip["start"]}),
+      "provenance": json.dumps({**line["provenance"], "start_frame": start}),
       "preprocessing": json.dumps(self._stamp),
     }
     _validate(example)
@@ -135,6 +142,11 @@ def write_records(prepared: str | os.PathLike, *, stamp: Mapping[str, Any]) -> P
   prepared = Path(prepared)
   folder = prepared / "records" / _manifest_hash(prepared)
   builder = Clips(prepared=prepared, stamp=stamp, data_dir=folder, file_format="array_record")
+  return write(builder, folder)
+
+
+def write(builder: tfds.core.DatasetBuilder, folder: Path) -> Path:
+  """Has a builder write its records into `folder` of their own, unless it has, and returns where they are."""
   if not Path(builder.data_dir).exists():
     shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed has left
   tfds.disable_progress_bar()
@@ -148,14 +160,17 @@ def _manifest_hash(prepared: Path) -> str:
   return hashlib.sha256((prepared / "manifest.jsonl").read_bytes()).hexdigest()[:_HASH]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Records:
   """The records of one split: random access to decoded dicts (texts as str, JSON parsed, arrays as in the schema)."""
 
   directory: Path
   split: str
+  keys: Sequence[str]  # of the records
   n_frames: np.ndarray  # int [number of records]
   preprocessing: Mapping[str, Any]
+  vocabularies: Mapping[str, Sequence[str]]  # of "emotion" and "actions", where the corpus has such labels
+  made_of: Mapping[str, str]  # of clips: the hash of their manifest; of features: see `data.features`
   _source: Any = dataclasses.field(repr=False)
 
   def __len__(self) -> int:
@@ -166,26 +181,35 @@ class Records:
       record = dict(self._source[int(index)])
     except RuntimeError as error:  # ArrayRecord's checksums
       raise _damaged(self.directory, str(error)) from error
-    record |= {name: record[name].decode("utf-8", "surrogateescape") for name in _TEXTS}
-    return record | {name: json.loads(record[name]) for name in _JSON}
+    texts = [name for name in _TEXTS if isinstance(record.get(name), bytes)]
+    record |= {name: record[name].decode("utf-8", "surrogateescape") for name in texts}
+    record |= {name: json.loads(record[name]) for name in _JSON if name in texts}
+    record |= {name: tuple(Segment(*row) for row in record[name]) for name in labels.SEGMENTS if name in texts}
+    if record.get("actions") is not None and "actions" in texts:
+      record["actions"] = tuple(record["actions"])
+    return record
 
 
 def _damaged(path: Path, reason: str) -> InputError:
-  return InputError(f"{path} is damaged ({reason}): delete it and run `synclipmae prepare` again")
+  maker = "make the features" if path.parent.name == FEATURES else "run `synclipmae prepare`"
+  return InputError(f"{path} is damaged ({reason}): delete it and {maker} again")
 
 
 def find_records(directory: str | os.PathLike) -> Path:
-  """The version folder for what `prepare` made in `directory`: that of the present manifest, or the only one there is.
+  """The version folder of the records in `directory`. Raises InputError where nothing fits.
 
-  `directory` may also be OUT/records or the version folder itself. Raises InputError where nothing fits.
+  `directory` is what `prepare` filled (the records are those of the present manifest, or the only ones there are), its
+  folder `records`, what `features.write_features` filled, or a version folder itself.
   """
   directory = Path(directory)
   if (directory / "features.json").exists():
     return directory
   root = directory if directory.name == "records" else directory / "records"
   # Of the manifest that stands there, or of any; not a half-written folder, which has another name.
-  version = _manifest_hash(root.parent) if (root.parent / "manifest.jsonl").exists() else "*"
-  versions = sorted(root.glob(f"{version}/clips/{Clips.VERSION}/features.json"))
+  manifest = _manifest_hash(root.parent) if (root.parent / "manifest.jsonl").exists() else "*"
+  number = "[0-9].[0-9].[0-9]"
+  versions = sorted(root.glob(f"{manifest}/{Clips.name}/{number}/features.json"))
+  versions = versions or sorted(directory.glob(f"*/{FEATURES}/{number}/features.json"))
   if len(versions) == 1:
     return versions[0].parent
   if versions:
@@ -201,10 +225,18 @@ def open_records(directory: str | os.PathLike, *, split: str) -> Records:
     metadata = json.loads((path / "metadata.json").read_text())
   except Exception as error:  # JSON, protobuf and TFDS have no error in common
     raise _damaged(path, str(error)) from error
+  if builder.name == Clips.name and builder.version != Clips.VERSION:
+    raise InputError(
+      f"{path} holds records of form {builder.version}, this program reads {Clips.VERSION}: run the same"
+      " `synclipmae prepare` again; the clips are kept and the records are made anew"
+    )
   if split not in builder.info.splits:
     raise InputError(f"{path} has no split {split!r}: it has {', '.join(builder.info.splits)}")
   source = builder.as_data_source(split=split)
   lengths = np.array(metadata["n_frames"][split])
   if len(lengths) != len(source):
     raise _damaged(path, f"{len(source)} records, {len(lengths)} expected")
-  return Records(path, split, lengths, metadata["preprocessing"], source)
+  return Records(
+    directory=path, split=split, n_frames=lengths, keys=metadata["keys"][split], _source=source,
+    **{name: metadata[name] for name in ("preprocessing", "vocabularies", "made_of")},
+  )  # fmt: skip

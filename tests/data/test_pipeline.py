@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -8,6 +9,7 @@ from footage import number_of, numbered, write_video
 
 from synclipmae_jax.data import prepare
 from synclipmae_jax.data.pipeline import Source, eval_clips, train_batches
+from synclipmae_jax.data.samplers import SingleWindow, WholeClip
 from synclipmae_jax.types import InputError
 
 FRAMES, CONTEXT, SIZE = 8, 24, 32
@@ -83,6 +85,17 @@ def test_the_stream_is_a_function_of_seed_and_step(corpus, other):
   assert [batch["index"].tolist() for batch in whole] == np.arange(64).reshape(8, 8).tolist()
 
 
+def test_pretraining_draws_what_it_always_drew(corpus, other):
+  """Which pictures, which sound, in which order: the digest is of the first version. Pixels may vary with the codec."""
+  digest = hashlib.sha256()
+  for batch in batches([corpus, other], 6):
+    assert sorted(batch) == ["face_box", "frames", "index", "mouth_box", "waveform"]
+    digest.update(np.array([[number_of(image) for image in clip] for clip in batch["frames"]]).tobytes())
+    for name in ("waveform", "face_box", "mouth_box", "index"):
+      digest.update(batch[name].tobytes())
+  assert digest.hexdigest() == "d616fff266760cfd206a9efb61d79921f05edf0eebbdf2fdabab47a3addd7492"
+
+
 def test_hosts_divide_the_batch_of_one_host(corpus, other):
   whole = batches([corpus, other], 4)
   shares = [batches([corpus, other], 4, batch_size=4, host_index=host, host_count=2) for host in range(2)]
@@ -142,17 +155,89 @@ def test_whole_clips_for_evaluation(corpus):
   assert sum(shares, []) == five and [len(share) for share in shares] == [2, 2, 1]
 
 
+def sampled(directories, count, sampler, **kwargs):
+  return batches(directories, count, clip_frames=None, sampler=sampler, **{"audio_context_frames": None} | kwargs)
+
+
+def file_and_start(clip):
+  return divmod(number_of(clip[0]), 256)
+
+
+def test_single_windows_fall_everywhere(corpus):
+  drawn = sampled([corpus], 40, SingleWindow(16), batch_size=7)
+  assert drawn[0]["frames"].shape == (7, 16, SIZE, SIZE, 3) and drawn[0]["waveform"].shape == (7, 16 * 640 + 160)
+  assert np.concatenate([batch["index"] for batch in drawn]).tolist() == list(range(280))
+  found = np.array([file_and_start(clip) for batch in drawn for clip in batch["frames"]])
+  longest = found[found[:, 0] % 3 == 2, 1]
+  assert set(found[:, 0] % 3) == {0, 1, 2}, "20 frames hold one window of 16"
+  assert set(longest) <= set(range(60 - 16 + 1)) and len(set(longest)) > 30
+
+
+LENGTHS = (25, 30, 60)  # clips have 20, 40 and 60 frames: none is in the second bucket
+
+
+def test_whole_clips_come_in_buckets_padded_to_their_length(corpus, other):
+  whole = {clip.key: clip for path in (corpus, other) for clip in eval_clips(path, split="train", image_size=SIZE)}
+  whole = {file_and_start(clip.frames)[0]: clip for clip in whole.values()}
+  drawn = sampled([corpus, other], 40, WholeClip(LENGTHS), batch_size=3)
+  for batch in drawn:
+    padded = batch["frames"].shape[1]
+    assert batch["waveform"].shape == (3, 640 * padded + 160) and batch["length"].dtype == np.int32
+    for number, length in enumerate(batch["length"]):
+      file, start = file_and_start(batch["frames"][number])
+      clip = whole[file]
+      assert start == 0 and length == len(clip.frames) <= padded == min(each for each in LENGTHS if each >= length)
+      np.testing.assert_array_equal(batch["frames"][number, :length], clip.frames)
+      np.testing.assert_array_equal(batch["waveform"][number, 80:][: 640 * length], clip.waveform)
+      assert not batch["frames"][number, length:].any() and not batch["waveform"][number, 80 + 640 * length :].any()
+      assert (batch["mouth_box"][number, length:] == -1).all() and not batch["face_box"][number, length:].any()
+  seen = [file_and_start(clip)[0] for batch in drawn for clip in batch["frames"]]
+  assert set(seen) == set(whole)
+  assert np.mean([file >= 100 for file in seen]) == pytest.approx(2 / 3, abs=0.05), "sources come by their weights"
+  for first, last in ((0, 100), (100, 200)):  # and within one, every clip as often
+    counts = [seen.count(file) for file in whole if first <= file < last]
+    assert max(counts) - min(counts) <= 2, counts
+
+
+def test_hosts_have_the_same_bucket_at_a_step_and_resume(corpus, other):
+  whole = sampled([corpus, other], 12, WholeClip(LENGTHS), batch_size=4)
+  shares = [
+    sampled([corpus, other], 12, WholeClip(LENGTHS), batch_size=2, host_index=host, host_count=2) for host in range(2)
+  ]
+  joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*shares, strict=True)]
+  assert same(whole, joined) and len({batch["frames"].shape[1] for batch in whole}) == 2
+  assert same(whole[5:], sampled([corpus, other], 7, WholeClip(LENGTHS), batch_size=4, start_step=5))
+
+
+def first_picture(record, start, frames):
+  return {"start": np.int32(start), "frames_there": np.int32(frames), "key": np.array([len(record["key"])])}
+
+
+def test_targets_join_the_batch(corpus):
+  for batch in batches([corpus], 3, targets=first_picture):
+    assert batch["start"].tolist() == [file_and_start(clip)[1] for clip in batch["frames"]]
+    assert batch["key"].shape == (8, 1) and (batch["frames_there"] == FRAMES).all()
+  batch = sampled([corpus], 1, WholeClip((64,)), batch_size=5, targets=first_picture)[0]
+  assert batch["frames_there"].tolist() == batch["length"].tolist()
+
+
 @pytest.mark.parametrize(
   ("wrong", "words"),
   [
-    ({"batch_size": 3}, "even number"),
+    ({"batch_size": 3}, "multiple of 2 clips"),
     ({"seed": -1}, "must not be negative"),
     ({"clip_frames": 32}, "must hold the clip"),
+    ({"clip_frames": 0}, "must hold the clip"),
+    ({"clip_frames": None}, "either clip_frames or a sampler"),
+    ({"sampler": SingleWindow(8)}, "either clip_frames or a sampler"),
+    ({"clip_frames": None, "sampler": SingleWindow(24), "batch_size": 0}, "multiple of 1 clips"),
+    ({"clip_frames": None, "sampler": WholeClip((10, 19))}, "no train clip .* at most 19 frames: the shortest has 20"),
     ({"clip_frames": 60, "audio_context_frames": 64}, "no train clip .* has 120 frames .* the longest has 60"),
     ({"image_size": 64}, "prepare them with --size 64"),
     ({"split": "dev"}, "no split 'dev'"),
     ({"weights": (0.0,)}, "every weight must be positive"),
   ],
+  ids=str,
 )
 def test_wrong_arguments_are_one_sentence(corpus, wrong, words):
   with pytest.raises(InputError, match=words):

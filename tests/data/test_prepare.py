@@ -202,8 +202,8 @@ def test_landmarks_and_truth_follow_the_crop_and_the_clock(tmp_path):
   record = records.open_records(tmp_path / "out", split="train")[0]
   assert record["n_frames"] == 80 and record["truth"][:, 0].tolist() == list(range(0, 160, 2))
   assert record["truth_names"] == ["mouth/t"] and record["text"] == "hello" and record["identity"] == "ann"
-  assert (record["lag"], record["has_lag"], record["emotion"], record["actions"].tolist()) == (-3, 1, 1, [0, 1])
-  assert record["landmark_schema"] == "three" and record["provenance"]["voice"] == "bob"
+  assert (record["lag"], record["has_lag"], record["emotion"], record["actions"]) == (-3, 1, "joy", ("turn",))
+  assert record["landmark_schema"] == "three" and record["speaker"] == "bob" and record["words"] == ()
   side = 1.4 * 80
   corner = np.array([140, 90]) - side / 2
   np.testing.assert_allclose(record["face_box"][5], (box[0] - np.tile(corner, 2)) / side, atol=0.01)
@@ -229,9 +229,15 @@ def test_synthtalk_brings_its_truth(tmp_path):
   assert (clip.mouth_box[:, :2] >= clip.face_box[:, :2] - 0.02).all()
   record = records.open_records(tmp_path / "out", split="train")[0]
   description = json.loads((tmp_path / "raw" / "corpus.json").read_text())
-  labels = json.loads(str(np.load(tmp_path / "raw" / "train" / "train_00000.truth.npz")["labels"]))
-  assert description["expressions"][record["emotion"]] == labels["expression"]
-  assert [n for n, on in zip(description["actions"], record["actions"], strict=True) if on] == list(labels["actions"])
+  named = np.load(tmp_path / "raw" / "train" / "train_00000.truth.npz")
+  labels = json.loads(str(named["labels"]))
+  assert record["emotion"] == labels["expression"] and list(record["actions"]) == labels["actions"]
+  assert records.open_records(tmp_path / "out", split="train").vocabularies == {
+    "emotion": description["expressions"], "actions": description["actions"],
+  }  # fmt: skip
+  assert record["speaker"] == str(named["voice"]) and record["text_source"] == "synthetic"
+  assert " ".join(word.label for word in record["words"]) == record["text"] == str(named["text"])
+  assert [list(word) for word in record["words"]] == json.loads(str(named["words"]))
 
 
 def test_a_second_run_does_only_what_changed(tmp_path):

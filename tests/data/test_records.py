@@ -40,7 +40,8 @@ def test_what_is_absent_says_so(prepared):
   assert record["face_box"].shape == (frames, 4) and record["face_box"].dtype == np.float32
   assert (record["mouth_box"] == -1).all() and record["mouth_box"].shape == (frames, 4)
   assert record["landmarks"].shape == (frames, 0, 2) and record["truth"].shape == (frames, 0)
-  assert record["has_lag"] == 0 and record["emotion"] == -1 and len(record["actions"]) == 0
+  assert record["has_lag"] == 0 and record["emotion"] == record["speaker"] == record["text_source"] == ""
+  assert record["actions"] is None and record["words"] == record["emotion_segments"] == record["action_segments"] == ()
   assert record["truth_names"] == [] and record["text"] == "" and record["landmark_schema"] == ""
   assert record["preprocessing"]["crop"].startswith("square") and record["provenance"]["file"].endswith(".mp4")
 
@@ -121,3 +122,17 @@ def test_records_of_another_manifest_do_not_count(prepared, tmp_path):
   (tmp_path / "out" / "manifest.jsonl").write_text("")
   with pytest.raises(InputError, match="there are no records"):
     records.find_records(tmp_path / "out")
+
+
+def test_records_of_an_earlier_form_are_refused_by_name_and_made_anew(prepared, tmp_path):
+  shutil.copytree(prepared, tmp_path / "out")
+  path = records.find_records(tmp_path / "out")
+  older = path.with_name("1.0.0")
+  path.rename(older)
+  description = json.loads((older / "dataset_info.json").read_text())
+  (older / "dataset_info.json").write_text(json.dumps(description | {"version": "1.0.0"}))
+  for directory in (tmp_path / "out", older):
+    with pytest.raises(InputError, match="form 1.0.0, .* reads 2.0.0: run the same `synclipmae prepare` again"):
+      records.open_records(directory, split="train")
+  renewed = records.write_records(tmp_path / "out", stamp={"size": 32})
+  assert records.find_records(tmp_path / "out") == renewed and len(records.open_records(renewed, split="train"))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import subprocess
 import sys
 
@@ -141,6 +143,22 @@ def test_phones_follow_the_text():
   assert level[silent].mean() < level[~silent].mean() - 1
 
 
+def test_words_are_where_their_phones_sound():
+  for index in range(5):
+    clip = make_clip(index, seed=0, split="test", seconds=6)
+    words = clip.score.words
+    assert " ".join(word.label for word in words) == clip.text
+    assert all(a.end <= b.start for a, b in itertools.pairwise(words)) and 0 < words[0].start < words[-1].end < 6
+    sounding = [phones.NAMES[k] for k in clip.phones]
+    for word in words:
+      first, last = math.ceil(25 * word.start - 0.5), math.ceil(25 * word.end - 0.5)  # frames whose middle is inside
+      heard = [name for name, _ in itertools.groupby(sounding[first:last])]
+      spelled = iter(grammar.PRONUNCIATION[word.label])
+      assert heard and all(name in spelled for name in heard), "a phone may be shorter than a frame"
+    spoken = sum(word.end - word.start for word in words)
+    assert spoken == pytest.approx(6 * np.mean(clip.phones != phones.SILENCE), abs=0.3)
+
+
 def test_labels_are_true_of_the_motion():
   drawn = [make_clip(i, seed=0, split="train", seconds=6) for i in range(200)]
   column = dict(zip(AMBIENT, np.transpose([clip.ambient.mean(axis=0) for clip in drawn]), strict=True))
@@ -171,6 +189,7 @@ def test_files_decode_and_the_sidecars_fit_them(small):
       assert list(truth["names"]) == list(clips.TRUTH_NAMES) and truth["phones"].shape == (50,)
       assert (int(truth["lag"]), str(truth["text"])) == (clip.lag, clip.text)
       assert json.loads(str(truth["labels"]))["expression"] == clip.expression
+      assert [word for _, _, word in json.loads(str(truth["words"]))] == clip.text.split()
       faces = np.load(stem.with_suffix(".faces.npz"))
       assert faces["boxes"].shape == (50, 4) and faces["landmarks"].shape == (50, len(geometry.LANDMARKS), 2)
       heard = sound[: clip.frames * SAMPLES_PER_FRAME]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from synclipmae_jax.types import InputError
+from synclipmae_jax.data import labels
+from synclipmae_jax.types import InputError, Segment
 
-NAMES = ("folder", "synthtalk")
+NAMES = ("synthtalk", "grid", "folder")  # the first that recognises a folder is taken for `auto`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,22 +28,38 @@ class SourceItem:
   split: str
   identity: str
   split_group: str
-  text: str = ""  # holds for the whole file
+  # Labels hold for the whole file; `data.labels.cut` says what a clip of it keeps. Segments are seconds from the first
+  # picture of the file.
+  speaker: str = ""  # whose voice it is; "": unknown
+  text: str = ""
+  text_source: str = ""  # one of `data.labels.TEXT_SOURCES`; "": unknown
+  words: tuple[Segment, ...] = ()  # of the text, with their times in the sound
+  vocabularies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # of "emotion" and "actions"
+  emotion: str = ""  # "": unknown
+  emotion_segments: tuple[Segment, ...] = ()  # all that are known, with their times in the picture
+  actions: tuple[str, ...] | None = None  # those that occur; None: unknown
+  action_segments: tuple[Segment, ...] = ()  # likewise
   lag: int | None = None  # frames, positive: the video lags the audio; None where nobody knows
   faces_path: Path | None = None  # see `data.faces.backends.precomputed`
   truth_path: Path | None = None  # npz: truth float [n, P], one row a source frame; names [P]
-  emotion: int = -1  # -1: unknown
-  actions: tuple[int, ...] = ()  # 0 or 1 for each action of the corpus; empty: unknown
   provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    labels.check(self.key, vars(self))
+
+
+def file_key(relative: Path) -> str:
+  """The key of a file: its path below the raw folder. File names need not be text."""
+  return os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def load(name: str) -> Callable[[Path], Iterator[SourceItem]]:
-  """The `items` function of a corpus by name; `auto` looks at the folder."""
+  """The `items` function of a corpus by name; `auto` looks at the folder. Raises InputError for an unknown name."""
   if name != "auto" and name not in NAMES:
     raise InputError(f"unknown corpus {name!r}: choose one of auto, {', '.join(NAMES)}")
 
   def items(raw: Path) -> Iterator[SourceItem]:
-    chosen = name if name != "auto" else "synthtalk" if (raw / "corpus.json").exists() else "folder"
-    return importlib.import_module(f"{__name__}.{chosen}").items(raw)
+    modules = (importlib.import_module(f"{__name__}.{each}") for each in (NAMES if name == "auto" else (name,)))
+    return next(module for module in modules if name != "auto" or module.recognises(raw)).items(raw)
 
   return items

@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from synclipmae_jax.data.corpora import SourceItem
-from synclipmae_jax.types import InputError
+from synclipmae_jax.types import InputError, Segment
+
+
+def recognises(raw: Path) -> bool:
+  return (raw / "corpus.json").exists()
 
 
 def items(raw: Path) -> Iterator[SourceItem]:
   """Every clip that corpus.json promises, whether or not its file is there."""
   try:
     corpus = json.loads((raw / "corpus.json").read_text())
-    splits, expressions, actions = dict(corpus["splits"]), corpus["expressions"], corpus["actions"]
+    splits = dict(corpus["splits"])
+    vocabularies = {"emotion": tuple(corpus["expressions"]), "actions": tuple(corpus["actions"])}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(f"{raw / 'corpus.json'} is not that of a SynthTalk corpus ({error})") from error
   for split, count in splits.items():
@@ -25,6 +30,7 @@ def items(raw: Path) -> Iterator[SourceItem]:
       path, truth_path = stem.with_suffix(".mp4"), stem.with_suffix(".truth.npz")
       known = _read(truth_path)
       labels = json.loads(str(known.get("labels", "{}")))
+      words = json.loads(str(known.get("words", "[]")))
       yield SourceItem(
         path=path,
         key=path.relative_to(raw).as_posix(),
@@ -32,15 +38,18 @@ def items(raw: Path) -> Iterator[SourceItem]:
         split=split,
         identity=str(known.get("identity", "")),
         split_group=str(known.get("identity", path.stem)),
+        speaker=str(known.get("voice", "")),
         text=str(known.get("text", "")),
+        text_source="synthetic",
+        words=tuple(Segment(*word) for word in words),
+        vocabularies=vocabularies,
+        emotion=labels.get("expression", ""),
+        actions=tuple(labels["actions"]) if "actions" in labels else None,
         lag=int(known["lag"]) if "lag" in known else None,
         faces_path=stem.with_suffix(".faces.npz"),
         truth_path=truth_path,
-        emotion=expressions.index(labels["expression"]) if "expression" in labels else -1,
-        actions=tuple(int(name in labels["actions"]) for name in actions) if "actions" in labels else (),
-        provenance={"version": str(corpus.get("version", "")), "seed": str(corpus.get("seed", "")),
-                    "voice": str(known.get("voice", ""))},
-      )  # fmt: skip
+        provenance={"version": str(corpus.get("version", "")), "seed": str(corpus.get("seed", ""))},
+      )
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from synclipmae_jax.data.synthtalk import phones
 from synclipmae_jax.data.synthtalk.tracks import smooth
+from synclipmae_jax.types import Segment
 
 # Diphthongs are spelled as two vowels, as the mouth makes them.
 SLOTS = (
@@ -38,6 +39,17 @@ class Score:
   def at(self, times: np.ndarray) -> np.ndarray:
     """Index into the score of the phone that sounds at each time."""
     return np.searchsorted(self.starts, times, side="right") - 1
+
+  @property
+  def words(self) -> list[Segment]:
+    """The words of the text with their seconds."""
+    spoken = iter(np.flatnonzero(self.phones != phones.SILENCE))
+    found = []
+    for word in self.text.split():
+      sounds = [next(spoken) for _ in PRONUNCIATION[word]]
+      start, end = self.starts[[sounds[0], sounds[-1] + 1]]  # a pause follows every sentence
+      found.append(Segment(round(float(start), 4), round(float(end), 4), word))
+    return found
 
 
 def held_out(sentence: str) -> bool:
