@@ -28,7 +28,7 @@ def reconstruction(
   masked: Float[Array, "b f n"],
   *,
   patches: str = "masked",
-) -> Float[Array, q]:
+) -> Float[Array, " q"]:
   """Pixel-space mean squared error of each decoding pass.
 
       L_q = sum_{b,f,n} m_bfn * mean_p (x^q_bfnp - x_bfnp)^2 / sum_{b,f,n} m_bfn

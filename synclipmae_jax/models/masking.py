@@ -58,7 +58,7 @@ def keep_weights(
 
 
 def sample_visible(
-  keys: Key[Array, b], *, frames: int, patches: int, visible: int, weights: Float[Array, "b t n"] | None = None
+  keys: Key[Array, " b"], *, frames: int, patches: int, visible: int, weights: Float[Array, "b t n"] | None = None
 ) -> Int[Array, "b t k"]:
   """`visible` of `patches` indices per frame, without replacement, with probability rising in `weights`.
 

@@ -275,14 +275,14 @@ class SyncLipMAEModel:
     )
     return 3 * trained + speech.flops(self.audio_frames)
 
-  def _recrop(self, keys: Key[Array, b], batch: Batch) -> Batch:
+  def _recrop(self, keys: Key[Array, " b"], batch: Batch) -> Batch:
     """The batch under `crop_jitter`; both windows of a record alike, since they exchange their identity tokens."""
     keys = jnp.repeat(rearrange(keys, "(r w) -> r w", w=2)[:, 0], 2)
     boxes = jnp.stack([batch["face_box"], batch["mouth_box"]], axis=1)
     frames, boxes = jax.vmap(lambda k, f, b: crop_jitter(k, f, b, **self.crop_jitter))(keys, batch["frames"], boxes)
     return {**batch, "frames": frames, "face_box": boxes[:, 0], "mouth_box": boxes[:, 1]}
 
-  def _motion_mask(self, keys: Key[Array, b], batch: Batch) -> Int[Array, "b t k"]:
+  def _motion_mask(self, keys: Key[Array, " b"], batch: Batch) -> Int[Array, "b t k"]:
     """Visible patches of the view the motion tokens come from: face-preserving, or uniform in ablation A1."""
     weights = None
     if self.views != "uniform":
@@ -296,7 +296,7 @@ class SyncLipMAEModel:
   def _hidden_states(self, frozen: Params, waveform: Float[Array, "b n"]) -> Float[Array, "b t l c"]:
     return self._speech.bind(frozen["speech_encoder"])(waveform)
 
-  def _shuffle(self, identity: Float[Array, "b f d"], keys: Key[Array, b]) -> Float[Array, "b f d"]:
+  def _shuffle(self, identity: Float[Array, "b f d"], keys: Key[Array, " b"]) -> Float[Array, "b f d"]:
     """Permutes identity tokens among the frames of each pair of windows of one record, with the given probability.
 
     Same subject, different motion, and nothing crosses devices (a permutation by subject over the batch compiled to
@@ -331,7 +331,7 @@ def _to_unit(pixels: Array) -> Float[Array, "*b p"]:
   return pixels.astype(jnp.float32) / (255 if pixels.dtype == jnp.uint8 else 1)
 
 
-def _choose_frames(keys: Key[Array, b], *, frames: int, chosen: int) -> Int[Array, "b f"]:
+def _choose_frames(keys: Key[Array, " b"], *, frames: int, chosen: int) -> Int[Array, "b f"]:
   """Which frames of each clip are decoded, in order of time."""
   if chosen == frames:
     return jnp.broadcast_to(jnp.arange(frames), (len(keys), frames))
