@@ -1,6 +1,7 @@
 """Before anything imports jax: eight CPU devices, no accelerator, one compilation cache for the whole suite.
 
-XLA's optimiser is off: at test sizes compiling costs far more than running, and this halves it.
+XLA's optimiser is off: at test sizes compiling costs far more than running, and this halves it. The package is imported
+with its shape annotations checked at every call (shape_checks.py).
 """
 
 import os
@@ -16,5 +17,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 from absl import flags  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("synclipmae_jax", "shape_checks.check_shapes")
 
 flags.FLAGS.mark_as_parsed()  # grain's mp_prefetch reads absl flags

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from synclipmae_jax.run.config_files import with_config_found
+
 
 def parse_flags(argv: Sequence[str], *, program: str, required: Sequence[str]) -> list[str]:
   """Like absl's own, but a wrong flag or configuration is one sentence, whatever raised it."""
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(with_config_found(argv))
     if len(rest) > 1:
       raise flags.Error(f"what is {rest[1]!r}? every argument starts with --")
     for name in required:

@@ -1,0 +1,45 @@
+"""Where a configuration is found: in the working directory, or among those that come with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from synclipmae_jax.types import InputError
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def installed() -> Path:
+  """The folder of the configurations that come with the package: in a wheel inside it, in a checkout beside it."""
+  inside = _PACKAGE / "configs"
+  return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def find_config(name: str) -> str:
+  """FILE[:PRESET] as given where FILE exists, else with the file of that name that comes with the package.
+
+  `configs/pretrain.py` and `pretrain.py` name the same one there. Raises InputError where there is neither.
+  """
+  file, colon, preset = name.partition(":")
+  if Path(file).exists():
+    return name
+  found = installed() / Path(file).name
+  if str(Path(file).parent) not in (".", "configs") or not found.is_file():
+    known = ", ".join(sorted(path.name for path in installed().glob("*.py")))
+    raise InputError(f"there is no configuration {file}; those that come with the package: {known}")
+  return f"{found}{colon}{preset}"
+
+
+def with_config_found(argv: Sequence[str]) -> list[str]:
+  """The command line with `find_config` applied to the value of --config. Raises InputError."""
+  argv = list(argv)
+  for i, argument in enumerate(argv):
+    flag, equals, value = argument.partition("=")
+    if flag not in ("--config", "-config"):
+      continue
+    if equals:
+      argv[i] = f"{flag}={find_config(value)}"
+    elif i + 1 < len(argv):
+      argv[i + 1] = find_config(argv[i + 1])
+  return argv
