@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from synclipmae_jax.inference.embedder import Embedder, Embedding
 from synclipmae_jax.inference.stream import embed_file
@@ -99,7 +99,7 @@ class SyncLipMAE:
 
   def sync_loss(
     self,
-    frames: Float[Array, "b t s s 3"],
+    frames: Shaped[Array, "b t s s 3"],
     audio: Float[Array, "b n"],
     *,
     lag: int = 0,

@@ -25,7 +25,7 @@ def contrast_float64(audio, vocal, *, temperature, group, window=0, form="log_su
       for j, (other, then) in enumerate(members):
         close = abs(time - then) <= window
         if similarity is not None and other == clip:
-          centred = features[clip].astype(np.float64) - features[clip].astype(np.float64).mean(axis=0)
+          centred = np.float64(features[clip]) - np.float64(features[clip]).mean(axis=0)
           close |= unit(centred[time]) @ unit(centred[then]) >= similarity
         if other == clip and close:
           positives.append(j)
@@ -39,7 +39,7 @@ def contrast_float64(audio, vocal, *, temperature, group, window=0, form="log_su
 @pytest.fixture
 def tokens():
   random = np.random.default_rng(0)
-  return [random.normal(size=(6, 5, 8)).astype(np.float32) for _ in range(3)]
+  return [jnp.float32(random.normal(size=(6, 5, 8))) for _ in range(3)]
 
 
 @pytest.mark.parametrize("form", ["log_sum", "mean_log"])
@@ -74,8 +74,8 @@ def test_contrast_gradient_by_finite_differences(tokens):
 def test_one_frame_shift_of_the_audio_raises_the_contrast():
   """With the default window of 0 a constant one-frame error is expensive; with 1 it would cost almost nothing."""
   random = np.random.default_rng(2)
-  tokens = random.normal(size=(4, 16, 32)).astype(np.float32)
-  shifted = np.roll(tokens, 1, axis=1)
+  tokens = jnp.float32(random.normal(size=(4, 16, 32)))
+  shifted = jnp.roll(tokens, 1, axis=1)
   at = lambda audio, window: float(
     losses.contrast(audio, tokens, temperature=jnp.float32(0.07), group=4, window=window).loss
   )

@@ -111,19 +111,19 @@ def test_nothing_there_is_one_sentence(tmp_path):
 
 def test_sync_loss_is_one_minus_the_cosine_at_the_lag(model):
   tokens = model.embed(FRAMES, SOUND)
-  pixels = FRAMES[None].astype(np.float32) / 255
+  pixels, sound = jnp.float32(FRAMES[None]) / 255, jnp.asarray(SOUND[None])
   pairs = {
     0: (tokens.audio, tokens.vocal), 2: (tokens.audio[:-2], tokens.vocal[2:]), -3: (tokens.audio[3:], tokens.vocal[:-3])
   }  # fmt: skip
   for lag, (audio, vocal) in pairs.items():
     expected = 1 - cosine(audio, vocal).mean()
-    np.testing.assert_allclose(model.sync_loss(pixels, SOUND[None], lag=lag), expected, atol=1e-5)
+    np.testing.assert_allclose(model.sync_loss(pixels, sound, lag=lag), expected, atol=1e-5)
   with pytest.raises(ValueError, match="floating"):
-    model.sync_loss(FRAMES[None], SOUND[None])
+    model.sync_loss(jnp.asarray(FRAMES[None]), sound)
   with pytest.raises(ValueError, match="leaves nothing"):
-    model.sync_loss(pixels, SOUND[None], lag=20)
+    model.sync_loss(pixels, sound, lag=20)
   with pytest.raises(ValueError, match="20 frames need audio"):
-    model.sync_loss(pixels, SOUND[None, :-1])
+    model.sync_loss(pixels, sound[:, :-1])
 
 
 def test_descending_the_sync_loss_raises_the_cosine(model):

@@ -8,19 +8,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 # Used where a caller knows no boxes: where `data.prepare` puts the face in its crop, and the mouth in a face box.
 FACE_PRIOR = (0.15, 0.15, 0.85, 0.9)
 MOUTH_PRIOR = (0.25, 0.62, 0.75, 0.95)
 
 
-def patchify(frames: UInt8[Array, "*b s s c"], patch: int) -> UInt8[Array, "*b n p"]:
+def patchify(frames: Shaped[Array, "*b s s c"], patch: int) -> Shaped[Array, "*b n p"]:
   """Pixels of every patch: [..., S, S, 3] -> [..., N, patch * patch * 3], rows first, channels last."""
   return rearrange(frames, "... (h p) (w q) c -> ... (h w) (p q c)", p=patch, q=patch)
 
 
-def unpatchify(patches: Float[Array, "*b n p"], patch: int) -> Float[Array, "*b s s c"]:
+def unpatchify(patches: Shaped[Array, "*b n p"], patch: int) -> Shaped[Array, "*b s s c"]:
   """Inverse of `patchify` for square images of three channels."""
   side = round(patches.shape[-2] ** 0.5)
   return rearrange(patches, "... (h w) (p q c) -> ... (h p) (w q) c", h=side, p=patch, q=patch)
@@ -58,7 +58,7 @@ def keep_weights(
 
 
 def sample_visible(
-  keys: Key[Array, " b"], *, frames: int, patches: int, visible: int, weights: Float[Array, "b t n"] | None = None
+  keys: Key[Array, " b"], *, frames: int, patches: int, visible: int, weights: Float[Array, "#b t n"] | None = None
 ) -> Int[Array, "b t k"]:
   """`visible` of `patches` indices per frame, without replacement, with probability rising in `weights`.
 

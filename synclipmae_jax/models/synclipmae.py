@@ -35,6 +35,7 @@ from synclipmae_jax.types import SAMPLES_PER_FRAME, Batch, InputError, Params, T
 VIEWS = ("two_bypass", "uniform", "face")  # the paper; ablation A1; ablation A2
 EMBED_VISIBLE = ("all", "face_topk")
 SPEECH_ENCODERS = ("wav2vec2", "log_mel")
+Frames = UInt8[Array, "b t s s 3"] | Float[Array, "b t s s 3"]  # RGB, 0..255 or in [0, 1]
 
 jax.tree_util.register_dataclass(Tokens, ["identity", "vocal", "ambient", "audio"], [])
 
@@ -205,7 +206,7 @@ class SyncLipMAEModel:
     self,
     trainable: Params,
     frozen: Params,
-    frames: UInt8[Array, "b t s s 3"],
+    frames: Frames,
     waveform: Float[Array, "b n"],
     *,
     face_box: Float[Array, "b t 4"] | None = None,
@@ -251,7 +252,7 @@ class SyncLipMAEModel:
     hidden = centre_tokens(hidden, clip_frames=self.clip_frames, total_frames=total)
     return self._adapter.bind(trainable["audio_adapter"])(hidden).astype(jnp.float32)
 
-  def encode(self, trainable: Params, frames: UInt8[Array, "b t s s 3"], indices: Int[Array, "b t k"]) -> FrameTokens:
+  def encode(self, trainable: Params, frames: Frames, indices: Int[Array, "b t k"]) -> FrameTokens:
     """The visual encoder alone, on the given patches of each frame."""
     pixels = normalise_pixels(_to_unit(masking.take_patches(masking.patchify(frames, self.patch), indices)))
     return self._visual.bind(trainable["visual_encoder"])(pixels, indices)

@@ -101,7 +101,7 @@ def test_a_block_without_a_stride_keeps_what_its_convolutions_add_nothing_to():
   block = Residual(32, 32, 1, rngs=nnx.Rngs(0))
   assert block.shortcut is None and block.downsample is None
   block.conv2.kernel[...] = jnp.zeros_like(block.conv2.kernel[...])
-  x = np.random.RandomState(0).standard_normal((1, 4, 4, 32)).astype(np.float32)
+  x = jnp.float32(np.random.RandomState(0).standard_normal((1, 4, 4, 32)))
   np.testing.assert_array_equal(block(x), x)
 
 

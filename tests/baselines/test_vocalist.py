@@ -19,7 +19,7 @@ def normal(*shape, seed=0):
 def test_a_position_whose_first_channel_is_zero_counts_as_padding():
   x = normal(1, 5, 8)
   x[0, 2, 0] = 0
-  table = np.asarray(vocalist._placed(x)) - np.sqrt(8) * x
+  table = np.asarray(vocalist._placed(jnp.asarray(x))) - np.sqrt(8) * x
   frequency = 10_000.0 ** (-np.arange(4) / 3)
   for position in (1, 2, 4, 5):
     angle = position * frequency
@@ -31,7 +31,7 @@ def test_a_position_whose_first_channel_is_zero_counts_as_padding():
 def test_a_query_sees_no_key_further_than_the_difference_of_lengths(queries, keys):
   transformer = Functional(lambda rngs: Transformer(16, 2, rngs=rngs))
   params = jax.tree.map(lambda leaf: 0.3 * normal(*leaf.shape), transformer.abstract)
-  x, context = 1 + normal(1, queries, 16), 1 + normal(1, keys, 16, seed=1)
+  x, context = jnp.asarray(1 + normal(1, queries, 16)), 1 + normal(1, keys, 16, seed=1)
   run = jax.jit(lambda context: transformer.bind(params)(x, context))
   reference = run(context)
   for key in range(keys):

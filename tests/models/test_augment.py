@@ -13,7 +13,7 @@ FULL = dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0
 
 def jittered(pixels, key=0, mean=0.4, **strengths):
   matrix, offset = jitter_affine(jax.random.key(key), jnp.float32(mean), **{**OFF, **strengths})
-  return np.asarray(apply_affine(pixels[None, None, None], matrix[None], offset[None])[0, 0, 0])
+  return np.asarray(apply_affine(jnp.asarray(pixels)[None, None, None], matrix[None], offset[None])[0, 0, 0])
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_hue_turns_by_the_drawn_angle():
 
 def test_result_stays_in_range_and_is_one_draw_a_clip(pixels):
   matrix, offset = jitter_affine(jax.random.key(1), jnp.float32(0.4), **FULL)
-  clip = np.random.default_rng(1).uniform(0, 1, (1, 2, 5, 12)).astype(np.float32)
+  clip = jnp.float32(np.random.default_rng(1).uniform(0, 1, (1, 2, 5, 12)))
   out = np.asarray(apply_affine(clip, matrix[None], offset[None]))
   assert 0 <= out.min() and out.max() <= 1
   alone = np.asarray(apply_affine(clip[:, 1:, 3:4], matrix[None], offset[None]))
@@ -67,15 +67,14 @@ def test_result_stays_in_range_and_is_one_draw_a_clip(pixels):
 
 def square_clip(size=32):
   """Black frames with a white square at [8, 20) x [12, 20), and its box beside one that is unknown."""
-  frames = np.zeros((2, size, size, 3), np.uint8)
-  frames[:, 12:20, 8:20] = 255
+  frames = jnp.zeros((2, size, size, 3), jnp.uint8).at[:, 12:20, 8:20].set(255)
   known = np.tile(np.float32([8, 12, 20, 20]) / size, (2, 1))
-  return frames, np.stack([known, np.full((2, 4), -1, np.float32)])
+  return frames, jnp.stack([known, np.full((2, 4), -1, np.float32)])
 
 
 def test_no_crop_jitter_changes_nothing():
   frames, boxes = square_clip()
-  noise = np.random.default_rng(0).integers(0, 256, frames.shape, dtype=np.uint8)
+  noise = jnp.uint8(np.random.default_rng(0).integers(0, 256, frames.shape))
   same, there = crop_jitter(jax.random.key(0), noise, boxes, zoom=1.0, shift=0.0)
   np.testing.assert_array_equal(same, noise)
   np.testing.assert_allclose(there, boxes, atol=1e-6)

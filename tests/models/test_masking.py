@@ -84,7 +84,7 @@ def test_coverage_is_the_overlapped_area():
 
 
 def test_patchify_round_trip_and_layout():
-  frames = np.random.default_rng(0).integers(0, 255, (2, 3, 32, 32, 3)).astype(np.uint8)
+  frames = jnp.uint8(np.random.default_rng(0).integers(0, 255, (2, 3, 32, 32, 3)))
   patches = masking.patchify(frames, 8)
   np.testing.assert_array_equal(patches[1, 2, 6].reshape(8, 8, 3), frames[1, 2, 8:16, 16:24])
   np.testing.assert_array_equal(masking.unpatchify(patches, 8), frames)

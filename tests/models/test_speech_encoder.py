@@ -328,7 +328,7 @@ def test_a_token_is_the_same_in_its_file_and_in_its_own_clip(kind, audio_frames,
     inside = (at >= 0) & (at < file.shape[1])
     return np.where(inside, file[0, np.clip(at, 0, file.shape[1] - 1)], 0).astype(np.float32)
 
-  states = np.asarray(compiled(encoder_of(kind))(np.concatenate([windows[0], [clip(start) for start in starts]])))
+  states = compiled(encoder_of(kind))(np.concatenate([windows[0], [clip(start) for start in starts]]))
   tokens = centre_tokens(states[None, :7], clip_frames=clip_frames, total_frames=total)[0]
   own = centre_tokens(states[7:, None], clip_frames=clip_frames, total_frames=clip_frames)
   assert tokens.shape == (total, *states.shape[2:])

@@ -71,7 +71,8 @@ def test_shapes(outputs):
 
 def test_a_pure_function_of_key_and_index(apply, params, outputs):
   again = apply(*params, make_batch(), jax.random.key(1))
-  jax.tree.map(np.testing.assert_array_equal, again, outputs)
+  for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(outputs), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
   other = apply(*params, make_batch(), jax.random.key(2))
   assert np.any(other.masked != outputs.masked)
   moved = make_batch()
@@ -110,10 +111,9 @@ def test_the_passes_differ_by_their_conditioning_token_only(model, apply, params
 
 
 def test_frames_are_independent(model, params):
-  frames = make_batch()["frames"][:1]
-  changed = frames.copy()
-  changed[:, 3] = 255 - changed[:, 3]
-  waveform = np.zeros((1, 640 * 8), np.float32)
+  frames = jnp.asarray(make_batch()["frames"][:1])
+  changed = frames.at[:, 3].set(255 - frames[:, 3])
+  waveform = jnp.zeros((1, 640 * 8))
   one, two = (model.embed(*params, x, waveform) for x in (frames, changed))
   difference = np.abs(one.vocal - two.vocal).max(axis=(0, 2))
   assert difference[3] > 1e-3 and np.delete(difference, 3).max() < 1e-5
@@ -133,7 +133,7 @@ def test_identity_shuffle_stays_inside_the_pair(params):
 def test_audio_tokens_in_training_equal_those_in_use(model, params, apply):
   """A training clip's audio tokens are the tokens of the same frames of the whole file."""
   random = np.random.default_rng(0)
-  whole = random.normal(0, 0.1, (1, 640 * 40)).astype(np.float32)
+  whole = jnp.float32(random.normal(0, 0.1, (1, 640 * 40)))
   trainable, frozen = params
   tokens = model.embed_audio(trainable, frozen, whole)
   start = 16  # on the grid of windows, away from the ends
@@ -157,7 +157,7 @@ def test_embed_has_one_answer(visible, params):
 
 def test_embed_refuses_sound_of_another_length(model, params):
   with pytest.raises(ValueError, match="8 frames need a waveform"):
-    model.embed(*params, make_batch(1)["frames"], np.zeros((1, 640 * 7), np.float32))
+    model.embed(*params, jnp.asarray(make_batch(1)["frames"]), jnp.zeros((1, 640 * 7)))
 
 
 ABLATIONS = {

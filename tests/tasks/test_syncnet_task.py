@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -64,7 +65,7 @@ def trained():
   """(task, clips, parameters, losses): the preset `tiny`, a few steps on one batch."""
   task = task_of(CONFIG.get_config("tiny"))
   clips = sequences(task)
-  batch = a_batch(task, clips)
+  batch = jax.tree.map(jnp.asarray, a_batch(task, clips))
   params, frozen = task.init(jax.random.key(0))
   assert not frozen
   optimizer = optax.adam(1e-2)
@@ -110,10 +111,10 @@ def test_what_is_embedded_is_what_training_saw(trained):
   first = (task.audio_frames - task.clip_frames) // 2 + 2  # the middle of the first window
   tokens = [task.tokens(calibrated).embed(clip) for clip in clips]
   assert all(audio.shape == lips.shape == (task.audio_frames, 16) for audio, lips in tokens)
-  audio, lips = (np.stack([pair[i][first : first + 4] for pair in tokens]) for i in range(2))
-  temperature = np.exp(params["contrast"]["log_temperature"])
+  audio, lips = (jnp.stack([pair[i][first : first + 4] for pair in tokens]) for i in range(2))
+  temperature = jnp.exp(params["contrast"]["log_temperature"])
   assert float(contrast(audio, lips, temperature=temperature, group=4).loss) == pytest.approx(found[-1], rel=0.02)
-  shifted = np.stack([pair[1][first + 1 : first + 5] for pair in tokens])
+  shifted = jnp.stack([pair[1][first + 1 : first + 5] for pair in tokens])
   assert float(contrast(audio, shifted, temperature=temperature, group=4).loss) > 2 * found[-1]
 
 

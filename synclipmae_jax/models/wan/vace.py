@@ -107,7 +107,7 @@ def wan_vace(
   dit: Dit,
   vace: Vace,
   latents: Float[Array, "b t h w c"],
-  context_latents: Float[Array, "b t h w c"],
+  context_latents: Float[Array, "b t2 h2 w2 c2"],
   text: Float[Array, "b m d"],
   t: Float[Array, " b"],
   *,

@@ -221,7 +221,7 @@ class Vae(nnx.Module):
     self.post_quant_conv = Linear(latent, latent, compute_dtype=compute_dtype, rngs=rngs)
     self.decoder = Decoder(latent, widths=widths[::-1], temporal_up=temporal_down[::-1], **options)
 
-  def moments(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b s h2 w2 z2"]:
+  def moments(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b s h2 w2 z2"]:
     """Mean, then log-variance, of the latents' Gaussian, neither normalised nor clipped; shapes as for `encode`."""
     _, frames, height, width, channels = video.shape
     if channels != 3 or frames < 1 or height % self.space_stride or width % self.space_stride:
@@ -231,7 +231,7 @@ class Vae(nnx.Module):
     whole = 1 + (frames - 1) // self.time_stride * self.time_stride
     return self.quant_conv(self.encoder(video[:, :whole]))
 
-  def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b s h2 w2 z"]:
+  def encode(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b s h2 w2 z"]:
     """Normalised latents (the mode, no sampling) of RGB in [-1, 1]: S = (T - 1) // 4 + 1 frames of H/8 x W/8.
 
     Frames after the last whole group of four are not seen, as in the reference: 18 and 20 frames give what 17 give.

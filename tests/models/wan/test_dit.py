@@ -55,8 +55,8 @@ def drawn(functionals: dict[str, Functional], seed: int = 0) -> dict:
 def inputs(batch: int = 2, text: int = 4, seed: int = 1) -> tuple:
   rng = np.random.default_rng(seed)
   shape = (batch, GRID[0], 2 * GRID[1], 2 * GRID[2])
-  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-  return draw(*shape, 16), draw(*shape, 96), draw(batch, text, 10), np.linspace(900, 7.5, batch, dtype=np.float32)
+  draw = lambda *shape: jnp.float32(rng.standard_normal(shape))
+  return draw(*shape, 16), draw(*shape, 96), draw(batch, text, 10), jnp.linspace(900, 7.5, batch)
 
 
 def forward(functionals, params, *args, **options):
@@ -78,7 +78,9 @@ def output(params, *args, scale=1.0, addition=0.0, depth=3, stride=2, **sizes) -
 
 def reference(params, latents, context, text, t, *, scale, stride) -> np.ndarray:
   """The same in float64 NumPy: one block at a time, rotation by complex numbers, nothing fused or grouped."""
-  params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+  params, latents, context, text, t = jax.tree.map(
+    lambda leaf: np.asarray(leaf, np.float64), (params, latents, context, text, t)
+  )
   dit, vace = params["dit"], params["vace"]
   batch, heads, head_width = len(latents), BLOCK["heads"], BLOCK["width"] // BLOCK["heads"]
   dense = lambda x, p: x @ p["kernel"] + p["bias"]
@@ -234,7 +236,7 @@ def test_a_path_without_hints_changes_nothing():
 def test_an_addition_meets_the_context_after_its_embedding():
   params = drawn(models())
   latents, context, text, t = inputs()
-  change = np.random.default_rng(5).standard_normal((1, *context.shape[1:])).astype(np.float32)
+  change = jnp.float32(np.random.default_rng(5).standard_normal((1, *context.shape[1:])))
   addition = np.asarray(patchify(change)) @ params["vace"]["patch_embedding"]["kernel"]
   assert addition.shape == (1, math.prod(GRID), 24)
   found = output(params, latents, context, text, t, addition=addition)
@@ -271,9 +273,8 @@ def test_the_path_trains_beside_a_backbone_held_fixed():
 
 def test_text_is_filled_up_with_zeros():
   dit = models()["dit"].bind(drawn(models())["dit"])
-  text = inputs(text=TEXT)[2]
-  text[:, 4:] = 0
-  embedded = jax.jit(lambda text: dit.condition(np.zeros(2), text, grid=GRID).text)
+  text = inputs(text=TEXT)[2].at[:, 4:].set(0)
+  embedded = jax.jit(lambda text: dit.condition(jnp.zeros(2), text, grid=GRID).text)
   assert embedded(text[:, :4]).shape == (2, TEXT, 24)
   np.testing.assert_array_equal(embedded(text[:, :4]), embedded(text))
 
@@ -283,7 +284,7 @@ def test_text_is_filled_up_with_zeros():
   [
     (lambda latents, context, text: (latents[:, :, 1:], context, text), "3 x 6"),
     (lambda latents, context, text: (latents, context[:, 1:], text), "context"),
-    (lambda latents, context, text: (latents, context, np.concatenate([text, text], axis=1)), "8 tokens"),
+    (lambda latents, context, text: (latents, context, jnp.concatenate([text, text], axis=1)), "8 tokens"),
   ],
 )
 def test_what_does_not_fit_is_refused(cut, words):

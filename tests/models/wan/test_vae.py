@@ -136,8 +136,8 @@ def test_decoded_pixels_are_clipped(decode, params):
 
 def test_rms_norm_scales_channels_to_unit_mean_square():
   norm = Functional(lambda rngs: RMSNorm(5, rngs=rngs)).bind({"scale": jnp.asarray([1.0, 1, 1, 1, 3])})
-  x = np.random.RandomState(0).randn(4, 5).astype(np.float32) * 100
-  expected = x / np.sqrt((x**2).mean(axis=-1, keepdims=True)) * [1, 1, 1, 1, 3]
+  x = jnp.float32(np.random.RandomState(0).randn(4, 5)) * 100
+  expected = x / np.sqrt((x**2).mean(axis=-1, keepdims=True)) * np.float32([1, 1, 1, 1, 3])
   np.testing.assert_allclose(norm(x), expected, rtol=1e-5)
   assert norm(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
   assert np.isfinite(jax.grad(lambda x: norm(x).sum())(jnp.zeros((1, 5)))).all()  # black frames may be zeros
