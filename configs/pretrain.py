@@ -126,6 +126,7 @@ def _paper() -> ConfigDict:
       keep_last=2,
       keep_best=1,
       tensorboard=True,
+      profile=config_dict.placeholder(tuple),  # (first, last): a trace of these steps in WORKDIR/profile
     )
   )
 

@@ -63,6 +63,7 @@ def _demo() -> ConfigDict:
       keep_last=2,
       keep_best=1,
       tensorboard=False,
+      profile=config_dict.placeholder(tuple),  # (first, last): a trace of these steps in WORKDIR/profile
     )
   )
   return config

@@ -19,6 +19,7 @@ from synclipmae_jax.train.initialisation import Initialisation, ResizePosition, 
 from synclipmae_jax.train.interrupt import Interrupt
 from synclipmae_jax.train.logging import Logger
 from synclipmae_jax.train.optim import Optimizer
+from synclipmae_jax.train.profiling import StepProfiler
 from synclipmae_jax.train.progress import NonFiniteLoss, Steps
 from synclipmae_jax.train.state import TrainState, abstract_state, init_state
 from synclipmae_jax.train.step import check_batch, make_train_step
@@ -63,6 +64,7 @@ def run(
   resize_position: ResizePosition | None = None,
   stamp: Mapping[str, Any] | None = None,
   tensorboard: bool = False,
+  profile: Sequence[int] | None = None,
 ) -> TrainResult:
   """Trains `task` to `total_steps` updates; started again on the same workdir it goes on where it was, bit for bit.
 
@@ -73,13 +75,15 @@ def run(
   workdir takes precedence. Of the frozen items those in `frozen_by_reference` are not copied into the workdir: its
   checkpoints name the directory in `initial_items` and the hash of its manifest. What came from where goes to the
   terminal and to WORKDIR/initialisation.json. `stamp` (config, preprocessing, git revision) goes into every
-  checkpoint's meta.json, with the donors' licences and the meta data of the frozen items.
+  checkpoint's meta.json, with the donors' licences and the meta data of the frozen items. `profile` (first, last): a
+  trace of these steps goes to WORKDIR/profile.
 
   Raises InputError, before anything is compiled, for a batch that does not divide, for a workdir made with another
   model and for one whose checkpoints are all damaged; NonFiniteLoss during training.
   """
   check_batch(task, batch_size, mesh=mesh, accumulation=accumulation, processes=jax.process_count())
   initial_items = initial_items or {}
+  profiler = StepProfiler(profile, Path(workdir) / "profile")
   # Restore before building anything: a workdir of another model is refused while that still costs nothing.
   saved = checkpoints.Checkpointer(
     workdir, keep_last=keep_last, keep_best=keep_best, best_metric=task.best_metric, best_mode=best_mode, stamp=stamp
@@ -133,7 +137,7 @@ def run(
   batches: Iterator[Batch] | None = None
   saved_step = step if resumed else None
   scores: Mapping[str, Any] = {}
-  with Interrupt() as interrupt:
+  with Interrupt() as interrupt, profiler:
     steps = Steps(log, interrupt, task, mesh=mesh, every=log_every, total_steps=total_steps)
     try:
       while True:
@@ -176,7 +180,7 @@ def run(
             raise
           continue
         data_wait = time.perf_counter() - started
-        state, metrics = train_step(state, frozen, batch, train_key)
+        state, metrics = profiler.run(step + 1, train_step, state, frozen, batch, train_key)
         step += 1
         # Read the metrics of the step before: the device computes this one meanwhile.
         steps.push(step, metrics, batch, started=started, wait=data_wait)
