@@ -7,6 +7,8 @@ speech encoder runs under `no_grad`. Random choices are drawn for the batch at o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from ml_collections import ConfigDict
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torch_modules import Decoder, LogMel, VisualEncoder, Wav2Vec2, take
 
 from synclipmae_jax.models import masking
@@ -192,3 +195,24 @@ class Trainer:
     low, high = map(math.log, self.model.config.loss.temperature_range)
     self.model.log_temperature.data.clamp_(low, high)
     return loss.detach()
+
+
+def count_flops(run: Callable[[], Any]) -> tuple[Any, int]:
+  """(result of `run`, FLOPs of its matrix products and convolutions), counted as ours are.
+
+  torch's counter has no formula for the attention of a CPU and would count nothing for it. Backward is twice forward:
+  torch's own formulas for a GPU also charge the scores that the kernel computes again.
+  """
+  aten = torch.ops.aten
+  forward = lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+  backward = lambda _, query, key, value, *__, **___: 2 * sdpa_flop_count(query, key, value)
+  formulas = {
+    aten._scaled_dot_product_flash_attention_for_cpu: forward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    aten._scaled_dot_product_flash_attention_backward: backward,
+    aten._scaled_dot_product_efficient_attention_backward: backward,
+    aten._scaled_dot_product_cudnn_attention_backward: backward,
+  }
+  with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    result = run()
+  return result, counter.get_total_flops()

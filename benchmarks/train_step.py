@@ -118,7 +118,7 @@ def build(config, devices=None) -> Ours:
 
 def same_work(ours: Ours, twins, tensors) -> dict:
   """Parameters of every part, FLOPs of a step and the first loss, of ours and of the twins."""
-  from torch.utils.flop_counter import FlopCounterMode
+  from torch_twin import count_flops
 
   parameters, flops, first_loss = {}, {"ours": ours.task.model_flops(ours.arguments[1])}, {"ours": ours()}
   parts = dict(next(iter(twins.values())).model.named_children())
@@ -127,9 +127,8 @@ def same_work(ours: Ours, twins, tensors) -> dict:
       count = sum(leaf.size for path, leaf in sharding.tree_paths(tree) if not path.endswith("position"))
       parameters[part] = {"ours": count, "twin": sum(p.numel() for p in parts[part].parameters())}
   for name, twin in twins.items():
-    with FlopCounterMode(display=False) as counter:
-      first_loss[name] = float(twin.step(tensors))
-    flops[name] = counter.get_total_flops()
+    loss, flops[name] = count_flops(functools.partial(twin.step, tensors))
+    first_loss[name] = float(loss)
   return {"parameters": parameters, "flops": flops, "first_loss": first_loss}
 
 

@@ -6,6 +6,8 @@ Auto (jax.make_mesh defaults to Explicit, under which a contraction over a shard
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import pickle
 import re
@@ -73,10 +75,12 @@ def _name(key) -> str:
 def shardings(tree, mesh: Mesh, rules: Rules):
   """NamedSharding for every leaf: the first rule whose regex is found in the leaf's path decides.
 
-  A rule's dimensions that do not divide the leaf fall back to replication of that dimension (a tiny model on a
-  large mesh); scalars are always replicated. Raises KeyError naming the paths that no rule matches.
+  A dimension of the leaf that the rule's mesh axes do not divide is replicated instead (a tiny model on a large mesh),
+  and process 0 logs a warning that names it, once; scalars are always replicated. Raises KeyError naming the paths that
+  no rule matches.
   """
-  unmatched = []
+  unmatched: list[str] = []
+  replicated: list[str] = []
 
   def place(path, leaf):
     name = "/".join(_name(k) for k in path)
@@ -85,24 +89,37 @@ def shardings(tree, mesh: Mesh, rules: Rules):
       return NamedSharding(mesh, PartitionSpec())
     for pattern, spec in rules:
       if re.search(pattern, name):
-        return NamedSharding(mesh, _fit(spec, shape, mesh, name))
+        return NamedSharding(mesh, _fit(spec, shape, mesh, name, replicated))
     unmatched.append(name)
     return None
 
   placed = jax.tree_util.tree_map_with_path(place, tree)
   if unmatched:
     raise KeyError(f"no sharding rule matches {unmatched}")
+  if replicated:
+    _warn_replicated(tuple(replicated))
   return placed
 
 
-def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, name: str) -> PartitionSpec:
+@functools.cache  # a run places the same tree several times
+def _warn_replicated(places: tuple[str, ...]) -> None:
+  if jax.process_index() == 0:
+    more = f"; and {len(places) - 8} more" if len(places) > 8 else ""
+    logging.getLogger(__name__).warning("replicated instead of sharded: %s%s", "; ".join(places[:8]), more)
+
+
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, name: str, replicated: list[str]) -> PartitionSpec:
+  """`spec` without what does not divide; that is added to `replicated`."""
   if len(spec) > len(shape):
     raise ValueError(f"rule {spec} has more dimensions than {name} {shape}")
   fitted = []
-  for size, axes in zip(shape, spec, strict=False):
+  for dimension, (size, axes) in enumerate(zip(shape, spec, strict=False)):
     axes = (axes,) if isinstance(axes, str) else (axes or ())
     axes = tuple(axis for axis in axes if axis in mesh.shape)
     ways = math.prod(mesh.shape[axis] for axis in axes)
+    if size % ways:
+      over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+      replicated.append(f"{name} (dimension {dimension} of {size} does not divide over {over})")
     fitted.append(axes if axes and size % ways == 0 else None)
   return PartitionSpec(*fitted)
 

@@ -10,7 +10,6 @@ import jax
 
 from synclipmae_jax.types import InputError
 
-
 R = TypeVar("R")
 
 
