@@ -19,7 +19,7 @@ from synclipmae_jax.evaluation import pictures
 from synclipmae_jax.evaluation.sync import SyncReport, TokenEvaluator, evaluate_sync
 from synclipmae_jax.metrics.sync import MIN_FRAMES, ClipTokens
 from synclipmae_jax.models import masking
-from synclipmae_jax.models.synclipmae import Outputs
+from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAEModel
 from synclipmae_jax.models.visual_encoder import denormalise_pixels
 from synclipmae_jax.types import (
   AUDIO_MARGIN,
