@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TPU_VENV := .venv-tpu
 WORKDIR ?= runs/demo
+PIP    := -m pip install --quiet --disable-pip-version-check
+# The tested versions: of the package's own dependencies, and of what its extras bring.
+PINNED := -r requirements.txt -c constraints.txt
 # Tests run one process a core; JAX stays on the CPU and off any TPU.
 TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
@@ -18,7 +21,7 @@ help:
 	@echo "make test       install, then the tests (at most 10 minutes); make test-slow: the slow ones too"
 	@echo "make test-parity  install torch, transformers and diffusers too, then compare with them (full sizes: some minutes)"
 	@echo "make test-tpu   install the TPU compiler, in an environment of its own, and compile the paper's step for a pod (minutes)"
-	@echo "make lint       ruff"
+	@echo "make lint       ruff (rules and format) and mypy"
 	@echo "make venv       only the environment, in $(VENV)"
 
 demo: venv
@@ -49,27 +52,29 @@ test-tpu: $(TPU_VENV)/stamp
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 venv: $(VENV)/stamp
 
-$(VENV)/stamp: requirements.txt pyproject.toml
+$(VENV)/stamp: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@begun=$$(date +%s); $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check -e . \
+	@begun=$$(date +%s); $(PYTHON) -m venv $(VENV) && $(BIN)/python $(PIP) $(PINNED) -e . \
 	  && echo $$(( $$(date +%s) - begun )) > $(VENV)/seconds && echo "Installed in $$(cat $(VENV)/seconds) s."
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/stamp
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@$(BIN)/python $(PIP) $(PINNED) -e ".[test]"
 	@touch $@
 
 # Never torchvision or timm beside this torch: they replace it, or break the import of transformers.
 $(VENV)/parity.stamp: $(VENV)/test.stamp
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[parity]"
+	@$(BIN)/python $(PIP) $(PINNED) -e ".[parity]"
 	@touch $@
 
-$(TPU_VENV)/stamp: requirements.txt pyproject.toml
-	@$(PYTHON) -m venv $(TPU_VENV) && $(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[tpu,test]"
+$(TPU_VENV)/stamp: requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -m venv $(TPU_VENV) && $(TPU_VENV)/bin/python $(PIP) $(PINNED) -e ".[tpu,test]"
 	@touch $@
 
 clean:

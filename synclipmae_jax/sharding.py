@@ -12,7 +12,7 @@ import math
 import pickle
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequ
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def tree_paths(tree) -> list[tuple[str, object]]:
+def tree_paths(tree) -> list[tuple[str, Any]]:
   """[(path with / between names, leaf)] of a nested dict or dataclass, in tree order."""
   return [("/".join(_name(k) for k in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 

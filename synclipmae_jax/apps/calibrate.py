@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -76,7 +77,7 @@ def calibrate(
   with tempfile.TemporaryDirectory() as scratch:
     if records is None:
       raw = Path(scratch) / "synthtalk"
-      settings = {**SYNTHTALK, "clips": {"test": SYNTHTALK["clips"]}}
+      settings: dict[str, Any] = {**SYNTHTALK, "clips": {"test": SYNTHTALK["clips"]}}
       write_corpus(raw, **settings, progress=progress)
       prepare(
         raw, scratch, corpus="synthtalk", faces="precomputed", size=model.image_size, workers=os.cpu_count() or 1,

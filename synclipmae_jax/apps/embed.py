@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+  from synclipmae_jax.inference.stream import embed_file
   from synclipmae_jax.pretrained import SyncLipMAE
 
   videos, several = find_videos(args.videos)
@@ -49,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
   failed = 0
   for video in tqdm(videos, unit="file", desc="embed", disable=not sys.stderr.isatty()):
     try:
-      embedding = model.embed(video, faces=args.faces)
+      embedding = embed_file(model.embedder, video, faces=args.faces)
       _write(paths[video], {field.name: getattr(embedding, field.name) for field in dataclasses.fields(embedding)})
     except Exception as error:  # whatever one file does to us, the others get their tokens
       complain("embed", video, error)
@@ -57,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
   return 0 if not failed else 1 if several else 2
 
 
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _write(path: Path, arrays: Mapping[str, Any]) -> None:
   """The file appears in one rename."""
   unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
   try:

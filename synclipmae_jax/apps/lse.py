@@ -11,6 +11,7 @@ that cannot be measured, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from synclipmae_jax.apps.footage import add_videos, complain, exit_status, find_videos, keep_compiled
+from synclipmae_jax.baselines.protocol import SyncModel
 from synclipmae_jax.data import labels, pipeline
 from synclipmae_jax.data.clips import VIDEO_SUFFIXES, Settings, cut_file
 from synclipmae_jax.data.corpora import SourceItem
@@ -73,15 +75,19 @@ def _load(**directories: str | None) -> list[LseOf]:
   """What measures a clip, of each model that has a directory."""
   from synclipmae_jax.run.sync_models import load_model, lse_of
 
-  judges = []
+  judges: list[LseOf] = []
   for kind, directory in directories.items():
     if directory:
       model = load_model(kind, directory)
       of = lse_of(kind, model)
       if of is None:
         raise InputError(f"{directory} is a SyncNet that was trained here; LSE is of the released one")
-      judges.append(lambda clip, of=of, model=model: of(clip.key, *model.embed(clip)))
+      judges.append(functools.partial(_lse_of, of, model))
   return judges
+
+
+def _lse_of(of: Callable[..., lse.LseState], model: SyncModel, clip: EvalClip) -> lse.LseState:
+  return of(clip.key, *model.embed(clip))
 
 
 def _measure(path: str, judges: Sequence[LseOf], settings: Settings) -> dict[str, Any]:
@@ -100,8 +106,9 @@ def _measure(path: str, judges: Sequence[LseOf], settings: Settings) -> dict[str
 def _clips(path: str, settings: Settings, folder: Path) -> Iterator[EvalClip]:
   sidecar = Path(path).with_suffix(".faces.npz")
   faces_path = sidecar if os.path.exists(sidecar) else None
-  names = dict(corpus="", split="", identity="", split_group="")
-  item = SourceItem(key=Path(path).stem, path=Path(path), faces_path=faces_path, **names)
+  item = SourceItem(
+    key=Path(path).stem, path=Path(path), faces_path=faces_path, corpus="", split="", identity="", split_group=""
+  )
   cut = cut_file(item, settings, folder, check=lambda: None)
   for number, entry in enumerate(cut.clips):
     stem = folder / f"{number:02d}"

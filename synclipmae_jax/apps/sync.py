@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import multiprocessing
 import os
@@ -78,13 +79,13 @@ def _run(args: argparse.Namespace) -> int:
   entries = [
     results[video].to_json() if video in results else {"file": video, "error": errors[video]} for video in videos
   ]
-  results = [results[video] for video in videos if video in results]  # they may have come in another order
+  in_order = [results[video] for video in videos if video in results]  # they may have come in another order
   if args.json:
     print(json.dumps(entries if several else entries[0], allow_nan=False))
-  elif results:
-    print(report.table(results))
+  elif in_order:
+    print(report.table(in_order))
   if args.csv:
-    report.write_csv(results, args.csv)
+    report.write_csv(in_order, args.csv)
   return 0 if not errors else 1 if several else 2
 
 
@@ -112,7 +113,7 @@ def _answers(videos: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[
     with tqdm(total=len(videos), unit="file", desc="sync", disable=quiet or len(videos) == 1) as files:
       for video in videos:
         with tqdm(unit="s", desc=Path(video).name[:30], disable=quiet, leave=False) as seconds:
-          yield video, _answer(video, args.faces, lambda done, total, bar=seconds: _show(bar, done, total))
+          yield video, _answer(video, args.faces, functools.partial(_show, seconds))
         files.update()
     return
   with tqdm(total=len(videos), unit="file", desc="sync", disable=quiet) as files:

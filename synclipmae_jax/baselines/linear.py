@@ -165,8 +165,8 @@ def fit_linear(clips: Iterable[EvalClip]) -> LinearFits | None:
     seen = slice(max(0, lag), frames + min(0, lag))
     audio.append(audio_features(clip)[max(0, -lag) : frames - max(0, lag)])
     pixels.append(mouth_pixels(clip)[seen])
-    parameters = mouth_parameters(clip)
-    truth.append(None if parameters is None else parameters[seen])
+    true_mouth = mouth_parameters(clip)
+    truth.append(None if true_mouth is None else true_mouth[seen])
   if not audio:
     return None
   sound = np.concatenate(audio)
@@ -181,10 +181,10 @@ def fit_linear(clips: Iterable[EvalClip]) -> LinearFits | None:
     )
 
   video = np.concatenate(pixels)
-  parameters = None
+  parameters: LinearSync | None = None
   if all(rows is not None for rows in truth):
-    rows = np.concatenate(truth)
-    parameters = fit(mouth_parameters, rows, np.eye(rows.shape[1]))
+    known = np.concatenate(truth)
+    parameters = fit(mouth_parameters, known, np.eye(known.shape[1]))
   return LinearFits(
     pixels=fit(mouth_pixels, video, _principal_components(video, PIXEL_COMPONENTS)), parameters=parameters
   )

@@ -13,9 +13,12 @@ class SyncModel(Protocol):
 
   name: str
   context_frames: int  # video frames that one token sees: the digit behind the names in the paper's tables
-  # How an audio and a video token are compared: "cosine", "l2" (minus the distance, un-normalised), or a function
-  # (audio [n, ...], video [n, ...]) -> scores [n], larger where they fit better, of a model that judges pairs.
-  similarity: str | PairScores
+
+  @property
+  def similarity(self) -> str | PairScores:
+    """How an audio and a video token are compared: "cosine", "l2" (minus the distance, un-normalised), or a function
+    (audio [n, ...], video [n, ...]) -> scores [n], larger where they fit better, of a model that judges pairs."""
+    ...
 
   def embed(self, clip: EvalClip) -> tuple[Any, Any]:
     """(audio [T, ...], video [T, ...]), one token for every frame of the clip, each on its own timeline.

@@ -158,7 +158,8 @@ class SyncNetTokens:
       last = start + size - 1  # of the last windows of all, frames and columns may be missing
       lips.append(self._lips(_piece(clip.frames, start, last + CONTEXT)))
       audio.append(self._audio(_piece(columns, COLUMNS_PER_FRAME * start, COLUMNS_PER_FRAME * last + COLUMNS)))
-    return tuple(np.concatenate([np.asarray(part)[0] for part in parts])[:count] for parts in (audio, lips))
+    joined = lambda parts: np.concatenate([np.asarray(part)[0] for part in parts])[:count]
+    return joined(audio), joined(lips)
 
   def embed(self, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
     """(audio [T, D], lips [T, D]): token t is that of the window of frames t-2..t+2, hence centred on frame t.

@@ -38,18 +38,18 @@ def save_items(directory: str | Path, items: Mapping[str, Params], meta: Mapping
   The arrays may be as large as half the memory: they are not copied first, since nobody changes them meanwhile. What a
   failed or interrupted save has written is removed.
   """
-  directory = epath.Path(directory).absolute()
-  if directory.exists():
-    raise InputError(f"{directory} exists already")
-  directory.parent.mkdir(parents=True, exist_ok=True)
+  place = epath.Path(directory).absolute()
+  if place.exists():
+    raise InputError(f"{place} exists already")
+  place.parent.mkdir(parents=True, exist_ok=True)
   context = ocp.Context()
   context.memory.deepcopy_host_arrays = False
   context.memory.write_concurrent_bytes = 256 * 2**20
   try:
     with context:
-      start_save(directory, items, {**meta, "versions": versions()})()
+      start_save(place, items, {**meta, "versions": versions()})()
   except BaseException:
-    for path in directory.parent.glob(f"{directory.name}.saving*"):
+    for path in place.parent.glob(f"{place.name}.saving*"):
       path.rmtree()
     raise
 

@@ -84,9 +84,13 @@ class Checkpointer:
     self._saving_name, self._saving = name, concurrent.futures.Future()
     try:
       finish = start_save(self.directory / name, items, meta)
-      self._saving = self._worker.submit(lambda: (finish(), self._prune()))
+      self._saving = self._worker.submit(self._finish_and_prune, finish)
     except Exception as error:  # on this process alone, perhaps: `wait` tells the others
       self._saving.set_exception(error)
+
+  def _finish_and_prune(self, finish: Callable[[], None]) -> None:
+    finish()
+    self._prune()
 
   def wait(self) -> None:
     """Returns when nothing is being saved any more.
@@ -96,7 +100,7 @@ class Checkpointer:
     if self._saving is None:
       return
     saving, self._saving = self._saving, None
-    outcomes = [None]
+    outcomes: list[str | None] = [None]
     while None in outcomes:  # from time to time all look whether one has failed: the others' saves would wait for it
       concurrent.futures.wait([saving], timeout=_LOOK_SECONDS if jax.process_count() > 1 else None)
       error = saving.exception() if saving.done() else None  # whatever the file system raises, through several layers

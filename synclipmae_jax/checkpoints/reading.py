@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,25 +30,25 @@ from synclipmae_jax.types import InputError, Params
 FROZEN = "frozen"  # folder beside the steps
 
 
-def resolve_step(directory: str | Path, *, say: Callable[[str], None] = print, verify: bool = True) -> Path:
+def resolve_step(directory: str | os.PathLike, *, say: Callable[[str], None] = print, verify: bool = True) -> Path:
   """Directory of a whole step: `directory` itself, or the newest whole step of a workdir or `checkpoints` folder.
 
   Damaged steps are passed over by name; without `verify` files need only be there. Read-only. Raises InputError where
   nothing whole is found.
   """
-  directory = epath.Path(directory).absolute()
-  if (directory / MANIFEST).exists():
-    if damage := damage_of(directory, verify=verify):
-      raise InputError(f"checkpoint {directory} is damaged ({damage})")
-    return directory
-  if (directory / "checkpoints").is_dir():
-    directory = directory / "checkpoints"
-  for step in reversed(steps_in(directory)):
-    if damage := damage_of(directory / str(step), verify=verify):
+  folder = epath.Path(directory).absolute()
+  if (folder / MANIFEST).exists():
+    if damage := damage_of(folder, verify=verify):
+      raise InputError(f"checkpoint {folder} is damaged ({damage})")
+    return folder
+  if (folder / "checkpoints").is_dir():
+    folder = folder / "checkpoints"
+  for step in reversed(steps_in(folder)):
+    if damage := damage_of(folder / str(step), verify=verify):
       say(f"checkpoint {step} is damaged ({damage}); trying the one before it")
     else:
-      return directory / str(step)
-  raise InputError(f"no whole checkpoint in {directory}")
+      return folder / str(step)
+  raise InputError(f"no whole checkpoint in {folder}")
 
 
 @dataclasses.dataclass(frozen=True)

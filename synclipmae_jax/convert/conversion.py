@@ -246,8 +246,8 @@ def _verify(place: Path, match: Match, source: Source, dtype: np.dtype, resized:
         continue
       keys = [match.keys[key.replace("{i}", str(i))] for key in rule.sources]
       tensors = [source.read(key) for key in keys]
-      got = [leaves[target] if i is None else leaves[target][i] for target in rule.targets]
-      want = tensors
+      got: Sequence[Any] = [leaves[target] if i is None else leaves[target][i] for target in rule.targets]
+      want: Sequence[np.ndarray] = tensors
       if rule.layout.lossy:
         want = rule.layout.forward(*tensors)
       else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -182,11 +183,12 @@ class Plan:
       for keys, block in zip(blocks, shapes, strict=True)
       for key, found, wanted, like in zip(keys, block, usual, example, strict=True)
     ]
+    back: list[Shape | str]
     try:
       leaves = rule.layout.forward(*map(_nothing, usual))
       back = [x.shape for x in rule.layout.inverse(*leaves)]  # another, where numpy has broadcast or cut something off
     except (ValueError, IndexError) as error:
-      leaves, back = None, [f"another shape ({error})"] * len(usual)
+      leaves, back = (), [f"another shape ({error})"] * len(usual)
     misfits += [Misfit(key, found, wanted) for key, found, wanted in zip(example, usual, back, strict=True)]
     self.misfits += [misfit for misfit in misfits if misfit.found != misfit.expected]
     stack = () if depth is None else (depth,)
@@ -255,8 +257,12 @@ def invert(rules: Iterable[Rule], leaves: Mapping[str, np.ndarray]) -> dict[str,
     for i in range(len(values[0]) if rule.stacked else 1):
       block = [value[i] for value in values] if rule.stacked else values
       for n, key in enumerate(_at(rule.sources, i)):
-        tensors[key] = lambda rule=rule, block=block, n=n: rule.layout.inverse(*block)[n]
+        tensors[key] = functools.partial(_inverse, rule.layout, block, n)
   return tensors
+
+
+def _inverse(layout: Layout, leaves: Sequence[np.ndarray], n: int) -> np.ndarray:
+  return layout.inverse(*leaves)[n]
 
 
 def _nothing(shape: Shape) -> np.ndarray:

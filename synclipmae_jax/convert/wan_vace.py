@@ -105,7 +105,7 @@ def _sizes(leaves: Mapping[str, Shape]) -> dict[str, Any]:
 def _modules(
   *, width: int, depth: int, heads: int, mlp_width: int, text_width: int, time_features: int, hints: int, stride: int
 ) -> dict[str, Functional]:
-  block = dict(width=width, heads=heads, mlp_width=mlp_width)
+  block: dict[str, Any] = dict(width=width, heads=heads, mlp_width=mlp_width)
   return {
     "dit": Functional(
       lambda rngs: Dit(**block, depth=depth, text_width=text_width, time_features=time_features, rngs=rngs)

@@ -108,7 +108,7 @@ def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _modules(*, base: int, latent: int, multipliers: tuple[int, ...]) -> dict[str, Functional]:
-  sizes = {"base": base, "latent": latent, "multipliers": multipliers}
+  sizes: dict[str, Any] = {"base": base, "latent": latent, "multipliers": multipliers}
   if latent != len(LATENT_MEAN):  # another model than the release: its statistics are in no file of weights
     sizes |= {"latent_mean": (0.0,) * latent, "latent_std": (1.0,) * latent}
   return {"vae": Functional(lambda rngs: Vae(rngs=rngs, **sizes))}

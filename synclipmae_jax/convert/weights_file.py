@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import pickle
 import pickletools
@@ -25,7 +26,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2's names, which torch's protocol 2 still uses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -129,7 +130,7 @@ def _open_safetensors(path: Path) -> WeightsFile:
     piece = file.get_slice(key)
     dtype = piece.get_dtype()
     if dtype in types:
-      tensors[key] = Tensor(tuple(piece.get_shape()), types[dtype], lambda key=key: file.get_tensor(key))
+      tensors[key] = Tensor(tuple(piece.get_shape()), types[dtype], functools.partial(file.get_tensor, key))
     elif re.fullmatch(r"[IU]\d+|BOOL|C64", dtype):
       skipped[key] = f"{dtype}, not a weight"
     else:
@@ -160,7 +161,7 @@ def _open_zip(path: Path) -> WeightsFile:
 # Pickles
 
 
-def _globals(file: BinaryIO) -> set[str]:
+def _globals(file: IO[bytes]) -> set[str]:
   """Every `module.name` that one pickle would look up, found by taking it apart; leaves `file` at its end."""
   names, memo, pushed = set(), {}, collections.deque([None, None], maxlen=2)
   for opcode, argument, position in pickletools.genops(file):
@@ -242,13 +243,13 @@ def _open_torch(path: Path, names: Iterable[str], *, mapped: bool) -> WeightsFil
       if found:
         raise _unsupported(path, key, kind)
     if dtype in WEIGHT_TYPES:
-      tensors[str(key)] = Tensor(tuple(value.shape), dtype, lambda value=value: _from_torch(value))
+      tensors[str(key)] = Tensor(tuple(value.shape), dtype, functools.partial(_from_torch, value))
     else:
       skipped[str(key)] = f"{dtype}, not a weight"
   return WeightsFile("torch", container, tensors, skipped)
 
 
-def _unwrap(path: Path, loaded: Any, tensor: type) -> tuple[str, Mapping]:
+def _unwrap(path: Path, loaded: Any, tensor: type) -> tuple[str, dict]:
   """The dictionary of tensors and its name in `loaded`. `dict.items`, for a pickle may shadow the methods."""
 
   def holds_tensors(value: Any) -> bool:
@@ -294,7 +295,7 @@ class _ScriptUnpickler(pickle.Unpickler):
     "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
   }  # fmt: skip
 
-  def __init__(self, path: Path, file: BinaryIO, entries: Mapping[str, zipfile.ZipInfo]):
+  def __init__(self, path: Path, file: IO[bytes], entries: Mapping[str, zipfile.ZipInfo]):
     super().__init__(file)
     self._path, self._entries, self._bytes = path, entries, np.memmap(path, mode="r")
 
@@ -332,7 +333,7 @@ def _strided(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_)
   return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False)
 
 
-def _open_torchscript(path: Path, file: BinaryIO, entries: Mapping[str, zipfile.ZipInfo]) -> WeightsFile:
+def _open_torchscript(path: Path, file: IO[bytes], entries: Mapping[str, zipfile.ZipInfo]) -> WeightsFile:
   tensors, skipped = {}, {}
 
   def collect(module: _ScriptModule, prefix: str) -> None:
@@ -341,7 +342,7 @@ def _open_torchscript(path: Path, file: BinaryIO, entries: Mapping[str, zipfile.
         collect(value, f"{prefix}{name}.")
       elif isinstance(value, np.ndarray):
         if value.dtype.name in WEIGHT_TYPES:
-          tensors[prefix + name] = Tensor(value.shape, value.dtype.name, lambda value=value: value)
+          tensors[prefix + name] = Tensor(value.shape, value.dtype.name, functools.partial(np.asarray, value))
         else:
           skipped[prefix + name] = f"{value.dtype.name}, not a weight"
 

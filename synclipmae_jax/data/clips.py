@@ -98,7 +98,7 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
     sources = _write_pictures(stem.with_suffix(".mp4"), pictures, start, crop, info=info, size=settings.size)
     waveform = sound.read(start * SAMPLES_PER_FRAME, stop * SAMPLES_PER_FRAME)
     stem.with_suffix(".flac").write_bytes(audio.encode_flac(waveform))
-    arrays = crop_boxes(track, start, stop, crop, info)
+    arrays: dict[str, Any] = crop_boxes(track, start, stop, crop, info)
     if truth:
       if len(truth["truth"]) <= sources[-1]:
         raise InputError(f"its truth file has {len(truth['truth'])} rows, fewer than the video has frames")

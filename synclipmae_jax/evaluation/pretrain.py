@@ -217,7 +217,7 @@ class PretrainPictures:
     return pictures.reconstruction(
       self.workdir / "reconstruction.png",
       original=image(out.target[:, 0]),
-      uniform_visible=out.masked[:, 0] == 0,
+      uniform_visible=np.asarray(out.masked[:, 0] == 0),
       face_view=image(out.motion_view[:, 0]),
       face_visible=np.any(out.motion_view[:, 0] != 0, axis=-1),
       video_driven=image(out.predicted[:, 0, 0]),

@@ -138,7 +138,7 @@ class References:
   ceiling: SyncScores | None = None  # None also where the true mouth parameters are unknown
 
 
-def measure_references(clips: Sequence[EvalClip], train_clips: Iterable[EvalClip]) -> References:
+def measure_references(clips: Iterable[EvalClip], train_clips: Iterable[EvalClip]) -> References:
   """Linear baseline and ceiling on `clips`. They do not depend on the model: measure once a run and keep them.
 
   Each process gives its own share of `clips`, and all of them the same `train_clips`.

@@ -68,7 +68,8 @@ class Embedder:
     if not np.issubdtype(waveform.dtype, np.floating):
       raise InputError(f"the waveform must be floating, in [-1, 1], not {waveform.dtype}")
     tokens, _ = self.encode_frames(frames, face_box=face_box, mouth_box=mouth_box)
-    box = np.tile(np.float32([0, 0, 1, 1]), (len(frames), 1)) if face_box is None else np.asarray(face_box, np.float32)
+    whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(frames), 1))
+    box = whole if face_box is None else np.asarray(face_box, np.float32)
     return Embedding(
       identity=tokens.identity,
       vocal=tokens.vocal,
@@ -83,7 +84,8 @@ class Embedder:
 
     And beside them what `sync` compares with `heard`: the vocal tokens of every look, float32 [n, looks * D].
     """
-    face_box = np.tile(np.float32(synclipmae.masking.FACE_PRIOR), (len(frames), 1)) if face_box is None else face_box
+    prior = np.array(synclipmae.masking.FACE_PRIOR, np.float32)
+    face_box = np.tile(prior, (len(frames), 1)) if face_box is None else face_box
     mouth_box = np.full((len(frames), 4), -1, np.float32) if mouth_box is None else mouth_box
     pieces, size = [], self.block_frames
     for start in range(0, len(frames), size):

@@ -14,6 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Generator, Iterator
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -84,7 +85,7 @@ class TokenStream:
       for cut in cuts:
         yield self._tokens(cut)
 
-  def _cuts(self) -> Iterator[_Cut]:
+  def _cuts(self) -> Generator[_Cut, None, None]:
     """What the model is given, block by block."""
     model, info = self._model, self.info
     aspect = max(info.width, info.height) / min(info.width, info.height)
@@ -218,7 +219,10 @@ def runs(true: np.ndarray) -> list[tuple[int, int]]:
   return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _in_thread(items: Generator, *, ahead: int) -> Generator:
+Item = TypeVar("Item")
+
+
+def _in_thread(items: Generator[Item, None, None], *, ahead: int) -> Generator[Item, None, None]:
   """`items`, made by another thread, which is at most `ahead` of them ahead; an exception there is raised here."""
   ready, stop = queue.Queue(ahead), threading.Event()
 

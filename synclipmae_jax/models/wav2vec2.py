@@ -182,7 +182,7 @@ def halve_rate(waveform: Float[Array, "n samples"]) -> Float[Array, "n half"]:
   reach = len(taps) // 2 - 1
   # Full precision: an accelerator would round the sound to bfloat16 here.
   return jax.lax.conv_general_dilated(
-    waveform[:, None], taps[None, None].astype(waveform.dtype), window_strides=(2,), padding=[(reach, reach)],
+    waveform[:, None], jnp.asarray(taps[None, None], waveform.dtype), window_strides=(2,), padding=[(reach, reach)],
     precision=jax.lax.Precision.HIGHEST,
   )[:, 0]  # fmt: skip
 

@@ -125,7 +125,7 @@ def _report_step(
   lowered: jax.stages.Lowered, topology: str, devices: Sequence[jax.Device], *, model_flops: float, steps: int
 ) -> Report:
   tpu, peak = TPUS[topology.partition(":")[0]], peak_flops(devices[0])
-  common = dict(
+  common: dict[str, Any] = dict(
     topology=topology,
     chips=len({tuple(device.coords) for device in devices}),
     hbm_gib=tpu.hbm_gib,
@@ -134,7 +134,7 @@ def _report_step(
   try:
     compiled = compile_step(lowered)
   except DoesNotFit as error:
-    unknown = dict(collectives={}, compiled_flops=None, mfu_bound=None, days=None)
+    unknown: dict[str, Any] = dict(collectives={}, compiled_flops=None, mfu_bound=None, days=None)
     roofline = dict.fromkeys(("compute_s", "hbm_s", "interconnect_s"))
     return Report(**common, **unknown, roofline=roofline, peak_hbm_gib=error.bytes / GIB, fits=False)
   cost = hlo.read_cost(compiled.as_text())
@@ -194,9 +194,9 @@ def search_batch(try_batch: Callable[[int], Report], *, start: int, unit: int) -
       far = reports[best].peak_hbm_gib < 0.8 * reports[best].hbm_gib
       guess = min(max(aim, best + 1), math.ceil((8 if far else 1.25) * best))
     elif by_line:
-      guess, by_line = min(max(aim, best + 1), too_large - 1), by_line - 1
+      guess, by_line = int(min(max(aim, best + 1), too_large - 1)), by_line - 1
     else:
-      guess = (best + too_large) // 2
+      guess = int(best + too_large) // 2
 
 
 def advice(config: ConfigDict, report: Report) -> list[str]:

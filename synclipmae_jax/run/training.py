@@ -158,9 +158,11 @@ def initial_items(config: ConfigDict, task: Task, *, resuming: bool) -> dict[str
     )
   for name, directory in items.items():
     if directory and not resuming:
-      wanted = dict(items={**trainable, **frozen}, frozen=name in frozen, resize_position=resize_position)
+      wanted = {**trainable, **frozen}
       try:  # the loop, which reads the files, will compare them with their manifest
-        plan_item(directory, name, **wanted, verify=False)
+        plan_item(
+          directory, name, wanted, frozen=name in frozen, resize_position=resize_position, verify=False
+        )
       except InputError as error:
         raise InputError(f"--config.init.{name}={directory}: {error}") from None
   return items

@@ -48,8 +48,8 @@ class Calibration:
   one stranger in forty shows as much; both logistic in `Evidence.features`. `temperature`: p(l) is proportional to
   exp(temperature * z(l))."""
 
-  right: tuple[float, float, float, float]
-  present: tuple[float, float, float, float]
+  right: tuple[float, ...]
+  present: tuple[float, ...]
   temperature: float
   fitted_on: str  # a sentence; empty: nothing was fitted
   error: float | None = None  # expected calibration error on clips that were not fitted

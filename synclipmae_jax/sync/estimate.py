@@ -122,7 +122,8 @@ class _Window:
   """A stretch of a stream, in blocks of BLOCK frames, each with up to `reach` frames on both sides of it."""
 
   def __init__(self, reach: int):
-    self._reach, self._held, self._at = reach, None, 0  # the next block begins at row `_at` of what is held
+    self._held: np.ndarray | None = None
+    self._reach, self._at = reach, 0  # the next block begins at row `_at` of what is held
 
   def push(self, rows: np.ndarray) -> None:
     self._held = rows if self._held is None else np.concatenate([self._held, rows])

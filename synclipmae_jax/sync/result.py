@@ -25,7 +25,7 @@ class FaceResult:
   id: int  # 0 is the face that is on screen most
   start: float  # s, first and last frame it is seen in
   end: float
-  box: tuple[float, float, float, float]  # its median box: x0, y0, x1, y1 as fractions of the picture
+  box: tuple[float, ...]  # its median box: x0, y0, x1, y1 as fractions of the picture
   speaking: float  # fraction of the file's speech frames that are its own
   lag_frames: float | None  # None where it cannot be told
   confidence: float

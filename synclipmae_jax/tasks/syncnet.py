@@ -68,7 +68,7 @@ class SyncNetTask(ContrastiveTask):
         f"SyncNet needs clips of at least {CONTEXT} frames, not {clip_frames}, and at least one frame of sound beyond"
         f" each end of them, {clip_frames + 2} in all, not {audio_frames}"
       )
-    self.sizes = {"image_size": image_size, "scale": scale, "width": width}
+    self.sizes: dict[str, Any] = {"image_size": image_size, "scale": scale, "width": width}
     self.module = Functional(lambda rngs: SyncNet(rngs=rngs, **self.sizes))
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:

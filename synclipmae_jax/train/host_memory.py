@@ -20,8 +20,9 @@ def keep_freed_memory() -> None:
   To be called before JAX starts its backend, whose threads would otherwise have heaps of their own. The process stays
   as large as it ever was, so where an accelerator may be at hand everything stays as it is.
   """
-  on_cpu = jax.config.jax_platforms == "cpu" or not (
-    jax.config.jax_platforms or importlib.util.find_spec("libtpu") or importlib.util.find_spec("jax_plugins")
+  platforms = jax.config.values["jax_platforms"]
+  on_cpu = platforms == "cpu" or not (
+    platforms or importlib.util.find_spec("libtpu") or importlib.util.find_spec("jax_plugins")
   )
   if on_cpu and sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl: none
     for option in (_ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-NAMES = {signal.SIGINT: "sigint", signal.SIGTERM: "sigterm"}
+NAMES: dict[int, str] = {signal.SIGINT: "sigint", signal.SIGTERM: "sigterm"}
 
 
 class Interrupted(BaseException):

@@ -230,9 +230,10 @@ def _restore_frozen(
   """
   frozen = {name: item for name, item in abstract.items() if not _reference(before, name)}
   if jax.tree.leaves(frozen):
-    frozen = saved.restore_frozen(frozen)
-    if frozen is None:
+    restored = saved.restore_frozen(frozen)
+    if restored is None:
       return None
+    frozen = dict(restored)
   for name, item in abstract.items():
     if (reference := _reference(before, name)) is not None:
       reference = {**reference, "directory": directories.get(name) or reference["directory"]}

@@ -8,6 +8,7 @@ with what scikit-image ships, `full_frame` believes that the picture is a face c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -53,7 +54,7 @@ def centred(count: int, *, info: MediaInfo) -> FaceTrack:
   """`count` rows with the box around which the crop is the largest centred square."""
   side = min(info.width, info.height) / _CROP_SCALE
   x, y = side / info.width / 2, side / info.height / 2
-  box = np.tile(np.float32([0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y]), (count, 1))
+  box = np.tile(np.array([0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y], np.float32), (count, 1))
   return FaceTrack(box=box, track=np.zeros(count, int))
 
 
@@ -89,7 +90,7 @@ def read_sidecar(path: Path, *, info: MediaInfo) -> FaceTrack:
       raise ValueError(f"mouth names landmark {max(mouth)} of {landmarks.shape[1]}")
   except Exception as error:  # a damaged archive shows it in a dozen ways
     raise InputError(f"its face file {path.name} cannot be read ({error})") from error
-  scale = np.float32([info.width, info.height])
+  scale = np.array([info.width, info.height], np.float32)
   found = np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & (score > 0)
   return FaceTrack(
     box=np.where(found[:, None], boxes / np.tile(scale, 2), np.nan).astype(np.float32),
@@ -105,9 +106,13 @@ def skimage_lbp(frames: Iterable[Frame], *, info: MediaInfo, sidecar: Path | Non
   follower, count, shape = Follower(), 0, (1, 1)
   for frame in frames:
     count, shape = frame.index + 1, frame.image.shape
-    follower.see(frame.index, lambda image=frame.image: (image @ np.float32([0.299, 0.587, 0.114])).astype(np.uint8))
+    follower.see(frame.index, functools.partial(_grey, frame.image))
   follower.finish()
   return _dominant([track.boxes for track in follower.tracks], count, shape)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+  return (image @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
 
 
 Picture = Callable[[], np.ndarray]

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 
 import av
@@ -110,7 +110,7 @@ def probe(path: str | os.PathLike) -> MediaInfo:
     )
 
 
-def read_frames(path: str | os.PathLike, *, short_side: int | None = None) -> Iterator[Frame]:
+def read_frames(path: str | os.PathLike, *, short_side: int | None = None) -> Generator[Frame, None, None]:
   """Yields the file as 25 frames/s, one picture in memory at a time; `short_side` shrinks (never enlarges) them.
 
   Raises InputError where the stream cannot be decoded, ends well before the length its header declares, or stands

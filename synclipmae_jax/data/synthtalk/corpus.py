@@ -10,6 +10,7 @@ import signal
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -62,7 +63,7 @@ def write_corpus(
   if seed < 0:
     raise InputError(f"The seed of SynthTalk is 0 or more, not {seed}.")
   out = Path(out)
-  description = {
+  description: dict[str, Any] = {
     "name": "synthtalk",
     "version": VERSION,
     "seed": seed,

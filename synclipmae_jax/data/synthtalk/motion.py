@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def ambient_motion(rng: np.random.Generator, frames: int) -> Ambient:
   actions = tuple(name for name in ACTIONS if rng.random() < _ACTION_CHANCE)
   frame = np.arange(frames)
 
-  track = dict.fromkeys(AMBIENT, 0.0)
+  track: dict[str, Any] = dict.fromkeys(AMBIENT, 0.0)
   for name, centre, spread, tempo in (
     ("yaw", 0.14, 0.15, 12), ("pitch", 0.06, 0.095, 9), ("roll", 0.05, 0.08, 11), ("x", 0.04, 0.036, 13),
     ("y", 0.03, 0.032, 11), ("gaze_x", 0.15, 0.25, 7), ("gaze_y", 0.1, 0.15, 7), ("light", 0.0, 0.12, 15),
