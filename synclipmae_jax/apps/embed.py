@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-  from synclipmae_jax.inference.stream import embed_file
   from synclipmae_jax.pretrained import SyncLipMAE
 
   videos, several = find_videos(args.videos)
@@ -51,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
   failed = 0
   for video in tqdm(videos, unit="file", desc="embed", disable=not sys.stderr.isatty()):
     try:
-      embedding = embed_file(model.embedder, video, faces=args.faces)
+      embedding: Any = model.embed(video, faces=args.faces)
       _write(paths[video], {field.name: getattr(embedding, field.name) for field in dataclasses.fields(embedding)})
     except Exception as error:  # whatever one file does to us, the others get their tokens
       complain("embed", video, error)

@@ -188,7 +188,7 @@ class Plan:
       leaves = rule.layout.forward(*map(_nothing, usual))
       back = [x.shape for x in rule.layout.inverse(*leaves)]  # another, where numpy has broadcast or cut something off
     except (ValueError, IndexError) as error:
-      leaves, back = (), [f"another shape ({error})"] * len(usual)
+      leaves, back = None, [f"another shape ({error})"] * len(usual)
     misfits += [Misfit(key, found, wanted) for key, found, wanted in zip(example, usual, back, strict=True)]
     self.misfits += [misfit for misfit in misfits if misfit.found != misfit.expected]
     stack = () if depth is None else (depth,)

@@ -84,7 +84,7 @@ def text_embeddings(
     import torch
     import transformers
   except ImportError as error:
-    raise InputError(f"this step runs transformers: `pip install torch transformers` ({error})") from None
+    raise InputError(f"this step runs a torch model: `pip install torch` ({error})") from None
   if not Path(src).exists():
     raise InputError(f"{src} is not there")
   src = Path(src) / _ORIGINAL if (Path(src) / _ORIGINAL).is_file() else Path(src)

@@ -20,7 +20,7 @@ def keep_freed_memory() -> None:
   To be called before JAX starts its backend, whose threads would otherwise have heaps of their own. The process stays
   as large as it ever was, so where an accelerator may be at hand everything stays as it is.
   """
-  platforms = jax.config.values["jax_platforms"]
+  platforms = jax.config.jax_platforms
   on_cpu = platforms == "cpu" or not (
     platforms or importlib.util.find_spec("libtpu") or importlib.util.find_spec("jax_plugins")
   )

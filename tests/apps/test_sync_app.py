@@ -12,6 +12,7 @@ from tiny_checkpoint import write_tiny
 from synclipmae_jax.apps import sync
 from synclipmae_jax.apps.cli import main as cli
 from synclipmae_jax.apps.footage import find_videos, outputs
+from synclipmae_jax.sync import report
 from synclipmae_jax.types import InputError
 
 ISSUE_KEYS = {
@@ -68,9 +69,10 @@ def test_processes_give_the_same_answers(place, capsys):
   assert [("error" in answer) for answer in several] == [False, True, False]
 
 
-def test_a_table_explains_itself(place, capsys):
+def test_without_json_the_answer_is_a_table(place, capsys):
   assert run(place, place / "videos" / "a.mp4") == 0
-  assert "not" in capsys.readouterr().out
+  answer = sync._model.sync(place / "videos" / "a.mp4", faces="full_frame")
+  assert capsys.readouterr().out == report.table([answer]) + "\n"
 
 
 @pytest.mark.parametrize(

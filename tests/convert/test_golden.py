@@ -56,7 +56,7 @@ def encoded(golden):
   arrays = golden.arrays
   encoder = golden.modules()["visual_encoder"]
   params = golden.items["visual_encoder"] | {"prompt_tokens": arrays["prompts"]}
-  patches = patchify(arrays["images"], 8)
+  patches = patchify(jnp.asarray(arrays["images"]), 8)
   visible = np.take_along_axis(patches, arrays["indices"][..., None], axis=1)
   run = jax.jit(lambda *args: vars(encoder.bind(params)(*args)))
   tokens = run(visible[None], arrays["indices"][None])

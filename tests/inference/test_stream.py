@@ -40,7 +40,7 @@ def test_block_tokens_are_those_of_the_whole_file(model, tmp_path):
   assert [(block.start, block.count) for block in blocks] == [(0, 128), (128, 128), (256, 34)]
   waveform = np.concatenate([block.waveform for block in blocks])
   assert waveform.shape == (SAMPLES_PER_FRAME * count,)
-  whole = model.embedder.model.embed_audio(model.embedder.params, model.embedder.params, waveform[None])[0]
+  whole = model.embedder.model.embed_audio(model.embedder.params, model.embedder.params, jnp.asarray(waveform[None]))[0]
   np.testing.assert_allclose(np.concatenate([block.audio for block in blocks]), whole, atol=1e-5)
 
   tokens = model.embed(path, faces="full_frame")

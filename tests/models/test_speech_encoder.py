@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import math
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
+import transformers
 from flax import nnx
 from scipy.special import erf
 
 from synclipmae_jax.models.audio_adapter import AudioAdapter
 from synclipmae_jax.models.logmel import CONTEXTS, SLOTS, LogMel, log_mel
-from synclipmae_jax.models.speech_encoder import audio_windows, centre_tokens
+from synclipmae_jax.models.speech_encoder import audio_windows, centre_tokens, normalise
 from synclipmae_jax.models.wav2vec2 import ALIGNMENTS, KERNELS, STRIDES, Wav2Vec2, halve_rate
 from synclipmae_jax.types import SAMPLES_PER_FRAME, InputError, audio_context_samples
 
@@ -405,3 +408,23 @@ def test_adapter_equals_numpy(layers):
 def test_adapter_refuses_other_layers():
   with pytest.raises(InputError, match="last"):
     AudioAdapter(rngs=nnx.Rngs(0), in_features=6, width=8, layers="first")
+
+
+def test_the_paper_preset_has_the_sizes_of_wav2vec2_base():
+  """transformers' configuration is that of the released model; it needs no torch."""
+  released = transformers.Wav2Vec2Config()
+  config = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / "pretrain.py"))["get_config"]("paper")
+  sizes = config.model.speech_encoder.wav2vec2
+  assert (released.conv_kernel, released.conv_stride) == (tuple(KERNELS), tuple(STRIDES))
+  assert set(released.conv_dim) == {sizes.conv_width} and sizes.width == released.hidden_size
+  assert (sizes.depth, sizes.heads) == (released.num_hidden_layers, released.num_attention_heads)
+  assert sizes.mlp_width == released.intermediate_size
+  assert sizes.pos_kernel == released.num_conv_pos_embeddings
+  assert sizes.pos_groups == released.num_conv_pos_embedding_groups
+
+
+def test_sound_is_normalised_as_for_the_released_model():
+  sound = np.float32(0.3 + 0.1 * np.random.default_rng(0).standard_normal((2, 4_000)))
+  extract = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+  expected = extract(list(sound), sampling_rate=16_000, return_tensors="np").input_values
+  np.testing.assert_allclose(normalise(jnp.asarray(sound)), expected, atol=1e-5)

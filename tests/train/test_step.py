@@ -104,6 +104,8 @@ def test_parameters_and_moments_are_born_sharded():
   for kernel in (state.trainable["head"]["kernel"], state.opt_state[1].mu["head"]["kernel"]):
     assert kernel.sharding.spec == jax.P("fsdp") and kernel.addressable_shards[0].data.shape == (4, 12)
   assert frozen["projection"]["kernel"].sharding.spec == jax.P("fsdp")
+  whole = ToyTask().init(jax.random.key(0))[0]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), jax.device_get(state.trainable), whole)
 
 
 def test_the_step_compiles_from_shapes_alone():
