@@ -4,6 +4,7 @@ import dataclasses
 import struct
 import threading
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from data.footage import numbered, write_video
