@@ -188,7 +188,7 @@ def test_the_search_finds_the_largest_batch(memory, largest):
 @pytest.mark.parametrize("as_json", [True, False])
 def test_what_is_printed(monkeypatch, capsys, fits, as_json):
   monkeypatch.setattr(ahead_of_time, "tpu_devices", lambda _: [])
-  monkeypatch.setattr(ahead_of_time, "report_step", lambda *_: report(peak=10.0 if fits else 31.0))
+  monkeypatch.setattr(ahead_of_time, "report_steps", lambda *_: [report(peak=10.0 if fits else 31.0)])
   config = tiny(remat="none")
   config.train.update(batch_clips=256)
   status = ahead_of_time.run(config, topology="v5e:4x4", as_json=as_json, search=None)

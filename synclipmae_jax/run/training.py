@@ -91,7 +91,7 @@ class TrainingJob:
         resize_position=resize_position,
         stamp=stamped,
         tensorboard=config.train.tensorboard,
-        profile=config.train.profile,
+        profile=config.train.get("profile"),
       )
     # The loop's own time is what evaluation and pictures, which it calls, leave of it.
     clock.seconds["training"] -= sum(clock.seconds.get(part, 0.0) for part in ("evaluation", "pictures"))

@@ -87,7 +87,7 @@ def test_vit_mae(golden):
   decoder = golden.modules()["decoder"]
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), decoder.abstract)
   params = fill(zeros, dict(tree_paths(golden.items["decoder"])))
-  identity, vocal, ambient = (arrays["tokens"][None, :, i] for i in range(3))
+  identity, vocal, ambient = (jnp.asarray(arrays["tokens"][None, :, i]) for i in range(3))
   pixels = jax.jit(
     lambda params, patches, indices: decoder.bind(params)(
       patches, indices, identity=identity, ambient=ambient, conditioning=vocal[:, :, None]
