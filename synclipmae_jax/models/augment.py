@@ -75,7 +75,7 @@ def crop_jitter(
 
 
 def recrop(
-  frames: UInt8[Array, "t s s 3"], boxes: Float[Array, "n t 4"], *, factor: Float[Array, ""], moved: Float[Array, 2]
+  frames: UInt8[Array, "t s s 3"], boxes: Float[Array, "n t 4"], *, factor: float | Float[Array, ""], moved: Float[Array, 2]
 ) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
   """The pictures enlarged about their centre by `factor`, seen `moved` (x, y, fractions of the side) from there, and
   boxes (fractions of the image) in them. What lies beyond an edge repeats it. Rows of -1 (no box) stay."""
