@@ -14,10 +14,14 @@ from synclipmae_jax.types import InputError
 
 
 class Sampler(Protocol):
-  windows: int  # stretches that a record gives; they are neighbours in the batch
-  lengths: tuple[int, ...]  # frames of a stretch, one bucket each
-  padded: bool  # a stretch may be longer than its record: batches carry `length`
-  needs: str  # of a record, in words: "no clip has ..."
+  @property
+  def windows(self) -> int: ...  # stretches that a record gives; they are neighbours in the batch
+  @property
+  def lengths(self) -> tuple[int, ...]: ...  # frames of a stretch, one bucket each
+  @property
+  def padded(self) -> bool: ...  # a stretch may be longer than its record: batches carry `length`
+  @property
+  def needs(self) -> str: ...  # of a record, in words: "no clip has ..."
 
   def bucket(self, n_frames: np.ndarray) -> np.ndarray:
     """int [records] -> int [records]: the bucket of each record; -1 where it is left out."""

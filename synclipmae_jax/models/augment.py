@@ -26,7 +26,7 @@ def jitter_affine(
   saturation: float,
   hue: float,
   probability: float,
-) -> tuple[Float[Array, "3 3"], Float[Array, 3]]:
+) -> tuple[Float[Array, "3 3"], Float[Array, " 3"]]:
   """(matrix, offset) of one clip's jitter on RGB in [0, 1]: `rgb @ matrix + offset`, to be clipped to [0, 1].
 
   Strengths as in torchvision's ColorJitter (factor in 1 ± strength; hue in turns, rotated in the YIQ plane);
@@ -75,7 +75,11 @@ def crop_jitter(
 
 
 def recrop(
-  frames: UInt8[Array, "t s s 3"], boxes: Float[Array, "n t 4"], *, factor: float | Float[Array, ""], moved: Float[Array, 2]
+  frames: UInt8[Array, "t s s 3"],
+  boxes: Float[Array, "n t 4"],
+  *,
+  factor: float | Float[Array, ""],
+  moved: Float[Array, " 2"],
 ) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
   """The pictures enlarged about their centre by `factor`, seen `moved` (x, y, fractions of the side) from there, and
   boxes (fractions of the image) in them. What lies beyond an edge repeats it. Rows of -1 (no box) stay."""

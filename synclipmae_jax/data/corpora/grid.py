@@ -92,7 +92,7 @@ def _distributed(raw: Path) -> Iterator[SourceItem]:
   splits = by_hash(speakers.values(), test=0.1, val=0.1)
   for path, speaker in speakers.items():
     words, aligned = _alignment(raw, path, folders[path])
-    known = dict(text=sentence(path.stem), words=words, provenance={"alignment": aligned})
+    known: dict[str, Any] = dict(text=sentence(path.stem), words=words, provenance={"alignment": aligned})
     yield _item(raw, path, speaker=speaker, split=splits[speaker], split_group=speaker, **known)
 
 
@@ -145,7 +145,7 @@ def _packed(raw: Path) -> Iterator[SourceItem]:
     if raw not in Path(os.path.normpath(path)).parents:
       raise InputError(f"{raw / 'clips.tsv'} names a file outside its folder: {row['file']}")
     spoken = tuple(word for word in words.get(path.stem, ()) if word.label not in _SILENCE)
-    known = dict(text=row["text"] or sentence(path.stem), words=spoken,
+    known: dict[str, Any] = dict(text=row["text"] or sentence(path.stem), words=spoken,
                  provenance={"alignment": "words.tsv" if spoken else "missing"})  # fmt: skip
     yield _item(raw, path, speaker=row["speaker"], split=row["split"], split_group=row["file"], **known)
 
