@@ -295,7 +295,7 @@ def test_what_does_not_fit_is_refused(cut, words):
 
 def test_a_path_for_another_depth_is_refused():
   functionals = {"dit": models(depth=4)["dit"], "vace": models(depth=6)["vace"]}
-  with pytest.raises(ValueError, match="4 blocks take 2 hints, one in 2, not 3"):
+  with pytest.raises(ValueError, match="4 blocks take 2 hints, one per 2 blocks, not 3"):
     jax.eval_shape(lambda params: forward(functionals, params, *inputs()), drawn(functionals))
 
 

@@ -152,7 +152,7 @@ def test_bad_videos_are_refused(vae, shape):
 def test_bad_latents_and_statistics_are_refused(vae):
   with pytest.raises(InputError, match="2 latent channels, not 3"):
     shape_of(vae, "decode", 1, 2, 2, 2, 3)
-  with pytest.raises(InputError, match="4 latent channels"):
+  with pytest.raises(InputError, match="latent_std need 4 entries each"):
     Functional(lambda rngs: tiny(rngs=rngs, latent=4))
 
 
