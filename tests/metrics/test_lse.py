@@ -102,5 +102,5 @@ def test_vectors_that_do_not_fit_are_refused():
     LseState.from_syncnet("clip", audio[1:], lips)
   with pytest.raises(ValueError, match="not finite"):
     LseState.from_stable_syncnet("clip", audio, lips * np.nan)
-  with pytest.raises(ValueError, match="do not go together"):
+  with pytest.raises(ValueError, match="cannot be merged"):
     LseState.from_syncnet("clip", audio, lips).merge(LseState.from_stable_syncnet("clip", audio, lips))

@@ -174,5 +174,5 @@ def test_a_function_of_pairs_is_asked_for_the_same_pairs():
     ClipTokens(key="c", audio=audio[:, None], vocal=vocal[:-1], similarity="pairs")
   with pytest.raises(ValueError, match="unknown similarity 'l1'"):
     ClipTokens(key="c", audio=audio, vocal=vocal, similarity="l1")
-  with pytest.raises(ValueError, match="finite numbers"):
+  with pytest.raises(ValueError, match="must be finite"):
     LagState.from_scores("c", np.full((4, 31), np.nan), 0)
