@@ -24,10 +24,10 @@ def test_log_mel_of_noise_and_tones():
   for hertz in (300, 1_000, 2_500, 6_000):
     heard = power(np.sin(2 * np.pi * hertz * n / 16_000)[None])
     assert set(heard.argmax(axis=1)) == {np.abs(edges[1:-1] - hertz).argmin()}
-    assert heard.max() < 1.3 * heard.max(axis=1).min()  # a steady tone has a steady level
+    assert heard.max() < 1.3 * heard.max(axis=1).min()  # the level of a constant tone is constant
 
 
-def test_log_mel_layers_are_the_hops_at_growing_spans():
+def test_log_mel_layers_are_means_of_hops_over_increasing_spans():
   waveform, bands = sound(12), 8
   encoder = LogMel(bands=bands)
   states = np.asarray(compiled(encoder)(waveform))
@@ -37,10 +37,10 @@ def test_log_mel_layers_are_the_hops_at_growing_spans():
     span = 2 * context + 1
     for token in (0, 6, 11):
       at = np.arange(SLOTS * (token - context), SLOTS * (token + context + 1))
-      heard = hops[np.clip(at, 0, len(hops) - 1)]  # beyond the window, its first or last hop
+      heard = hops[np.clip(at, 0, len(hops) - 1)]  # beyond the window the first or last hop is repeated
       expected = heard.reshape(SLOTS, span, bands).mean(axis=1).ravel()
       np.testing.assert_allclose(states[0, token, layer], expected, atol=1e-4)
-  # A longer span is smoother: neighbouring tokens differ less.
+  # Neighbouring tokens differ less with a longer span.
   steps = np.square(np.diff(states[0, 4:-4], axis=0)).mean(axis=(0, 2))
   assert (np.diff(steps) < 0).all()
 

@@ -18,20 +18,20 @@ from synclipmae_jax.types import SAMPLES_PER_FRAME, InputError, audio_context_sa
 ENCODERS = (*ALIGNMENTS, "logmel")
 
 
-# ---- tokens stand where the frames stand
+# ---- times of tokens
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_as_many_tokens_as_frames(kind):
+def test_one_token_per_frame(kind):
   encoder, plain = encoder_of(kind), encoder_of(kind)
   if kind in ("feature_align_corners", "pool2"):
-    # Seven convolutions take long to trace 128 times; `waveform` and `feature` show that they count like this.
+    # Tracing seven convolutions 128 times is slow. `waveform` and `feature` test that their count is this.
     encoder.feature_extractor = lambda x: jnp.zeros((1, (x.shape[1] - 400) // 320 + 1, TINY["conv_width"]))
   for frames in range(1, 129):
     waveform = jax.ShapeDtypeStruct((1, audio_context_samples(frames)), jnp.float32)
     if kind == "logmel" or frames in (1, 2, 128):
       assert jax.eval_shape(plain, waveform).shape == (1, frames, encoder.num_layers, encoder.width)
-    else:  # the transformer keeps the length it is given
+    else:  # the transformer does not change the length
       tokens = jax.eval_shape(encoder.conv_features, waveform)
       assert tokens.shape[1] == frames * (2 if kind == "pool2" else 1)
   assert encoder.features == encoder.num_layers * encoder.width
@@ -44,7 +44,7 @@ def test_other_lengths_are_refused(length):
 
 
 def before_transformer(encoder, waveform):
-  """One vector per frame from before anything that mixes frames on purpose: conv features, or log-mel layer 0."""
+  """One vector per frame from before the layers that mix frames: conv features, or log-mel layer 0."""
   if isinstance(encoder, LogMel):
     return encoder(waveform)[:, :, 0]
   features = encoder.conv_features(waveform)
@@ -54,9 +54,9 @@ def before_transformer(encoder, waveform):
 
 
 def changes_by_impulse(kind: str, frames: int, positions: np.ndarray, *, mirror: bool = False) -> np.ndarray:
-  """[impulse, token]: how much an impulse at each position (samples, 0 where frame 0 begins) changes each token.
+  """[impulse, token]: change of each token by an impulse at each position (in samples from the start of frame 0).
 
-  `mirror` makes every convolution symmetric in time, so that a token hears symmetrically about where it stands.
+  `mirror` makes every convolution symmetric in time, so that the response of a token is symmetric about its time.
   """
   encoder = encoder_of(kind)
   if mirror:
@@ -70,7 +70,7 @@ def changes_by_impulse(kind: str, frames: int, positions: np.ndarray, *, mirror:
 
 
 def middle_of_tokens(kind: str, frames: int) -> np.ndarray:
-  """Where each token stands, in samples: in the middle of its frame, but for the drift of `feature_align_corners`."""
+  """Time of each token in samples: the middle of its frame, plus the drift of `feature_align_corners`."""
   middle = SAMPLES_PER_FRAME * (np.arange(frames) + 0.5)
   return middle + np.linspace(-160, 160, frames) if kind == "feature_align_corners" else middle
 
@@ -78,7 +78,7 @@ def middle_of_tokens(kind: str, frames: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("frames", [3, 24])
 def test_an_impulse_is_heard_at_its_token(kind, frames):
-  reach = 100 if kind == "feature_align_corners" else 230  # near its ends a frame shares receptive fields
+  reach = 100 if kind == "feature_align_corners" else 230  # receptive fields overlap near the ends of a frame
   positions = middle_of_tokens(kind, frames)[:, None].astype(int) + [-reach, 0, reach]
   heard = changes_by_impulse(kind, frames, positions.ravel()).argmax(axis=1)
   np.testing.assert_array_equal(heard.reshape(-1, 3), np.repeat(np.arange(frames)[:, None], 3, axis=1))
@@ -89,7 +89,7 @@ def test_tokens_are_centred_on_their_frames(kind):
   frames, tokens = 6, [0, 1, 4, 5]
   positions = np.arange(-70, SAMPLES_PER_FRAME * frames + 70, 10)
   change = changes_by_impulse(kind, frames, positions, mirror=kind != "logmel")
-  # Normalisation over the window hears every impulse a little, everywhere: what exceeds the far ones is hearing.
+  # Normalisation over the window changes every token a little. The response is the change beyond that of far impulses.
   stands = middle_of_tokens(kind, frames)
   far = np.abs(positions[:, None] - stands) > SAMPLES_PER_FRAME
   response = np.clip(change - np.max(change, axis=0, where=far, initial=0), 0, None)
@@ -102,7 +102,7 @@ def test_tokens_are_centred_on_their_frames(kind):
 
 
 @pytest.mark.parametrize("kind", ["waveform", "logmel"])
-def test_gain_and_offset_do_not_matter_and_silence_is_finite(kind):
+def test_gain_and_offset_have_no_effect_and_silence_is_finite(kind):
   waveform = 0.1 * sound(6)
   same, quieter, offset, silent = compiled(encoder_of(kind))(
     np.concatenate([waveform, 0.3 * waveform, waveform + 0.2, np.zeros_like(waveform)])
@@ -132,7 +132,7 @@ def cut(file, **frames):
   [("waveform", 12, 4), ("logmel", 12, 4), ("logmel", 9, 4), ("logmel", 4, 4)],
 )
 def test_a_token_is_the_same_in_its_file_and_in_its_own_clip(kind, audio_frames, clip_frames):
-  total, starts = 26, (0, 8, 20)  # clips at the beginning, in the middle, near the end
+  total, starts = 26, (0, 8, 20)  # clips at the start, in the middle and near the end
   file = 0.1 * np.random.default_rng(3).standard_normal((1, SAMPLES_PER_FRAME * total)).astype(np.float32)
   windows = cut(file, audio_frames=audio_frames, clip_frames=clip_frames)
   assert windows.shape == (1, 7, audio_context_samples(audio_frames))

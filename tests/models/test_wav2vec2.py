@@ -16,7 +16,7 @@ from synclipmae_jax.models.wav2vec2 import ALIGNMENTS, KERNELS, STRIDES, Wav2Vec
 from synclipmae_jax.types import InputError, audio_context_samples
 
 
-def test_halving_the_rate_keeps_what_is_below_and_stops_what_is_above():
+def test_halving_the_rate_keeps_low_and_removes_high_frequencies():
   n = np.arange(audio_context_samples(40))
 
   def level(hertz):
@@ -33,13 +33,13 @@ def test_halving_the_rate_keeps_what_is_below_and_stops_what_is_above():
 
 
 def test_halving_the_rate_does_not_shift():
-  # A tone comes out with the phase it has midway between each two samples.
+  # The output has the phase of the tone midway between two input samples.
   n = np.arange(audio_context_samples(10))
   tone = np.sin(2 * np.pi * 700 * (n + 0.5) / 16_000 + 0.3)
   out = np.asarray(halve_rate(jnp.asarray(tone, jnp.float32)[None]))[0]
   expected = np.sin(2 * np.pi * 700 * (np.arange(len(out)) + 0.5) / 8_000 + 0.3)
   np.testing.assert_allclose(out[40:-40], expected[40:-40], atol=3e-4)
-  # An impulse of two samples is symmetric about their middle, output 300.
+  # The response to an impulse of two samples is symmetric about output 300.
   pulse = np.zeros((1, len(n)), np.float32)
   pulse[0, 600:602] = 1
   out = np.asarray(halve_rate(jnp.asarray(pulse)))[0]
@@ -55,7 +55,7 @@ def convolve(x, kernel, stride):
 
 
 def decimate(waveform):
-  """Output k is the windowed sinc between samples 2k and 2k + 1."""
+  """Output k is the windowed sinc centred between samples 2k and 2k + 1."""
   offset = np.arange(128) - 63.5
   taps = np.sinc(0.45625 * offset) * np.kaiser(128, 8.0)
   padded = np.pad(waveform, ((0, 0), (63, 63)))
@@ -75,7 +75,7 @@ def reference_features(p, waveform):
 
 
 def reference_states(p, features, *, heads, groups):
-  """[n, t, conv] -> [n, t, depth + 1, c], the embedding output first (transformers `hidden_states`)."""
+  """[n, t, conv] -> [n, t, depth + 1, c], with the embedding output first (transformers `hidden_states`)."""
   x = dense(layer_norm(features, p["norm_features"]), p["projection"])
   kernel, per = p["positional_conv"]["kernel"], x.shape[-1] // groups
   k = len(kernel)
@@ -120,7 +120,7 @@ def test_wav2vec2_equals_numpy(kind):
   states = np.asarray(compiled(encoder)(waveform))
   assert states.shape == (2, 4, 3, 32) == (2, 4, encoder.num_layers, encoder.width)
   np.testing.assert_allclose(states, expected, atol=1e-5 * np.abs(expected).max())
-  if kind == "waveform":  # the other switches: no embedding output, and an unrolled loop
+  if kind == "waveform":  # the other switches: without embedding output, with an unrolled loop
     without = compiled(encoder_of(kind, unroll=True))(waveform)
     np.testing.assert_allclose(without, states[:, :, 1:], atol=1e-5)
 
@@ -128,7 +128,7 @@ def test_wav2vec2_equals_numpy(kind):
 def test_base_has_the_parameters_of_wav2vec2_base():
   state = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(Wav2Vec2(rngs=nnx.Rngs(0)))))
   leaves = jax.tree.leaves(state)
-  # Without the spectrogram mask's embedding and the 128 gains folded into the positional kernel.
+  # Without the embedding of the spectrogram mask and the 128 gains folded into the positional kernel.
   assert sum(leaf.size for leaf in leaves) == 94_371_712 - 768 - 128
   assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
   assert state["blocks"]["attention"]["qkv"]["kernel"].shape == (12, 768, 3 * 768)

@@ -16,7 +16,7 @@ TINY = dict(width=32, depth=2, heads=4, mlp_width=48, conv_width=16, pos_kernel=
 
 
 def drawn(make):
-  """The module with every parameter, biases and scales too, drawn at random (by NumPy: nothing to compile)."""
+  """The module with all parameters random, biases and scales included. NumPy draws them, without compilation."""
   module = nnx.eval_shape(make)
   rng = np.random.default_rng(1)
 
@@ -36,7 +36,7 @@ def drawn(make):
 
 
 def encoder_of(kind: str, **changes):
-  """A tiny encoder of one alignment, or the log-mel front end."""
+  """A tiny wav2vec 2.0 with alignment `kind`, or the log-mel front end."""
   if kind == "logmel":
     return LogMel(**changes)
   return drawn(lambda: Wav2Vec2(rngs=nnx.Rngs(0), alignment=kind, **(TINY | changes)))
@@ -48,5 +48,5 @@ def sound(frames: int, *, windows: int = 1, seed: int = 0) -> np.ndarray:
 
 
 def compiled(function):
-  """One jitted closure over a module: its parameters are constants here, which is fine for tiny ones."""
+  """`function` under `jit`, with the parameters of its module as constants."""
   return jax.jit(lambda waveform: function(waveform))

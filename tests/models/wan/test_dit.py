@@ -23,7 +23,7 @@ BLOCK = dict(width=24, heads=2, mlp_width=32)
 
 @functools.cache
 def models(depth: int = 3, stride: int = 2, **options) -> dict[str, Functional]:
-  """Tiny modules whose hints enter blocks 0, stride, 2 * stride, ..."""
+  """Tiny modules with hints for blocks 0, stride, 2 * stride, ..."""
   dit = dict(BLOCK, depth=depth, text_width=10, text_length=TEXT, time_features=16)
   vace = dict(BLOCK, depth=math.ceil(depth / stride), stride=stride, context_channels=96)
   return {
@@ -33,7 +33,7 @@ def models(depth: int = 3, stride: int = 2, **options) -> dict[str, Functional]:
 
 
 def drawn(functionals: dict[str, Functional], seed: int = 0) -> dict:
-  """Every parameter at random, those that start at zero or one too (by NumPy: nothing to compile)."""
+  """All parameters random, including those initialised to 0 or 1. NumPy draws them, without compilation."""
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -65,7 +65,7 @@ def _jitted(**sizes):
 
 
 def output(params, *args, scale=1.0, addition=0.0, depth=3, stride=2, **sizes) -> np.ndarray:
-  """What the model gives; one compilation for each of its sizes."""
+  """Output of the model, compiled once per size."""
   scale = np.broadcast_to(np.float32(scale), math.ceil(depth / stride))
   addition = np.broadcast_to(np.float32(addition), (1, math.prod(GRID), BLOCK["width"]))
   function = _jitted(depth=depth, stride=stride, **sizes)
@@ -73,7 +73,7 @@ def output(params, *args, scale=1.0, addition=0.0, depth=3, stride=2, **sizes) -
 
 
 def reference(params, latents, context, text, t, *, scale, stride) -> np.ndarray:
-  """The same in float64 NumPy: one block at a time, rotation by complex numbers, nothing fused or grouped."""
+  """The same in float64 NumPy: one block at a time, rotation by complex numbers, nothing fused."""
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
   dit, vace = params["dit"], params["vace"]
   batch, heads, head_width = len(latents), BLOCK["heads"], BLOCK["width"] // BLOCK["heads"]
@@ -137,7 +137,7 @@ def without_hints(params: dict) -> dict:
   return params | {"vace": params["vace"] | {"blocks": params["vace"]["blocks"] | {"after_projection": silent}}}
 
 
-# ---- time and place
+# ---- positions and time
 
 
 @pytest.mark.parametrize("head_width, pairs", [(128, (22, 21, 21)), (12, (2, 2, 2)), (16, (4, 2, 2))])
@@ -154,7 +154,7 @@ def test_rotary_channels_are_split_among_time_rows_and_columns(head_width, pairs
       assert np.ptp(cos[..., part], axis=other).max() == 0
 
 
-def test_rotation_is_that_of_complex_pairs_and_only_distance_counts():
+def test_rotation_is_that_of_complex_pairs_and_depends_on_distance_only():
   grid, heads, head_width = (3, 4, 4), 2, 16
   rng = np.random.default_rng(0)
   q, k = rng.standard_normal((2, 1, 1, heads, head_width))
@@ -209,7 +209,7 @@ def test_the_model_equals_numpy(sizes):
   np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
-def test_a_path_without_hints_changes_nothing():
+def test_vace_blocks_without_hints_change_nothing():
   params = drawn(models())
   latents, context, text, t = inputs()
   silent = without_hints(params)
@@ -219,7 +219,7 @@ def test_a_path_without_hints_changes_nothing():
   assert np.abs(output(params, latents, context, text, t) - plain).max() > 0.1
   first = output(params, latents, context, text, t, scale=np.array([1.0, 0.0], np.float32))
   assert np.abs(first - plain).max() > 0.1
-  # A new path starts so, and with a context that has no say: both projections are zero.
+  # New VACE blocks have no effect and ignore the context, because both projections are initialised to zero.
   init = lambda key: dict(sharding.tree_paths(models()["vace"].init(key)))
   zeros = jax.jit(lambda key: {path: leaf for path, leaf in init(key).items() if "_projection" in path})(
     jax.random.key(0)
@@ -227,7 +227,7 @@ def test_a_path_without_hints_changes_nothing():
   assert len(zeros) == 4 and not any(np.any(leaf) for leaf in zeros.values())
 
 
-def test_an_addition_meets_the_context_after_its_embedding():
+def test_an_addition_is_added_to_the_embedded_context():
   params = drawn(models())
   latents, context, text, t = inputs()
   change = np.random.default_rng(5).standard_normal((1, *context.shape[1:])).astype(np.float32)
@@ -237,7 +237,7 @@ def test_an_addition_meets_the_context_after_its_embedding():
   np.testing.assert_allclose(found, output(params, latents, context + change, text, t), atol=2e-5)
 
 
-def test_the_path_trains_beside_a_backbone_held_fixed():
+def test_vace_trains_with_a_frozen_backbone():
   functionals = models(depth=2, stride=1, remat="full")
   params = drawn(functionals)
 
@@ -248,7 +248,7 @@ def test_the_path_trains_beside_a_backbone_held_fixed():
   whole = gradient(params["vace"], params["dit"])
   moved = {path: np.abs(leaf).max() for path, leaf in sharding.tree_paths(whole)}
   assert all(np.isfinite(size) and size > 0 for size in moved.values()), moved
-  # The slope along the gradient, against the loss on both sides.
+  # The slope along the gradient, by central difference.
   length = math.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(whole)))
 
   def loss(step):
@@ -256,16 +256,16 @@ def test_the_path_trains_beside_a_backbone_held_fixed():
     return np.square(reference(params | {"vace": vace}, *inputs(), scale=np.ones(2), stride=1)).mean()
 
   assert (loss(1e-4) - loss(-1e-4)) / 2e-4 == pytest.approx(length, rel=1e-4)
-  # Where the hints start at zero, their projections learn first.
+  # If the hints are zero, only their projections have a gradient.
   start = gradient(without_hints(params)["vace"], params["dit"])
   moved = {path for path, leaf in sharding.tree_paths(start) if np.abs(leaf).max() > 0}
   assert moved == {"blocks/after_projection/kernel", "blocks/after_projection/bias"}
 
 
-# ---- what goes in
+# ---- inputs
 
 
-def test_text_is_filled_up_with_zeros():
+def test_text_is_padded_with_zeros():
   dit = models()["dit"].bind(drawn(models())["dit"])
   text = inputs(text=TEXT)[2]
   text[:, 4:] = 0
@@ -282,14 +282,14 @@ def test_text_is_filled_up_with_zeros():
     (lambda latents, context, text: (latents, context, np.concatenate([text, text], axis=1)), "8 tokens"),
   ],
 )
-def test_what_does_not_fit_is_refused(cut, words):
+def test_inputs_that_do_not_fit_are_refused(cut, words):
   latents, context, text, t = inputs()
   functionals = models()
   with pytest.raises(InputError, match=words):
     jax.eval_shape(lambda params: forward(functionals, params, *cut(latents, context, text), t), drawn(functionals))
 
 
-def test_a_path_for_another_depth_is_refused():
+def test_hints_for_another_depth_are_refused():
   functionals = {"dit": models(depth=4)["dit"], "vace": models(depth=6)["vace"]}
   with pytest.raises(ValueError, match="4 blocks take 2 hints, one per 2 blocks, not 3"):
     jax.eval_shape(lambda params: forward(functionals, params, *inputs()), drawn(functionals))

@@ -20,7 +20,7 @@ FULL = {"dit": Functional(lambda rngs: Dit(rngs=rngs)), "vace": Functional(lambd
 
 
 def released_shapes() -> dict[str, tuple[int, ...]]:
-  """Every tensor of Wan2.1-VACE-1.3B in the original naming, written out from its description."""
+  """Shapes of all tensors of Wan2.1-VACE-1.3B in the original naming, from its published architecture."""
   width, mlp_width = 1536, 8960
   shapes: dict[str, tuple[int, ...]] = {"head.modulation": (1, 2, width)}
 
@@ -82,7 +82,7 @@ def diffusers_key(key: str) -> str:
 @pytest.mark.parametrize(
   "naming, prefix", [("original", ""), ("original", "model.diffusion_model."), ("diffusers", "")]
 )
-def test_every_released_tensor_fills_its_place(naming, prefix):
+def test_the_released_tensors_fill_all_parameters(naming, prefix):
   rename = diffusers_key if naming == "diffusers" else str
   shapes = {prefix + rename(key): shape for key, shape in released_shapes().items()}
   assert len(shapes) == 1264
@@ -97,7 +97,7 @@ def test_every_released_tensor_fills_its_place(naming, prefix):
   assert count("") == 2_153_972_032
 
 
-def test_every_leaf_has_a_place_on_a_mesh():
+def test_every_leaf_is_placed_on_a_mesh():
   mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
   placed = sharding.shardings({item: f.abstract for item, f in FULL.items()}, mesh, sharding.RULES)
   kernel = placed["vace"]["blocks"]["mlp"]["up"]["kernel"]
@@ -105,7 +105,7 @@ def test_every_leaf_has_a_place_on_a_mesh():
   assert placed["dit"]["blocks"]["modulation"].is_fully_replicated
 
 
-def test_flops_are_those_of_the_products():
+def test_flops_are_those_of_the_matrix_products():
   dit, vace = (f.bind(f.abstract) for f in FULL.values())
   shape = (1, 7, 16, 16)
   args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((*shape, 16), (*shape, 96), (1, 512, 4096), (1,))]
@@ -116,7 +116,7 @@ def test_flops_are_those_of_the_products():
 
 
 def products(jaxpr) -> int:
-  """FLOPs of the matrix products, a scan's body as often as it runs."""
+  """FLOPs of the matrix products, with the body of a scan multiplied by its length."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
