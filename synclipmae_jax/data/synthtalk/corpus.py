@@ -162,7 +162,7 @@ def write_clip(clip: Clip, folder: Path, *, size: int) -> Path:
     identity=clip.identity,
     voice=clip.voice,
     text=clip.text,
-    words=json.dumps(clip.score.words),  # in the time of the sound
+    words=json.dumps(clip.score.words),  # times of the sound
     labels=json.dumps({"expression": clip.expression, "actions": clip.actions}),
   )
   path = folder / f"{clip.key}.mp4"

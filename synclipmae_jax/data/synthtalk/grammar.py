@@ -42,7 +42,7 @@ class Score:
 
   @property
   def words(self) -> list[Segment]:
-    """The words of the text with their seconds."""
+    """The words of the text with their start and end in seconds."""
     spoken = iter(np.flatnonzero(self.phones != phones.SILENCE))
     found = []
     for word in self.text.split():
