@@ -1,8 +1,9 @@
 """Exact definitions of LSE-C and LSE-D, the synchronisation scores of the dubbing literature.
 
 For each clip a model gives one vector per window of sound, a_0 … a_{W-1}, and one per window of pictures,
-v_0 … v_{W-1}. The windows are one frame apart (25 per second) and W of them are whole. d(l, i) is the distance between
-v_i and a_{i-l}, the sound that belongs to v_i if the video lags the audio by l frames, for l in -15..15.
+v_0 … v_{W-1}, both on the timeline of the clip. The windows are one frame apart (25 per second); W of them are whole.
+d(l, i) is the distance between v_i and a_{i-l}, the sound that belongs to v_i if the video lags the audio by l frames,
+for l in -15..15.
 
 `lse_d`, `lse_c`, `lse_lag`: with SyncNet v2 (`baselines.syncnet`). Identical to `calc_pdist` and `evaluate` of
   joonson/syncnet_python with vshift 15, which the evaluation of Wav2Lip uses.

@@ -7,8 +7,8 @@ The paper does not specify the sampler ("a minibatch or a pre-defined sampler").
   r_precision_mixed   16 tokens of the first kind and 15 of the second
 
 The queries are all audio tokens of all clips whose true partner lies inside the clip, with equal weight. For models
-that score pairs a query takes 63 runs of a network, so about PAIR_QUERIES in total are drawn with a fixed seed, equally
-many from each clip. Chance is k / 32 for each sampler.
+that score pairs a query takes 63 runs of a network, so about PAIR_QUERIES in total are drawn with a fixed seed, the
+same number from each clip if it has as many. Chance is k / 32 for each sampler.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """SyncNet trained from scratch on the same records as SyncLipMAE, as a baseline with equal training data.
 
 The network is SyncNet v2 (`baselines.syncnet`). Its original loss, a margin on the distance of single pairs in and out
-of sync, is known to stay constant for a long time at the start of training. This task uses the contrastive loss of
-pretraining instead: the negatives of a pair are all other windows of a group of clips. The comparison is the cosine, as
-in SyncLipMAE, so that the two differ in the model only. Trained tokens must be compared by cosine (`similarity`).
+of sync, is known to plateau for a long time. This task uses the contrastive loss of pretraining instead: the negatives
+of a pair are all other windows of a group of clips. The comparison is the cosine, as in SyncLipMAE, so that the two
+differ in the model only. Trained tokens must be compared by cosine (`similarity`).
 
 Batch norm is that of `baselines.batch_norm`: `tokens` rejects parameters whose statistics have not been measured.
 """
