@@ -1,4 +1,4 @@
-"""The pretraining objectives (paper section 3.3). Pure array code; every statistic and logit is float32."""
+"""The pretraining objectives (paper section 3.3): pure array code. Statistics and logits are float32."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FORMS = ("log_sum", "mean_log")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contrast:
-  """The contrastive loss and what one watches beside it."""
+  """The contrastive loss and its diagnostics."""
 
   loss: Float[Array, ""]
-  accuracy: Float[Array, ""]  # share of audio anchors whose best vocal token is a positive
+  accuracy: Float[Array, ""]  # fraction of audio anchors whose best vocal token is a positive
   positives: Float[Array, ""]  # mean number of positives per anchor
 
 
@@ -33,9 +33,9 @@ def reconstruction(
 
       L_q = sum_{b,f,n} m_bfn * mean_p (x^q_bfnp - x_bfnp)^2 / sum_{b,f,n} m_bfn
 
-  with m = 1 on masked patches (`patches="masked"`, MAE's choice) or everywhere (`"all"`). Target and prediction are
-  normalised pixels of the un-jittered frame. The count of masked patches is the same in every frame, so the mean over
-  a batch is the mean over its micro-batches.
+  with m = 1 on masked patches (`patches="masked"`, as in MAE) or everywhere (`"all"`). Target and prediction are
+  normalised pixels of the un-jittered frame. Every frame has the same number of masked patches, so the mean over a
+  batch equals the mean over its micro-batches. Raises ValueError for another value of `patches`.
   """
   if patches not in PATCHES:
     raise ValueError(f"unknown reconstruction patches {patches!r}: masked or all")
@@ -58,16 +58,20 @@ def contrast(
 ) -> Contrast:
   """Symmetric multi-positive InfoNCE between audio and vocal tokens.
 
-  Clips are taken in groups of `group`; the M = group * T tokens of a group are each other's candidates. With
-  s_ij = cos(a_i, v_j) / temperature, p_av(j|i) = softmax_j s_ij, p_va(j|i) = softmax_j s_ji and positives P(i):
+  The batch is divided into groups of `group` clips. The candidates of a token are the M = group * T tokens of its
+  group. With s_ij = cos(a_i, v_j) / temperature, p_av(j|i) = softmax_j s_ij, p_va(j|i) = softmax_j s_ji and the
+  positives P(i) of i:
 
       log_sum   L = -1/2 mean_i [ log sum_{j in P(i)} p_av(j|i) + log sum_{j in P(i)} p_va(j|i) ]
       mean_log  L = -1/2 mean_i [ 1/|P(i)| sum_{j in P(i)} log p_av(j|i) + ... likewise for va ]
 
-  P(i) = frames of the same clip within `window` of i, and, where `similarity` is given, frames of the same clip whose
-  clip-centred, gradient-free `audio_features` have a cosine of at least `similarity`. The window's default of 0 is
-  deliberate: with 1 a constant one-frame error costs almost nothing. `group` divides the (micro-)batch, so the loss
-  depends neither on devices nor on accumulation.
+  P(i) contains the frames of the same clip within `window` of i. If `similarity` is given, it also contains the frames
+  of the same clip whose clip-centred, gradient-free `audio_features` have a cosine of at least `similarity`. The
+  default `window` is 0 because with 1 a constant one-frame error costs almost nothing. `group` divides the
+  (micro-)batch, so the loss depends neither on devices nor on accumulation.
+
+  Raises ValueError if `group` does not divide the batch, for an unknown `form`, and for `similarity` without
+  `audio_features`.
   """
   clips, frames, _ = audio.shape
   if clips % group:
@@ -97,7 +101,7 @@ def contrast(
 
 
 def _unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-  """Rows of length one; the small constant keeps the gradient of a zero row finite."""
+  """Rows scaled to unit length. The added constant keeps the gradient of a zero row finite."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
 
@@ -111,7 +115,7 @@ def _positives(clips: int, frames: int, *, group: int, window: int, features, si
   if similarity is None:
     return positive
   if features is None:
-    raise ValueError("positives by audio similarity need audio features")
+    raise ValueError("positives by audio similarity require audio features")
   features = jax.lax.stop_gradient(features.astype(jnp.float32))
   features = _unit(features - features.mean(axis=1, keepdims=True))
   features = rearrange(features, "(g c) t d -> g (c t) d", c=group)
@@ -124,8 +128,8 @@ def cross_covariance(x: Float[Array, "b t d"], y: Float[Array, "b t d"]) -> Floa
 
       C = Xc^T Yc / (n - 1),  L = ||C||_F^2 / D,   n = B * T tokens, centred over batch and time, not normalised
 
-  Under gradient accumulation the statistics are those of the micro-batch. For n < D the same number comes cheaper from
-  the Gram matrices, ||Xc^T Yc||_F^2 = sum (Xc Xc^T * Yc Yc^T); the cheaper form is taken.
+  Under gradient accumulation the statistics are those of the micro-batch. For n < D the Gram matrices give the same
+  value with fewer operations, ||Xc^T Yc||_F^2 = sum (Xc Xc^T * Yc Yc^T), and are used instead.
   """
   x, y = (rearrange(z.astype(jnp.float32), "b t d -> (b t) d") for z in (x, y))
   x, y = x - x.mean(axis=0), y - y.mean(axis=0)
@@ -135,4 +139,4 @@ def cross_covariance(x: Float[Array, "b t d"], y: Float[Array, "b t d"]) -> Floa
     squared = jnp.sum(jnp.matmul(x, x.T, precision=highest) * jnp.matmul(y, y.T, precision=highest))
   else:
     squared = jnp.sum(jnp.square(jnp.matmul(x.T, y, precision=highest)))
-  return squared / (float(count - 1) ** 2 * width)  # as an integer it would not fit into 32 bits
+  return squared / (float(count - 1) ** 2 * width)  # as an integer the square exceeds 32 bits

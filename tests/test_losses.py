@@ -1,4 +1,4 @@
-"""The objectives against independent float64 NumPy, and their gradients against finite differences."""
+"""The losses against independent float64 NumPy, and their gradients against finite differences."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ def unit(x):
 
 
 def contrast_float64(audio, vocal, *, temperature, group, window=0, form="log_sum", features=None, similarity=None):
-  """One anchor at a time, straight from the formula."""
+  """The formula, one anchor at a time."""
   clips, frames, _ = audio.shape
   total = []
   for first in range(0, clips, group):
@@ -46,7 +46,7 @@ def tokens():
 @pytest.mark.parametrize("group", [1, 2, 6])
 @pytest.mark.parametrize("window", [0, 1])
 @pytest.mark.parametrize("similarity", [None, 0.3])
-def test_contrast_is_the_formula(tokens, form, group, window, similarity):
+def test_contrast_equals_the_formula(tokens, form, group, window, similarity):
   audio, vocal, features = tokens
   settings = dict(group=group, window=window, form=form, similarity=similarity)
   got = losses.contrast(audio, vocal, temperature=jnp.float32(0.1), audio_features=features, **settings)
@@ -72,7 +72,7 @@ def test_contrast_gradient_by_finite_differences(tokens):
 
 
 def test_one_frame_shift_of_the_audio_raises_the_contrast():
-  """With the default window of 0 a constant one-frame error is expensive; with 1 it would cost almost nothing."""
+  """With the default window of 0 a constant one-frame error costs much; with 1 it costs almost nothing."""
   random = np.random.default_rng(2)
   tokens = jnp.float32(random.normal(size=(4, 16, 32)))
   shifted = jnp.roll(tokens, 1, axis=1)
@@ -106,7 +106,7 @@ def test_contrast_refuses_groups_that_do_not_divide(tokens):
 
 
 @pytest.mark.parametrize("patches", ["masked", "all"])
-def test_reconstruction_is_the_formula(patches):
+def test_reconstruction_equals_the_formula(patches):
   random = np.random.default_rng(3)
   predicted, target = random.normal(size=(2, 3, 2, 6, 12)), random.normal(size=(2, 3, 6, 12))
   masked = np.zeros((2, 3, 6))
@@ -123,14 +123,14 @@ def test_reconstruction_is_the_formula(patches):
 
 
 def cross_covariance_float64(x, y):
-  """Entry by entry, with NumPy's own covariance (which divides by n - 1)."""
+  """Entry by entry, with the covariance of NumPy (which divides by n - 1)."""
   x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
   entries = [np.cov(x[:, i], y[:, j])[0, 1] for i, j in np.ndindex(x.shape[1], y.shape[1])]
   return np.sum(np.square(entries)) / x.shape[1]
 
 
 @pytest.mark.parametrize("clips", [2, 40], ids=["fewer tokens than width", "more tokens than width"])
-def test_cross_covariance_is_the_formula(clips):
+def test_cross_covariance_equals_the_formula(clips):
   random = np.random.default_rng(4)
   x = random.normal(size=(clips, 3, 16)) + 5
   y = 0.5 * x[..., ::-1] + random.normal(size=(clips, 3, 16))

@@ -1,7 +1,7 @@
-"""Batch norm for a task that is a pure function of its parameters, where nothing can average statistics on the way.
+"""Batch norm for tasks that are pure functions of their parameters and cannot keep running statistics.
 
-Training takes the statistics of the (micro-)batch. The leaves `mean` and `var` get no gradient and stay as they were
-initialised, until `calibrate` measures them on a few training batches, for the parameters as they are.
+Training uses the statistics of the (micro-)batch. The leaves `mean` and `var` have no gradient and keep their initial
+values until `calibrate` measures them on a few training batches with the trained parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from synclipmae_jax.types import Batch, InputError, Params
 
 
 class BatchNorm(nnx.BatchNorm):
-  """Over all axes but the last. With `training` the statistics are the batch's, and `mean` and `var` become them."""
+  """Batch norm over all axes but the last. With `training`, `mean` and `var` are set to the statistics of the batch."""
 
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     super().__init__(width, momentum=0.0, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
@@ -31,8 +31,10 @@ class BatchNorm(nnx.BatchNorm):
 
 
 def statistics(module: Functional, run: Callable[[Any, Batch], Any]) -> Callable[[Params, Batch], Params]:
-  """Jitted (params, batch) -> params in which `mean` and `var` are those of the batch; `run(model, batch)` is the
-  training forward pass of the bound module."""
+  """Jitted (params, batch) -> params with `mean` and `var` of the batch.
+
+  `run(model, batch)` is the training forward pass of the bound module.
+  """
 
   @jax.jit
   def measure(params: Params, batch: Batch) -> Params:
@@ -44,9 +46,9 @@ def statistics(module: Functional, run: Callable[[Any, Batch], Any]) -> Callable
 
 
 def calibrate(measure: Callable[[Params, Batch], Params], params: Params, batches: Iterable[Batch]) -> Params:
-  """`params` with the mean, over `batches`, of each batch's own statistics. A dozen batches are enough.
+  """`params` with the statistics of the batches, averaged over `batches`. A dozen batches are enough.
 
-  Raises InputError where there is no batch.
+  Raises InputError without a batch.
   """
   total, count = None, 0
   for batch in batches:
@@ -59,5 +61,5 @@ def calibrate(measure: Callable[[Params, Batch], Params], params: Params, batche
 
 
 def is_calibrated(params: Params) -> bool:
-  """Whether any mean differs from its initial value, which is zero."""
+  """Whether any mean differs from its initial value of zero."""
   return any(np.any(leaf) for path, leaf in sharding.tree_paths(params) if path.endswith("/mean"))

@@ -1,10 +1,10 @@
-"""What a linear map can hear from lips: the baseline beside which every synchronisation score of a run is printed.
+"""Linear synchronisation baseline, printed with every synchronisation score of a run.
 
 Canonical correlation analysis between log-mel frames and either the grey pixels of the mouth (the *linear baseline*)
-or, where the corpus knows them, the true mouth parameters (the *ceiling*: what is left to a linear map when seeing is
-solved). Both are fitted in closed form on the run's training clips, are applied to held-out clips, and are judged by
-the functions that judge the model. Both sides lose their mean over the clip first: it holds the speaker, the light
-and the microphone, and a linear map cannot set them aside by itself.
+or, if the corpus has them, the true mouth parameters (the *ceiling*: the best linear map with perfect vision). Both are
+fitted in closed form on the training clips of the run, applied to held-out clips, and scored by the same functions as
+the model. The mean over the clip is first subtracted from audio and video features, because it contains the speaker,
+the light and the microphone, which a linear map cannot remove.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from synclipmae_jax.types import SAMPLE_RATE, SAMPLES_PER_FRAME, EvalClip
 
 MELS = 40
 WINDOW = 1024  # samples, 64 ms, centred on the video frame
-CONTEXT = 1  # mel frames on each side: 3 in all
-CROP = 24  # pixels a side after resampling
+CONTEXT = 1  # mel frames on each side, 3 in total
+CROP = 24  # pixels per side after resampling
 PIXEL_COMPONENTS = 80
-MOUTH_MARGIN = 1.5  # side of the crop over the longer side of the mouth box
-FACE_PRIOR = (0.5, 0.78, 0.5)  # centre x, centre y, side of the crop in the face box, where no mouth is known
+MOUTH_MARGIN = 1.5  # side of the crop / longer side of the mouth box
+FACE_PRIOR = (0.5, 0.78, 0.5)  # centre x, centre y, side of the crop relative to the face box, without a mouth box
 MOUTH_TRUTH = "mouth/"
 
 
 def log_mel(waveform: np.ndarray, frames: int) -> np.ndarray:
-  """Log-mel energies [frames, 40] of 64 ms windows centred on the video frames; level-free (clip mean power is 1)."""
+  """Log-mel energies [frames, 40] of 64 ms windows centred on the video frames. The clip is scaled to mean power 1."""
   wanted = (frames - 1) * SAMPLES_PER_FRAME + WINDOW
   margin = (WINDOW - SAMPLES_PER_FRAME) // 2
   padded = np.pad(np.asarray(waveform, np.float64), (margin, max(0, wanted - margin - len(waveform))))[:wanted]
@@ -39,17 +39,17 @@ def log_mel(waveform: np.ndarray, frames: int) -> np.ndarray:
 
 
 def audio_features(clip: EvalClip) -> np.ndarray:
-  """Log-mel of each frame and its neighbours, without the clip's mean: [T, 3 * 40]."""
+  """Log-mel of each frame and its neighbours, minus the mean over the clip: [T, 3 * 40]."""
   mel = log_mel(clip.waveform, len(clip.frames))
   padded = np.pad(mel, ((CONTEXT, CONTEXT), (0, 0)), mode="edge")
   return _centred(np.concatenate([padded[i : i + len(mel)] for i in range(2 * CONTEXT + 1)], axis=1))
 
 
 def mouth_region(clip: EvalClip) -> tuple[float, float, float]:
-  """(centre x, centre y, side) in pixels of the one square that is cut from every frame of the clip.
+  """(centre x, centre y, side) in pixels of the square that is cut from every frame of the clip.
 
-  The median of the mouth boxes where landmarks are known, else a prior inside the median face box. One region a clip:
-  a box that follows the lips would itself tell how wide they are open.
+  It is the median of the known mouth boxes, or else a prior inside the median face box. There is one region per clip,
+  because the size of a box that follows the lips would depend on the mouth opening.
   """
   size = clip.frames.shape[1]
   known = clip.mouth_box[(clip.mouth_box >= 0).all(axis=1)]
@@ -62,7 +62,7 @@ def mouth_region(clip: EvalClip) -> tuple[float, float, float]:
 
 
 def mouth_pixels(clip: EvalClip) -> np.ndarray:
-  """Grey mouth crop in [0, 1] without the clip's mean: [T, 24 * 24]."""
+  """Grey mouth crop in [0, 1], minus the mean over the clip: [T, 24 * 24]."""
   x, y, side = mouth_region(clip)
   rows, columns = (_area_weights(centre, side, clip.frames.shape[1]) for centre in (y, x))
   grey = clip.frames @ (np.array([0.299, 0.587, 0.114], np.float32) / 255)  # [T, S, S]
@@ -70,7 +70,7 @@ def mouth_pixels(clip: EvalClip) -> np.ndarray:
 
 
 def mouth_parameters(clip: EvalClip) -> np.ndarray | None:
-  """True parameters of the visible mouth without the clip's mean: [T, P']; None where the corpus has none."""
+  """True parameters of the visible mouth, minus the mean over the clip: [T, P'], or None if the corpus has none."""
   columns = [i for i, name in enumerate(clip.truth_names) if name.startswith(MOUTH_TRUTH)]
   return _centred(clip.truth[:, columns]) if clip.truth is not None and columns else None
 
@@ -81,7 +81,7 @@ def _centred(features: np.ndarray) -> np.ndarray:
 
 
 def _area_weights(centre: float, side: float, size: int) -> np.ndarray:
-  """[24, size] resampling by area: cell i averages the pixels that it covers, pulled back inside the image."""
+  """[24, size] area resampling: cell i averages the pixels that it covers. Cells are clipped to the image."""
   side = float(np.clip(side, 1.0, size))
   start = float(np.clip(centre - side / 2, 0.0, size - side))
   edges = start + side * np.arange(CROP + 1) / CROP
@@ -93,7 +93,7 @@ def _area_weights(centre: float, side: float, size: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cca:
-  """Paired linear maps x @ x_weights and y @ y_weights of centred data whose columns correlate pairwise."""
+  """Paired linear maps of centred data: column i of x @ x_weights correlates with column i of y @ y_weights."""
 
   x_weights: np.ndarray  # [p, d]
   y_weights: np.ndarray  # [q, d]
@@ -101,14 +101,14 @@ class Cca:
 
 
 def fit_cca(x: np.ndarray, y: np.ndarray, *, ridge: float = 1e-3) -> Cca:
-  """Canonical correlation analysis in closed form: whiten both sides, then the SVD of their cross-covariance.
+  """Canonical correlation analysis in closed form: whiten both sides, then take the SVD of their cross-covariance.
 
-  Each pair of columns is scaled by its correlation: a cosine weighs all columns alike, and the uncorrelated ones would
-  drown the rest (Gong et al. 2014, "A Multi-View Embedding Space", do the same).
+  Each pair of columns is scaled by its correlation, as in Gong et al. 2014, "A Multi-View Embedding Space". A cosine
+  weights all columns equally, and without the scaling the uncorrelated columns would dominate it.
 
   Args:
-    x: [n, p] and
-    y: [n, q], paired rows of mean zero.
+    x: [n, p], rows of mean zero.
+    y: [n, q], rows of mean zero, paired with those of x.
     ridge: added to each covariance, in units of its mean eigenvalue.
   """
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
@@ -131,7 +131,7 @@ def _principal_components(x: np.ndarray, count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearSync:
-  """A fitted pair of linear maps; called on a clip it gives per-frame audio and video tokens, as a model does."""
+  """A fitted pair of linear maps. A call on a clip returns one audio and one video token per frame, as a model does."""
 
   video_features: Callable[[EvalClip], np.ndarray | None]
   video_weights: np.ndarray  # [features, d]
@@ -139,7 +139,7 @@ class LinearSync:
   correlations: np.ndarray  # [d] on the training clips
 
   def __call__(self, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
-    """(audio [T, d], video [T, d]), each on its own timeline. Raises ValueError where the clip lacks the truth."""
+    """(audio [T, d], video [T, d]), each on its own timeline. Raises ValueError if true parameters are missing."""
     video = self.video_features(clip)
     if video is None:
       raise ValueError(f"{clip.key} has no true mouth parameters")
@@ -148,16 +148,16 @@ class LinearSync:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearFits:
-  """The linear baseline, and its ceiling where every training clip carries the truth."""
+  """The linear baseline, and its ceiling if every training clip has true mouth parameters."""
 
   pixels: LinearSync
   parameters: LinearSync | None
 
 
 def fit_linear(clips: Iterable[EvalClip]) -> LinearFits | None:
-  """Fits both maps on training clips, each video frame paired with the sound of its true lag; None without clips.
+  """Fits both maps on training clips, with each video frame paired with the sound of its true lag; None without clips.
 
-  Clips are read once and not kept: what stays of a frame is 6 kB of features.
+  Clips are read once and not kept. The features take 6 kB of memory per frame.
   """
   audio, pixels, truth = [], [], []
   for clip in clips:

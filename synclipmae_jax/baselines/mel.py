@@ -1,5 +1,7 @@
-"""The log-mel spectrogram that Wav2Lip made and that StableSyncNet and VocaLiST hear (Wav2Lip `audio.py`, LatentSync
-`latentsync/utils/audio.py`, VocaLiST `test_lrs2.py`)."""
+"""The log-mel spectrogram of Wav2Lip, which StableSyncNet and VocaLiST use.
+
+Sources: Wav2Lip `audio.py`, LatentSync `latentsync/utils/audio.py`, VocaLiST `test_lrs2.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import numpy as np
 from synclipmae_jax.types import SAMPLE_RATE
 
 BANDS = 80
-HOP = 200  # samples: 80 columns a second
+HOP = 200  # samples: 80 columns per second
 WINDOW = 800
 RANGE = (55.0, 7600.0)  # Hz
 FLOOR = -100.0  # dB
@@ -21,11 +23,11 @@ LIMIT = 4.0
 
 
 def log_mel(waveform: np.ndarray, *, preemphasis: float, pad_mode: Literal["constant", "reflect"]) -> np.ndarray:
-  """Log-mel in [-4, 4] of 16 kHz sound in [-1, 1]: [n] -> float32 [80, 1 + n // 200]; n > 400 where it is reflected.
+  """Log-mel in [-4, 4] of 16 kHz sound in [-1, 1]: [n] -> float32 [80, 1 + n // 200]; n > 400 with `reflect`.
 
-  Column c is centred on sample 200 * c, under a periodic Hann window of 800 samples; magnitudes, not powers, in Slaney
-  bands. Of the two models one (LatentSync) takes a preemphasis of 0.97 and zeros beyond the ends, which is what its
-  version of librosa does; the other none (0.0) and a reflection, which is what torch.stft does.
+  Column c is centred on sample 200 * c, under a periodic Hann window of 800 samples. Magnitudes, not powers, are summed
+  in Slaney bands. StableSyncNet (LatentSync) uses `preemphasis` 0.97 and zeros beyond the ends (`constant`), as its
+  version of librosa does. VocaLiST uses no pre-emphasis (0.0) and `reflect`, as torch.stft does.
   """
   sound = np.asarray(waveform, np.float32)
   if preemphasis:

@@ -1,4 +1,4 @@
-"""What the synchronisation protocol asks of a model: any that has these four things can stand in its tables."""
+"""The interface that a model needs for the synchronisation evaluation."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from synclipmae_jax.types import EvalClip
 
 
 class SyncModel(Protocol):
-  """A model that says how well the sound of one moment fits the picture of another."""
+  """A model that scores how well the sound at one time matches the picture at another."""
 
   name: str
-  context_frames: int  # video frames that one token sees: the digit behind the names in the paper's tables
-
-  @property
-  def similarity(self) -> str | PairScores:
-    """How an audio and a video token are compared: "cosine", "l2" (minus the distance, un-normalised), or a function
-    (audio [n, ...], video [n, ...]) -> scores [n], larger where they fit better, of a model that judges pairs."""
-    ...
+  context_frames: int  # video frames that one token sees: the number after the model names in the paper's tables
+  # Comparison of an audio and a video token: "cosine", "l2" (minus the distance, not normalised), or, for a model that
+  # scores pairs, a function (audio [n, ...], video [n, ...]) -> scores [n], larger for a better match.
+  similarity: str | PairScores
 
   def embed(self, clip: EvalClip) -> tuple[Any, Any]:
-    """(audio [T, ...], video [T, ...]), one token for every frame of the clip, each on its own timeline.
+    """(audio [T, ...], video [T, ...]), one token per frame of the clip, each on its own timeline.
 
-    Vectors [T, D], but for pair scorers, whose tokens are whatever their function takes. A token that sees several
-    frames stands at their middle, in sound and picture alike; where they reach beyond the clip, its ends are repeated.
+    Tokens are vectors [T, D]. For a model that scores pairs they are the inputs of its function. A token that sees
+    several frames belongs to their centre, for audio and video. Beyond the clip, its first or last frame is repeated.
     """
     ...

@@ -1,9 +1,9 @@
-"""StableSyncNet, the judge of LatentSync (Li et al. 2024; `latentsync/models/stable_syncnet.py`), from its weights.
+"""StableSyncNet, the synchronisation model of LatentSync (Li et al. 2024; `latentsync/models/stable_syncnet.py`).
 
-Two convolutional encoders bring 16 pictures of the lower half of a face and the 52 mel columns of the same 0.64 s to
-unit vectors whose cosine, of vectors without a negative entry, is in [0, 1]; the authors call a pair in sync above 0.5.
-They report 94 % accuracy on data that their own pipeline aligned by three landmarks. Records here have a face box only,
-which stands in for that alignment.
+Two convolutional encoders map 16 pictures of the lower half of a face and the 52 mel columns of the same 0.64 s to unit
+vectors. The vectors have no negative entries, so their cosine is in [0, 1]. The authors classify a pair above 0.5 as in
+sync and report 94 % accuracy on data that their own pipeline aligned by three landmarks. Records here have a face box
+only, which replaces that alignment.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from synclipmae_jax.types import EvalClip, Params
 FRAMES = 16
 COLUMNS = 52  # ceil(16 / 5 * 16)
 SIZE = 256
-# LatentSync's template in units of the face box from brow to chin: what its crop has of forehead and below the chin.
+# Margins of the LatentSync crop above the brows and below the chin, in heights of the face box from brow to chin.
 ABOVE, BELOW = 0.3, 0.3
 
-# The `model` part of configs/syncnet/syncnet_16_pixel.yaml and syncnet_16_pixel_attn.yaml. A factor is a stride, or a
-# pair of them, of rows and columns.
+# The `model` section of configs/syncnet/syncnet_16_pixel.yaml and syncnet_16_pixel_attn.yaml of LatentSync. A factor is
+# one stride, or a pair of strides of rows and columns.
 SYNCNET_16_PIXEL: dict[str, dict[str, Any]] = {
   "audio_encoder": {
     "in_channels": 1,
@@ -53,7 +53,7 @@ SYNCNET_16_PIXEL_ATTN = {
 
 
 class GroupNorm(nnx.GroupNorm):
-  """32 groups, eps 1e-6."""
+  """GroupNorm of 32 groups with epsilon 1e-6."""
 
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     super().__init__(width, num_groups=32, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
@@ -62,8 +62,8 @@ class GroupNorm(nnx.GroupNorm):
 class Residual(nnx.Module):
   """x + conv(silu(norm(conv(silu(norm(x)))))), then a strided convolution unless the factor is 1.
 
-  That convolution is padded with zeros by hand: one column on the right and one row at the bottom, and on the other
-  side too along an axis of stride 1, which keeps its size. Of the pair (1, n) that is the rows, of (n, 1) the columns.
+  The strided convolution pads one row at the bottom and one column on the right with zeros. An axis of stride 1 (the
+  rows of factor (1, n), the columns of (n, 1)) is padded on both sides and keeps its size.
   """
 
   def __init__(self, width_in: int, width: int, factor: int | Sequence[int], *, rngs: nnx.Rngs):
@@ -107,7 +107,7 @@ class Attention(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Maps to unit vectors; the keyword arguments are those of the yaml files."""
+  """Encodes maps to unit vectors. The keyword arguments are those of the yaml files."""
 
   def __init__(
     self,
@@ -138,7 +138,7 @@ class Encoder(nnx.Module):
 
 
 class StableSyncNet(nnx.Module):
-  """Both encoders; `StableSyncNet(**SYNCNET_16_PIXEL_ATTN, rngs=rngs)` is the released model."""
+  """Both encoders. `StableSyncNet(**SYNCNET_16_PIXEL_ATTN, rngs=rngs)` is the released model."""
 
   def __init__(self, *, audio_encoder: Mapping[str, Any], visual_encoder: Mapping[str, Any], rngs: nnx.Rngs):
     self.audio_encoder = Encoder(**audio_encoder, rngs=rngs)
@@ -154,10 +154,10 @@ class StableSyncNet(nnx.Module):
 
 
 class StableSyncNetJudge:
-  """The model as the protocol takes it (`baselines.protocol.SyncModel`).
+  """StableSyncNet as a model of the synchronisation evaluation (`baselines.protocol.SyncModel`).
 
-  The token of a frame is that of the 16 pictures t - 8 .. t + 7 and of their sound. `chunk`: windows that are held in
-  memory at a time, 6 MiB each, and their activations.
+  The token of frame t is computed from pictures t - 8 .. t + 7 and their sound. `chunk` is the number of windows that
+  are computed at once. A window takes 6 MiB plus its activations.
   """
 
   name = "StableSyncNet"
@@ -179,12 +179,12 @@ class StableSyncNetJudge:
 
 
 def audio_windows(clip: EvalClip) -> np.ndarray:
-  """float32 [T, 80, 52]."""
+  """Log-mel windows, float32 [T, 80, 52]."""
   mel = log_mel(clip.waveform, preemphasis=0.97, pad_mode="constant")
   return mel_windows(mel, len(clip.frames), length=FRAMES, columns=COLUMNS)
 
 
 def lower_faces(clip: EvalClip) -> np.ndarray:
-  """float32 [T, 128, 256, 3], RGB in [-1, 1]."""
+  """Lower halves of the faces, float32 [T, 128, 256, 3], RGB in [-1, 1]."""
   faces = face_pictures(clip, size=SIZE, above=ABOVE, below=BELOW, method="cubic", antialias=True)
   return faces[:, SIZE // 2 :] / np.float32(127.5) - 1

@@ -1,12 +1,13 @@
-"""SyncNet v2 (Chung and Zisserman 2016; joonson/syncnet_python, `S(1024)`): five frames, 0.2 s of sound, a distance.
+"""SyncNet v2 (Chung and Zisserman 2016; joonson/syncnet_python, `S(1024)`): distance of five frames and 0.2 s of sound.
 
-What the script feeds it is part of the model: 25 fps, BGR in 0..255 without any normalisation, 224 x 224; MFCC of int16
-sound (see `mfcc`). Window t is frames t..t+4 and MFCC columns 4t..4t+19; T frames give T - 5 of them, since the last
-whole picture window has one column too few.
+The inputs are those of the script: 25 fps, 224 x 224, BGR in 0..255 without normalisation, and MFCC of int16 sound (see
+`mfcc`). Window t has frames t..t+4 and MFCC columns 4t..4t+19. T frames give T - 5 windows, because the last whole
+picture window lacks one column.
 
-The face crop is the record's, resized. Its side is that of the script, 1.4 times the longer side of the face box, but
-the script's lies a fifth of the box lower, shows more chin and neck, and its box is that of S3FD, with more forehead
-than one from brow to chin. Scores on a record are therefore not those of the script on the original video.
+The face crop is that of the record, resized. Its side is that of the script, 1.4 times the longer side of the face box.
+The crop of the script is a fifth of the box lower and shows more chin and neck, and its box is that of S3FD, which has
+more forehead than a box from brow to chin. Scores on a record therefore differ from those of the script on the original
+video.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.layers import Linear
 from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip, InputError, Params
 
-CONTEXT = 5  # frames of a window
-COLUMNS = 20  # MFCC columns of a window
+CONTEXT = 5  # frames per window
+COLUMNS = 20  # MFCC columns per window
 COLUMNS_PER_FRAME = 4
-IMAGE_SIZE, WIDTH = 224, 1024  # of the release
-CHUNK = 25  # windows at once: 0.3 GB at the release's size
+IMAGE_SIZE, WIDTH = 224, 1024  # of the released model
+CHUNK = 25  # windows at once: 0.3 GB at the size of the released model
 
-# (channels, kernel, stride, padding) of the convolutions; after some of them max pooling (window, stride, padding).
+# (channels, kernel, stride, padding) of the convolutions. Max pooling (window, stride, padding) follows some of them.
 LIPS = ((96, 7, 2, 0), (256, 5, 2, 1), (256, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
 LIPS_POOLS = {0: ((3, 3), (2, 2), 0), 1: ((3, 3), (2, 2), 1), 4: ((3, 3), (2, 2), 0)}
 AUDIO = ((64, 3, 1, 1), (192, 3, 1, 1), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
 AUDIO_POOLS = {1: ((3, 3), (1, 2), 0), 4: ((3, 3), (2, 2), 0)}
-FEATURES = 512  # of the last convolution, whose kernel is what is left of the map
+FEATURES = 512  # of the last convolution, whose kernel is as large as its input
 
 
 class Tower(nnx.Module):
-  """Convolutions, each with batch norm and ReLU, to a single vector, and the two dense layers behind them."""
+  """Convolutions to a single vector, each with batch norm and ReLU, then two dense layers."""
 
   def __init__(self, channels: int, layers, pools, *, rows: int, columns: int, scale: float, width: int, rngs):
     self.pools, self.depth = pools, len(layers) + 1
@@ -59,7 +60,7 @@ class Tower(nnx.Module):
         window, strides, pad = pools[i]
         rows, columns = ((n + 2 * pad - k) // s + 1 for n, k, s in zip((rows, columns), window, strides, strict=True))
       if rows < 1 or columns < 1:
-        raise InputError("the pictures are too small for SyncNet: at least 51 pixels a side")
+        raise InputError("the pictures are too small for SyncNet: at least 51 pixels per side are required")
     features = round(scale * FEATURES)
     conv = nnx.Conv(channels, features, (rows, columns), padding="VALID", rngs=rngs)
     setattr(self, f"conv_{len(layers)}", conv)
@@ -83,9 +84,9 @@ class Tower(nnx.Module):
 class SyncNet(nnx.Module):
   """Two towers into one space. The defaults are the released model (13.6 M parameters).
 
-  `image_size`: of the pictures; other than 224, the last kernel of the picture tower is what is left of its map.
-  `scale` multiplies the channels of every layer, `width` is that of the tokens. Neither tower scales its token to
-  length one. Raises InputError for pictures of fewer than 51 pixels a side.
+  `image_size` is the side of the pictures in pixels; the last kernel of the picture tower depends on it. `scale`
+  multiplies the channels of every layer. `width` is the width of the tokens, which are not normalised to unit length.
+  Raises InputError for pictures of fewer than 51 pixels per side.
   """
 
   def __init__(self, *, rngs: nnx.Rngs, image_size: int = IMAGE_SIZE, scale: float = 1.0, width: int = WIDTH):
@@ -97,8 +98,8 @@ class SyncNet(nnx.Module):
   def embed_lips(self, frames: Float[Array, "b t s s 3"], *, training: bool = False) -> Float[Array, "b w d"]:
     """Tokens of all W = T - 4 windows of T frames, RGB in 0..255 of any size.
 
-    The first layer, a convolution in three dimensions, spans the five frames and nothing moves along time: it is one in
-    two, over the channels of all five. (In three, XLA takes a hundred times as long for its gradient on a CPU.)
+    The 3-D convolution of the first layer spans all five frames of a window. It is computed as a 2-D convolution over
+    the channels of the five frames, because the gradient of the 3-D form takes XLA a hundred times as long on a CPU.
     """
     batch, count, *_ = frames.shape
     shape = (batch, count, self.image_size, self.image_size, 3)
@@ -117,23 +118,23 @@ class SyncNet(nnx.Module):
     return self.audio(heard, training=training).reshape(batch, windows, self.width)
 
   def flops(self) -> int:
-    """Of one pair of tokens, forward."""
+    """Forward FLOPs of one pair of tokens."""
     return self.lips.flops + self.audio.flops
 
 
 @functools.cache
 def _compiled(**sizes):
-  """(params, RGB) -> lips and (params, MFCC) -> audio; one compilation for all parameters of a size."""
+  """(params, RGB) -> lips and (params, MFCC) -> audio, compiled once per size for all parameters."""
   model = Functional(lambda rngs: SyncNet(rngs=rngs, **sizes))
   run = lambda method: jax.jit(lambda params, x: getattr(model.bind(params), method)(x.astype(jnp.float32)))
   return run("embed_lips"), run("embed_audio")
 
 
 class SyncNetTokens:
-  """SyncNet with its parameters as a model of the synchronisation protocol (`baselines.protocol.SyncModel`).
+  """SyncNet with its parameters as a model of the synchronisation evaluation (`baselines.protocol.SyncModel`).
 
-  `params` are those of the item `syncnet`; `sizes` the keyword arguments of SyncNet. `similarity`: the released model
-  was trained on distances; one that was trained on cosines says so.
+  `params` are those of the checkpoint item `syncnet`; `sizes` are the keyword arguments of SyncNet. `similarity` is
+  "l2" for the released model, which was trained on distances, and "cosine" for a model trained on cosines.
   """
 
   name = "SyncNet"
@@ -145,26 +146,27 @@ class SyncNetTokens:
     self._lips, self._audio = (functools.partial(run, params) for run in _compiled(**sizes))
 
   def windows(self, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
-    """(audio [T - 5, D], lips [T - 5, D]) of all whole windows, as the script has them, for LSE-C and LSE-D.
+    """(audio [T - 5, D], lips [T - 5, D]) of all whole windows, as in the script, for LSE-C and LSE-D.
 
     At most `CHUNK` windows are computed at once. Raises InputError for a clip of fewer than 6 frames.
     """
     count = len(clip.frames) - CONTEXT
     if count < 1:
-      raise InputError(f"{clip.key}: {len(clip.frames)} frames are too few for SyncNet, which takes at least 6")
+      raise InputError(f"{clip.key}: {len(clip.frames)} frames are too few for SyncNet, which requires at least 6")
     columns = mfcc(int16_scale(clip.waveform[: SAMPLES_PER_FRAME * len(clip.frames)])).astype(np.float32)
     audio, lips, size = [], [], min(CHUNK, count)
     for start in range(0, count, size):
-      last = start + size - 1  # of the last windows of all, frames and columns may be missing
+      last = start + size - 1  # the last chunk may lack frames and columns
       lips.append(self._lips(_piece(clip.frames, start, last + CONTEXT)))
       audio.append(self._audio(_piece(columns, COLUMNS_PER_FRAME * start, COLUMNS_PER_FRAME * last + COLUMNS)))
     joined = lambda parts: np.concatenate([np.asarray(part)[0] for part in parts])[:count]
     return joined(audio), joined(lips)
 
   def embed(self, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
-    """(audio [T, D], lips [T, D]): token t is that of the window of frames t-2..t+2, hence centred on frame t.
+    """(audio [T, D], lips [T, D]): token t is computed from the window of frames t-2..t+2, centred on frame t.
 
-    The first two and the last three frames take the token of the nearest whole window.
+    The first two and the last three frames get the token of the nearest whole window.
+    Raises InputError for a clip of fewer than 6 frames.
     """
     audio, lips = self.windows(clip)
     nearest = np.clip(np.arange(len(clip.frames)) - CONTEXT // 2, 0, len(audio) - 1)
@@ -172,5 +174,5 @@ class SyncNetTokens:
 
 
 def _piece(x: np.ndarray, start: int, stop: int) -> np.ndarray:
-  """[1, stop - start, ...] of x; beyond its end the last entry is repeated, so that all pieces are of one shape."""
+  """x[start:stop] as [1, stop - start, ...]. The last entry is repeated beyond the end: all pieces have one shape."""
   return x[None, np.minimum(np.arange(start, stop), len(x) - 1)]

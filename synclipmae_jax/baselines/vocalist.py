@@ -1,8 +1,8 @@
-"""VocaLiST (Kadandale et al. 2022; `models/model.py` of vskadandale/vocalist), a judge of pairs, from its weights.
+"""VocaLiST (Kadandale et al. 2022; `models/model.py` of vskadandale/vocalist): scores of pairs of sound and pictures.
 
-Five pictures of the lower half of a face and the 16 mel columns of the same 0.2 s go through convolutions, then through
-three transformers that see both: there is one score for a pair and no embedding. A clip costs its windows through the
-convolutions once, and 31 pairs a frame through the transformers.
+Five pictures of the lower half of a face and the 16 mel columns of the same 0.2 s pass through convolutions, then
+through three transformers that see both. The output is one score per pair; there is no embedding. For a clip the
+convolutions run once per window and the transformers run 31 times per frame.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ COLUMNS = 16
 SIZE = 96
 HEADS = 8
 WIDTHS = (32, 64, 128, 256, 512)
-ABOVE, BELOW = 0.25, 0.05  # a detector's box (S3FD) over one from brow to chin
+ABOVE, BELOW = 0.25, 0.05  # margins of the box of S3FD around a box from brow to chin, in heights of the latter
 
-# Convolutions: index of the width, kernel, stride, padding, residual. Axes of a video: rows, columns, time.
+# Convolutions: index of the width, kernel, stride, padding, residual. The axes of a video are rows, columns, time.
 _KEEP = (3, 1, 1, True)
 VIDEO_PRENET = (
   (0, 7, 1, 3, False),
@@ -51,7 +51,7 @@ AUDIO_PRENET = (
 
 
 class BatchNorm(nnx.Module):
-  """Batch normalisation by the running statistics, which are parameters here; eps 1e-5."""
+  """Batch norm with fixed running statistics, which are stored as parameters; epsilon 1e-5."""
 
   def __init__(self, width: int):
     self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
@@ -95,7 +95,7 @@ class Prenet(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """From one sequence to another; one kernel of queries, keys and values, as in the file."""
+  """Attention from one sequence to another, with one fused kernel of queries, keys and values, as in the checkpoint."""
 
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     self.qkv = Linear(width, 3 * width, compute_dtype=jnp.float32, rngs=rngs)
@@ -112,7 +112,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-  """Pre-LN block of cross-attention; the context, the same for all blocks, goes through the block's own first norm."""
+  """Pre-LN block of cross-attention. All blocks have the same context; each normalises it with its own first norm."""
 
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     linear = lambda *widths: Linear(*widths, compute_dtype=jnp.float32, rngs=rngs)
@@ -129,7 +129,7 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
   """Blocks of cross-attention and a final norm (`models/transformer_encoder.py`).
 
-  Query i sees keys up to i + |m - n|: the mask of the future, which the model was trained with, is on.
+  Query i sees keys up to i + |m - n|, with the causal mask that the model was trained with.
   """
 
   def __init__(self, width: int, depth: int, *, rngs: nnx.Rngs):
@@ -146,10 +146,10 @@ class Transformer(nnx.Module):
 
 
 def _placed(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-  """Input times sqrt(d), and the sinusoids of positions 1, 2, … (sines first, then cosines).
+  """Input times sqrt(d) plus the sinusoids of positions 1, 2, … (sines first, then cosines).
 
-  As in the reference, which takes the first channel for token numbers of which 0 is padding, a position whose first
-  channel is exactly 0 gets no sinusoid: often, for what comes out of a ReLU.
+  A position whose first channel is exactly 0 gets no sinusoid, as in the reference, which treats the first channel as
+  token numbers with 0 for padding. This is frequent after a ReLU.
   """
   length, width = x.shape[1:]
   frequency = np.exp(-np.arange(width // 2) * (math.log(10_000) / (width // 2 - 1)))
@@ -159,7 +159,7 @@ def _placed(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
 
 
 class Vocalist(nnx.Module):
-  """The released model by default. Methods take and give batches; `pair` costs little beside the other two."""
+  """VocaLiST. The defaults are the released model. Methods work on batches; `pair` is cheap compared to the others."""
 
   def __init__(self, *, widths: Sequence[int] = WIDTHS, depth: int = 4, rngs: nnx.Rngs):
     width = widths[-1]
@@ -179,7 +179,7 @@ class Vocalist(nnx.Module):
     return self.video_prenet(rearrange(pictures, "n f h w c -> n h w f c"))[:, 0, 0]
 
   def pair(self, audio: Float[Array, "n 16 d"], video: Float[Array, "n 5 d"]) -> Float[Array, " n"]:
-    """Logit that the two are in sync."""
+    """Logit that audio and video are in sync."""
     heard = self.audio_to_video(audio, video)
     seen = self.video_to_audio(video, audio)
     pooled = self.memory(heard, seen).max(axis=1)
@@ -187,11 +187,11 @@ class Vocalist(nnx.Module):
 
 
 class VocalistJudge:
-  """The model as the protocol takes it (`baselines.protocol.SyncModel`): `embed` runs the convolutions, once for every
-  window, `similarity` the transformers, for every pair. Scores are logits: the larger, the better in sync.
+  """VocaLiST as a model of the synchronisation evaluation (`baselines.protocol.SyncModel`).
 
-  The window of a frame is t - 2 .. t + 2. `chunk`: windows in memory at a time; of pairs, which are smaller, 8 times
-  as many.
+  `embed` runs the convolutions once per window. `similarity` runs the transformers once per pair. Scores are logits,
+  larger for a better match. The window of frame t is t - 2 .. t + 2. `chunk` is the number of windows that are computed
+  at once; of pairs, which are smaller, 8 * `chunk` are computed at once.
   """
 
   name = "VocaLiST"
@@ -204,28 +204,31 @@ class VocalistJudge:
     self._pair = jax.jit(lambda params, audio, video: model.bind(params).pair(audio, video))
 
   def embed(self, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
-    """(audio [T, 16, d], video [T, 5, d]), float32: 43 kB a frame at full size."""
+    """(audio [T, 16, d], video [T, 5, d]), float32: 43 kB per frame at full size."""
     everything = np.arange(len(clip.frames))
     return self._heard(clip, everything), self._seen(clip, everything)
 
   def similarity(self, audio: np.ndarray, video: np.ndarray) -> np.ndarray:
-    """float32 [n] of the features [n, 16, d] and [n, 5, d] of `embed`, pair by pair."""
+    """float32 [n]: scores of pairs of features [n, 16, d] and [n, 5, d] from `embed`."""
     run = lambda audio, video: self._pair(self._params, audio, video)
     return in_chunks(run, audio, video, chunk=8 * self._chunk)
 
   def scores(self, audio_windows: np.ndarray, video_windows: np.ndarray) -> np.ndarray:
-    """float32 [n] of windows: log-mel [n, 80, 16], and pictures [n, 5, 48, 96, 3], BGR in [0, 1]."""
+    """float32 [n]: scores of pairs of windows, log-mel [n, 80, 16] and pictures [n, 5, 48, 96, 3], BGR in [0, 1]."""
     return self.similarity(self._audio_features(audio_windows), self._video_features(video_windows))
 
   def lag_scores(self, clip: EvalClip) -> np.ndarray:
-    """Score of lag l at audio frame t, [T - 30, 31]: row i is frame i + 15, column j lag j - 15, positive where the
-    video lags the audio, as `metrics.sync.lag_scores`. Raises ValueError for fewer than 31 frames."""
+    """Scores of lag l at audio frame t, [T - 30, 31]: row i is frame i + 15, column j is lag j - 15.
+
+    A positive lag means that the video lags the audio, as in `metrics.sync.lag_scores`. Raises ValueError for fewer
+    than 31 frames.
+    """
     return pair_lag_scores(*self.embed(clip), self.similarity)
 
   def pair_scores(
     self, clip_a: EvalClip, frames_a: np.ndarray, clip_v: EvalClip, frames_v: np.ndarray
   ) -> np.ndarray:
-    """float32 [n]: the sound of `clip_a` at `frames_a` with the pictures of `clip_v` at `frames_v`, pair by pair."""
+    """float32 [n]: scores of pairs of the sound of `clip_a` at `frames_a` and pictures of `clip_v` at `frames_v`."""
     needed_a, heard = np.unique(frames_a, return_inverse=True)
     needed_v, seen = np.unique(frames_v, return_inverse=True)
     return self.similarity(self._heard(clip_a, needed_a)[heard], self._seen(clip_v, needed_v)[seen])
@@ -245,12 +248,12 @@ class VocalistJudge:
 
 
 def audio_windows(clip: EvalClip) -> np.ndarray:
-  """float32 [T, 80, 16]."""
+  """Log-mel windows, float32 [T, 80, 16]."""
   mel = log_mel(clip.waveform, preemphasis=0.0, pad_mode="reflect")
   return mel_windows(mel, len(clip.frames), length=FRAMES, columns=COLUMNS)
 
 
 def lower_faces(clip: EvalClip) -> np.ndarray:
-  """float32 [T, 48, 96, 3], BGR in [0, 1]."""
+  """Lower halves of the faces, float32 [T, 48, 96, 3], BGR in [0, 1]."""
   faces = face_pictures(clip, size=SIZE, above=ABOVE, below=BELOW, method="linear", antialias=False)
   return faces[:, SIZE // 2 :, :, ::-1] / np.float32(255)

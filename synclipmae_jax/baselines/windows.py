@@ -1,5 +1,4 @@
-"""What the pretrained judges are shown of a clip: pictures of the face, and a window of pictures and of mel columns
-around every frame."""
+"""Inputs of the pretrained synchronisation models: face pictures, and windows of pictures and mel columns per frame."""
 
 from __future__ import annotations
 
@@ -14,14 +13,18 @@ from synclipmae_jax.types import EvalClip
 
 
 def picture_rows(frames: int, length: int) -> np.ndarray:
-  """int [frames, length]: the pictures t - length // 2 onwards of the window of every frame t; near the ends of the
-  clip those of the nearest whole window."""
-  return np.minimum(_starts(frames, length) + np.arange(length), frames - 1)  # a very short clip repeats its last
+  """int [frames, length]: the pictures in the window of every frame t, which starts at t - length // 2.
+
+  Near the ends of the clip the nearest whole window is used.
+  """
+  return np.minimum(_starts(frames, length) + np.arange(length), frames - 1)  # clips shorter than a window: repeat
 
 
 def mel_windows(mel: np.ndarray, frames: int, *, length: int, columns: int) -> np.ndarray:
-  """[frames, bands, columns] of [bands, n]: the sound of the windows of `picture_rows`, from column
-  int(80 * start / 25) on."""
+  """[bands, n] -> [frames, bands, columns]: the sound of the windows of `picture_rows`.
+
+  The sound of a window starts at mel column int(80 * start / 25).
+  """
   rows = 16 * _starts(frames, length) // 5 + np.arange(columns)
   return mel[:, np.minimum(rows, mel.shape[1] - 1)].swapaxes(0, 1)
 
@@ -35,8 +38,8 @@ def face_pictures(
 ) -> np.ndarray:
   """float32 [T, size, size, 3] in 0..255: one region of all frames, resampled to a square.
 
-  The region is the median face box (brow to chin), grown by `above` and `below` of its height and cut off at the edge
-  of the picture. One region a clip: what moves in it is the face.
+  The region is the median face box (brow to chin), extended by `above` and `below` times its height and clipped to the
+  picture. There is one region per clip, so that all motion in it is motion of the face.
   """
   side = clip.frames.shape[1]
   x0, y0, x1, y1 = np.median(clip.face_box, axis=0).astype(float)
@@ -57,11 +60,14 @@ def _resample(frames, scale, shift, *, size: int, method: str, antialias: bool):
   pictures = jax.image.scale_and_translate(
     frames.astype(jnp.float32), shape, (1, 2), scale, shift, method=method, antialias=antialias
   )
-  return jnp.clip(jnp.round(pictures), 0, 255)  # as pictures of bytes are resized
+  return jnp.clip(jnp.round(pictures), 0, 255)  # integer values, as a resize of uint8 pictures gives
 
 
 def in_chunks(run: Callable[..., jax.Array], *arrays: np.ndarray, chunk: int) -> np.ndarray:
-  """`run(*arrays)`, `chunk` rows at a time: bounded memory, and one compilation, since the last rows are repeated."""
+  """`run(*arrays)` on `chunk` rows at a time, which bounds the memory.
+
+  The last row is repeated to fill the last chunk, so that `run` is compiled once.
+  """
   count = len(arrays[0])
   results = []
   for start in range(0, count, chunk):

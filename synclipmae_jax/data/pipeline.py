@@ -1,14 +1,15 @@
 """Records -> batches of host numpy. The stream of training batches is a pure function of (seed, step).
 
-Every source is shuffled and repeated by its own seed, the sources are mixed, and position p of the mixture is cut and
-decoded with random numbers drawn from (seed, p) alone. Only then is it batched, and only then divided between hosts:
-batch s * hosts + h is host h's share of step s, so the shares in order of the hosts are the batch of a single host.
-Resuming is beginning at `start_step`; neither the number of workers nor of hosts changes a sample.
+Every source is shuffled and repeated with its own seed, and the sources are mixed. The record at position p of the
+mixture is cut and decoded with random numbers that depend on (seed, p) only. Records are batched after that, and
+batches are divided between hosts last: batch s * hosts + h is the share of host h at step s. The shares in order of the
+hosts are therefore the batch of a single host. A resumed run starts at `start_step`. The numbers of workers and of
+hosts do not change the samples.
 
-Where a sampler has several lengths, each is such a stream of its own, and the steps are mixed: all hosts have the same
-length at a step.
+A sampler with several lengths has one such stream per length. The streams are mixed by step, so that all hosts have the
+same length at a step.
 
-Imports no jax: a data worker starts light.
+This module does not import jax, so that data workers start quickly.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, EvalCli
 
 _AHEAD = 2  # batches decoded ahead, by each worker
 
-# (record, first frame of the window, its frames) -> arrays that the batch is to carry beside it: classes, token ids.
+# (record, first frame of the window, number of frames) -> additional arrays of the batch, such as classes or token ids.
 # It runs in the workers, so it must be picklable.
 Targets = Callable[[Mapping[str, Any], int, int], Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """What `prepare` made in `directory`, and how often it is drawn from, relative to the other sources."""
+  """A `directory` written by `prepare`, and its sampling weight relative to the other sources."""
 
   directory: str | os.PathLike
   weight: float = 1.0
@@ -59,18 +60,19 @@ def train_batches(
   """Endless batches of this host's `batch_size` clips from `start_step` on; see `types.ClipBatch` for the arrays.
 
   Args:
-    batch_size: a multiple of the windows that the sampler takes of a record; these are neighbours in the batch.
-    clip_frames: T of pretraining's sampler, `WindowPair(clip_frames)`: clips 2r and 2r+1 are disjoint windows of one
-      record.
-    sampler: another one, instead. Records that it has no use for are left out when the stream is built. Where it pads
-      (`WholeClip`), batches also carry `length`, int32 [B]: the frames that are there. Beyond them frames, sound and
-      face boxes are zero, mouth boxes -1.
-    audio_context_frames: Ta; by default the sound of the window alone.
-    targets: see `Targets`; its arrays join the batch by their names, [B, ...].
-    workers: processes that decode; 0 is one thread of this process.
+    batch_size: number of clips, a multiple of the windows per record of the sampler. The windows of a record are
+      adjacent in the batch.
+    clip_frames: T of the sampler of pretraining, `WindowPair(clip_frames)`: clips 2r and 2r+1 are disjoint windows of
+      one record.
+    sampler: another sampler. Records that it cannot use are left out when the stream is built. If it pads
+      (`WholeClip`), batches also have `length`, int32 [B], the number of valid frames. After these, frames, sound and
+      face boxes are zero and mouth boxes -1.
+    audio_context_frames: Ta; by default the length of the window.
+    targets: see `Targets`; its arrays, [B, ...], are added to the batch by name.
+    workers: number of processes that decode; 0 uses one thread of this process.
 
   Raises:
-    InputError: the arguments make no batch, or a source has no record for the sampler.
+    InputError: an argument is invalid, or a source has no record for the sampler.
   """
   if (clip_frames is None) == (sampler is None):
     raise InputError("give either clip_frames or a sampler")
@@ -88,7 +90,7 @@ def train_batches(
   if not sources or min(source.weight for source in sources) <= 0:
     raise InputError("at least one source is needed, and every weight must be positive")
 
-  import grain  # brings jax along, which who only reads must not pay for
+  import grain  # local import: it imports jax, which reading alone does not need
 
   opened = [_Sorted.open(source, split=split, sampler=sampler) for source in sources]
   for one in opened:
@@ -130,10 +132,10 @@ def eval_clips(
   host_index: int = 0,
   host_count: int = 1,
 ) -> Iterator[EvalClip]:
-  """The whole clips of a split, in the order of the records; `max_clips` takes that many, evenly spread.
+  """The whole clips of a split, in the order of the records. `max_clips` takes that many, evenly spread.
 
-  Of these a host reads its own share only, which may be one larger or smaller than another's: the shares in order of
-  the hosts are the clips of a single host.
+  A host reads its own share only. Shares differ by at most one clip, and in order of the hosts they are the clips of a
+  single host.
   """
   source = records.open_records(directory, split=split)
   check_size(source, image_size)
@@ -145,16 +147,16 @@ def eval_clips(
 
 
 def check_size(source: records.Records, image_size: int) -> None:
-  """Raises InputError where clips would have to be enlarged."""
+  """Raises InputError if the stored clips are smaller than `image_size`."""
   stored = source.preprocessing["size"]
   if image_size > stored:
     raise InputError(
-      f"{source.directory} holds clips of {stored} pixels, not {image_size}: prepare them with --size {image_size}"
+      f"{source.directory} contains clips of {stored} pixels, not {image_size}: prepare them with --size {image_size}"
     )
 
 
 def eval_clip(record: dict[str, Any], image_size: int) -> EvalClip:
-  """The whole clip of a record (`data.records`), its frames resized."""
+  """The whole clip of a record (`data.records`), with resized frames."""
   frames = record["n_frames"]
   return EvalClip(
     **{name: record[name] for name in ("key", "corpus", "identity", "face_box", "mouth_box", *labels.NAMES)},
@@ -168,7 +170,7 @@ def eval_clip(record: dict[str, Any], image_size: int) -> EvalClip:
 
 @dataclasses.dataclass(frozen=True)
 class _Sorted:
-  """The records of a source in the buckets of a sampler."""
+  """The records of a source, sorted into the buckets of a sampler."""
 
   records: records.Records
   buckets: np.ndarray  # int [records], -1: left out
@@ -192,7 +194,7 @@ class _Sorted:
 
 @dataclasses.dataclass(frozen=True)
 class _Chosen:
-  """Some records, as a Grain source."""
+  """A selection of records as a Grain source."""
 
   records: records.Records
   indices: np.ndarray
@@ -206,7 +208,7 @@ class _Chosen:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _CutWindows:
-  """(position in the mixture, record) -> the windows of it, arrays with a leading axis of as many."""
+  """(position in the mixture, record) -> arrays whose first axis is the windows of the record."""
 
   seed: int
   sampler: Sampler
@@ -263,12 +265,12 @@ def _stretch(waveform: np.ndarray, start: int, count: int) -> np.ndarray:
 
 
 def _seed(seed: int, number: int, bucket: int) -> int:
-  """A seed for a bucket of source `number`: two sources of the same length must not be shuffled alike."""
+  """A seed for a bucket of source `number`, so that two sources of the same length are shuffled differently."""
   return int(np.random.SeedSequence([seed, number, bucket]).generate_state(1)[0])
 
 
 def _parse_flags() -> None:
-  """Grain's workers are handed the absl flags and refuse to start where nobody parsed them (pytest, notebooks)."""
+  """Marks the absl flags as parsed. Grain's workers need parsed flags, which pytest and notebooks do not have."""
   from absl import flags
 
   if not flags.FLAGS.is_parsed():

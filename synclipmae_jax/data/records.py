@@ -1,9 +1,9 @@
-"""Clean clips -> ArrayRecord shards through a TFDS builder, and back. The one schema of a clip is `_features`.
+"""Clean clips -> ArrayRecord shards by a TFDS builder, and back. `_features` is the schema of a clip.
 
 `open_records` also opens the second kind of records: features of these clips (`data.features`).
 
-Works without TensorFlow. The folder is named by the hash of the manifest, because TFDS takes a version that exists for
-finished: other clips are another folder.
+TensorFlow is not needed. TFDS treats an existing version as complete, so the folder is named by the hash of the
+manifest: other clips have another folder.
 
   OUT/records/<hash of manifest.jsonl>/clips/2.0.0/
 """
@@ -28,12 +28,12 @@ import tensorflow_datasets as tfds
 from synclipmae_jax.data import labels
 from synclipmae_jax.types import InputError, Segment
 
-FEATURES = "features"  # the name of the other kind of records
-_HASH = 12  # characters of the manifest's hash
+FEATURES = "features"  # the name of the second kind of records
+_HASH = 12  # characters of the hash of the manifest
 _MEND = "delete its folder under clips/ and prepare it again"
 
-# Text holds bytes too (and is the only feature that does without TensorFlow). Nothing is optional in TFDS: absent is
-# length 0, -1 in a mouth box, has_lag = 0, and null in JSON. Two unknown dimensions need an encoding.
+# Text can contain bytes and is the only feature for them that works without TensorFlow. TFDS has no optional features:
+# absent values are length 0, -1 in a mouth box, has_lag = 0, and null in JSON. Two unknown dimensions need an encoding.
 _BYTES = ("mp4", "flac")
 _JSON = (*labels.SEGMENTS, "actions", "truth_names", "provenance", "preprocessing")
 _TEXTS = (
@@ -47,8 +47,8 @@ def _features() -> tfds.features.FeaturesDict:
   return tfds.features.FeaturesDict({
     **{name: tfds.features.Text() for name in _BYTES + _TEXTS},
     "n_frames": np.int32,
-    "face_box": tensor(shape=(None, 4), dtype=f4),  # x0, y0, x1, y1 in fractions of the picture, one row a frame
-    "mouth_box": tensor(shape=(None, 4), dtype=f4),  # likewise, a row of -1 where it is not known
+    "face_box": tensor(shape=(None, 4), dtype=f4),  # x0, y0, x1, y1 in fractions of the picture, one row per frame
+    "mouth_box": tensor(shape=(None, 4), dtype=f4),  # likewise; unknown: a row of -1
     "landmarks": tensor(shape=(None, None, 2), dtype=f4, encoding="zlib"),  # [T, K, 2], K = 0: absent
     "whole": np.int32,  # 1: the clip is its whole file
     "lag": np.int32,
@@ -58,9 +58,9 @@ def _features() -> tfds.features.FeaturesDict:
 
 
 class Clips(tfds.core.GeneratorBasedBuilder):
-  """The clips of one manifest, in its order, one TFDS split for each split that it names."""
+  """The clips of one manifest in its order, with one TFDS split for each of its splits."""
 
-  VERSION = tfds.core.Version("2.0.0")  # 1: labels as numbers without names, no words, segments, speaker
+  VERSION = tfds.core.Version("2.0.0")  # version 1: labels were numbers; no words, segments, speaker
   name = "clips"
 
   def __init__(self, *, prepared: Path, stamp: Mapping[str, Any], **kwargs):
@@ -70,7 +70,7 @@ class Clips(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    # Lengths in the metadata: who needs clips of 2T frames must not read every clip to find them.
+    # Lengths are in the metadata, so that finding clips of at least 2T frames does not read every clip.
     lengths: dict[str, list[int]] = {}
     keys: dict[str, list[str]] = {}
     vocabularies = self._lines[0]["vocabularies"]
@@ -99,7 +99,7 @@ class Clips(tfds.core.GeneratorBasedBuilder):
     try:
       with np.load(stem.with_suffix(".npz")) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    except Exception as error:  # a damaged archive shows it in a dozen ways
+    except Exception as error:  # a damaged archive raises many kinds of exceptions
       raise InputError(f"clip {clip['key']} is damaged ({error}): {_MEND}") from error
     frames, start = clip["frames"], clip["start"]
     known = labels.cut(line, start=start, frames=frames, whole=clip["whole"])
@@ -124,7 +124,7 @@ class Clips(tfds.core.GeneratorBasedBuilder):
 
 
 def _validate(example: Mapping[str, Any]) -> None:
-  """Our sentence before TFDS's, which prints the whole record."""
+  """Raises InputError for an invalid record, before TFDS raises an error that prints the whole record."""
   frames = example["n_frames"]
   for name in ("face_box", "mouth_box", "landmarks", "truth"):
     value = example[name]
@@ -138,7 +138,7 @@ def _validate(example: Mapping[str, Any]) -> None:
 
 
 def write_records(prepared: str | os.PathLike, *, stamp: Mapping[str, Any]) -> Path:
-  """Writes the accepted clips of `prepared`/manifest.jsonl and returns their folder; where it exists, does nothing."""
+  """Writes the accepted clips of `prepared`/manifest.jsonl, unless written already, and returns their folder."""
   prepared = Path(prepared)
   folder = prepared / "records" / _manifest_hash(prepared)
   builder = Clips(prepared=prepared, stamp=stamp, data_dir=folder, file_format="array_record")
@@ -146,11 +146,11 @@ def write_records(prepared: str | os.PathLike, *, stamp: Mapping[str, Any]) -> P
 
 
 def write(builder: tfds.core.DatasetBuilder, folder: Path) -> Path:
-  """Has a builder write its records into `folder` of their own, unless it has, and returns where they are."""
+  """Writes the records of a builder into `folder`, unless written already, and returns their folder."""
   if not Path(builder.data_dir).exists():
-    shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed has left
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
   tfds.disable_progress_bar()
-  # TFDS talks on stdout, which belongs to the caller, and makes a folder for downloads that nobody asked for.
+  # TFDS prints to stdout, which belongs to the caller, and creates a download folder.
   with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
     builder.download_and_prepare(download_dir=downloads)
   return Path(builder.data_dir)
@@ -179,7 +179,7 @@ class Records:
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
       record = dict(self._source[int(index)])
-    except RuntimeError as error:  # ArrayRecord's checksums
+    except RuntimeError as error:  # checksum errors of ArrayRecord
       raise _damaged(self.directory, str(error)) from error
     texts = [name for name in _TEXTS if isinstance(record.get(name), bytes)]
     record |= {name: record[name].decode("utf-8", "surrogateescape") for name in texts}
@@ -196,16 +196,16 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 
 def find_records(directory: str | os.PathLike) -> Path:
-  """The version folder of the records in `directory`. Raises InputError where nothing fits.
+  """The version folder of the records in `directory`. Raises InputError if there is none or more than one.
 
-  `directory` is what `prepare` filled (the records are those of the present manifest, or the only ones there are), its
-  folder `records`, what `features.write_features` filled, or a version folder itself.
+  `directory` is one written by `prepare` (the records are those of its manifest, or the only ones), its folder
+  `records`, one written by `features.write_features`, or a version folder.
   """
   directory = Path(directory)
   if (directory / "features.json").exists():
     return directory
   root = directory if directory.name == "records" else directory / "records"
-  # Of the manifest that stands there, or of any; not a half-written folder, which has another name.
+  # The records of the manifest, or of any without a manifest. Incomplete folders have another name.
   manifest = _manifest_hash(root.parent) if (root.parent / "manifest.jsonl").exists() else "*"
   number = "[0-9].[0-9].[0-9]"
   versions = sorted(root.glob(f"{manifest}/{Clips.name}/{number}/features.json"))
@@ -213,22 +213,24 @@ def find_records(directory: str | os.PathLike) -> Path:
   if len(versions) == 1:
     return versions[0].parent
   if versions:
-    raise InputError(f"{root} holds {len(versions)} versions and no manifest says which: name the folder of one")
-  raise InputError(f"there are no records in {directory}: `synclipmae prepare --raw DIR --out {directory}` makes them")
+    raise InputError(f"{root} contains {len(versions)} versions and no manifest: pass the folder of one version")
+  raise InputError(
+    f"there are no records in {directory}: write them with `synclipmae prepare --raw DIR --out {directory}`"
+  )
 
 
 def open_records(directory: str | os.PathLike, *, split: str) -> Records:
-  """Opens the records of a split; see `find_records` for `directory`. Raises InputError naming the splits there are."""
+  """Opens the records of a split; see `find_records` for `directory`. Raises InputError for a split that is missing."""
   path = find_records(directory)
   try:
     builder = tfds.builder_from_directory(path)
     metadata = json.loads((path / "metadata.json").read_text())
-  except Exception as error:  # JSON, protobuf and TFDS have no error in common
+  except Exception as error:  # JSON, protobuf and TFDS have no common error
     raise _damaged(path, str(error)) from error
   if builder.name == Clips.name and builder.version != Clips.VERSION:
     raise InputError(
-      f"{path} holds records of form {builder.version}, this program reads {Clips.VERSION}: run the same"
-      " `synclipmae prepare` again; the clips are kept and the records are made anew"
+      f"{path} contains records of version {builder.version}, but version {Clips.VERSION} is required: run the same"
+      " `synclipmae prepare` again, which keeps the clips and writes new records"
     )
   if split not in builder.info.splits:
     raise InputError(f"{path} has no split {split!r}: it has {', '.join(builder.info.splits)}")

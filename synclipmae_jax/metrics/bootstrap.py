@@ -1,4 +1,4 @@
-"""Means over clips and their confidence intervals. The clip is the unit: adjacent frames are not independent."""
+"""Means over clips with confidence intervals. Clips are resampled, because adjacent frames are not independent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-  """A mean and its 95 % interval; NaN where it is not defined (no clip at all; an interval from one clip)."""
+  """A mean and its 95 % interval. The mean of no clips and the interval of fewer than two clips are NaN."""
 
   value: float
   low: float = np.nan
@@ -25,10 +25,10 @@ def clip_bootstrap(
   """Weighted means of M quantities over C clips, with percentile bootstrap intervals from resampled clips.
 
   Args:
-    values: [C, M], one row a clip. An entry of weight 0 is ignored and may be NaN.
-    weights: [C, M], default 1. With the number of queries as weight the mean is the one over all queries.
-    resamples: how many times C clips are drawn with replacement.
-    seed: of the draw; the order of the rows matters, so callers sort them.
+    values: [C, M], one row per clip. An entry of weight 0 is ignored and may be NaN.
+    weights: [C, M], default 1. With the number of queries as weight, the result is the mean over all queries.
+    resamples: number of times that C clips are drawn with replacement.
+    seed: seed of the draw. The result depends on the order of the rows, so callers sort them.
 
   Returns:
     M estimates.
@@ -44,7 +44,7 @@ def clip_bootstrap(
   drawn = _ratio(counts @ (weights * values), counts @ weights)  # [resamples, M]
   intervals = np.full((2, values.shape[1]), np.nan)
   known = (weights > 0).sum(0) > 1
-  # A resample may miss every clip on which a quantity is defined; it then says nothing about that quantity.
+  # A resample may contain no clip on which a quantity is defined. It is NaN for that quantity and ignored.
   intervals[:, known] = np.nanpercentile(drawn[:, known], [2.5, 97.5], axis=0)
   columns = zip(mean, *intervals, strict=True)
   return [Estimate(value=float(m), low=float(low), high=float(high)) for m, low, high in columns]

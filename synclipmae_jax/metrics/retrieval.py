@@ -1,14 +1,14 @@
 """R-precision@k: the video token of an audio token must be among the k best of a pool of 32 (paper section 5).
 
-The paper leaves the sampler open ("a minibatch or a pre-defined sampler"); here it is part of the metric's name:
+The paper does not specify the sampler ("a minibatch or a pre-defined sampler"). Here the name of the metric states it:
 
   r_precision         31 tokens, each from a different other clip, at random frames
-  r_precision_within  31 tokens of the same clip, more than 2 frames away: the hard one, no identity or room helps
-  r_precision_mixed   16 of the former and 15 of the latter
+  r_precision_within  31 tokens of the same clip, at least 3 frames away; harder, since identity and room do not help
+  r_precision_mixed   16 tokens of the first kind and 15 of the second
 
-Every audio token of every clip whose true partner lies inside the clip is a query, and all queries count alike; of
-models that judge pairs, where each query is 63 runs of a network, as many of each clip as make PAIR_QUERIES in all,
-drawn by a fixed seed. Chance is k / 32 for each sampler.
+The queries are all audio tokens of all clips whose true partner lies inside the clip, with equal weight. For models
+that score pairs a query takes 63 runs of a network, so about PAIR_QUERIES in total are drawn with a fixed seed, the
+same number from each clip if it has as many. Chance is k / 32 for each sampler.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ POOL = 32
 TOPS = (1, 2, 3)
 MIXED_CROSS = 16
 MIN_DISTANCE = 3  # frames between the partner and a distractor of the same clip
-TIE = 1e-6  # of float32 cosines
-PAIR_QUERIES = 1_000  # about
+TIE = 1e-6  # scores closer than this are tied (precision of float32 cosines)
+PAIR_QUERIES = 1_000  # approximate number of queries for models that score pairs
 
 SAMPLERS = ("r_precision", "r_precision_within", "r_precision_mixed")
 COLUMNS = tuple(f"{sampler}/top{k}" for sampler in SAMPLERS for k in TOPS)
@@ -34,9 +34,9 @@ CHANCE = {f"{sampler}/top{k}": k / POOL for sampler in SAMPLERS for k in TOPS}
 
 
 def expected_hits(own: np.ndarray, others: np.ndarray) -> np.ndarray:
-  """Probability, over the order in which ties are broken, that `own` is among the k best: [n], [n, m] -> [n, 3].
+  """Probability that `own` is among the k best, with ties in random order: [n], [n, m] -> [n, 3].
 
-  With g better candidates and e equal ones the rank is uniform on g+1 .. g+e+1; one tie at the border counts half.
+  With g better and e tied candidates the rank is uniform on g+1 .. g+e+1. For example, one tie at rank k gives 1/2.
   """
   better = (others > own[:, None] + TIE).sum(axis=1)
   equal = (np.abs(others - own[:, None]) <= TIE).sum(axis=1)
@@ -45,9 +45,9 @@ def expected_hits(own: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetrievalState:
-  """The tokens of all clips: a pool spans clips, so nothing can be scored before all are merged.
+  """The tokens of all clips. A pool spans clips, so scores are computed after all clips are merged.
 
-  `compute` sorts the clips by key before it draws, so that any split and any order of merging gives the same pools.
+  `compute` sorts the clips by key before it draws, so the pools do not depend on the split or on the order of merging.
   """
 
   clips: tuple[ClipTokens, ...] = ()
@@ -61,7 +61,7 @@ class RetrievalState:
 
   @property
   def pool_note(self) -> str | None:
-    """What a reader must know about the pools where they are not the standard ones."""
+    """A note on pools that differ from the definition because there are fewer than 32 clips, else None."""
     if len(self.clips) >= POOL:
       return None
     if len(self.clips) < 2:
@@ -69,9 +69,9 @@ class RetrievalState:
     return f"only {len(self.clips)} clips: each pool of {POOL} draws the other clips with replacement"
 
   def compute(self, pair_scores: PairScores | None = None, *, seed: int = SEED) -> dict[str, Estimate]:
-    """One estimate for every name of COLUMNS, as a fraction; NaN where a sampler is not defined (a single clip).
+    """One estimate for every name of COLUMNS, as a fraction; NaN if a sampler is not defined (for example, one clip).
 
-    `pair_scores`: the comparison of tokens of similarity "pairs".
+    `pair_scores` compares tokens of similarity "pairs".
     """
     clips = sorted(self.clips, key=lambda clip: clip.key)
     rng = np.random.default_rng(seed)
@@ -104,18 +104,18 @@ class RetrievalState:
     return dict(zip(COLUMNS, clip_bootstrap(values.reshape(shape), queries.reshape(shape)), strict=True))
 
 
-# Rows of all clips' tokens, one after another: those of n audio tokens and of their m candidates each -> scores [n, m].
+# (rows of n audio tokens [n], rows of their m candidates [n, m]) -> scores [n, m]; rows of the concatenated tokens.
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _score_vectors(clips: Sequence[ClipTokens]) -> Score:
-  """By inner products that rank the candidates of a query as their similarity does."""
+  """Scores by inner products, which rank the candidates of a query as their similarity does."""
   if not clips:
     return lambda heard, seen: np.zeros(seen.shape)
   audio, vocal = (np.concatenate([getattr(clip, name) for clip in clips]) for name in ("audio", "vocal"))
   if clips[0].similarity == "cosine":
     audio, vocal = unit(audio, np.float32), unit(vocal, np.float32)
-  else:  # 2 a v - |v|^2 is |a|^2 - |a - v|^2, and |a| is the query's own
+  else:  # 2 a v - |v|^2 = |a|^2 - |a - v|^2, and |a| is constant for a query
     audio, vocal = np.asarray(audio, np.float64), np.asarray(vocal, np.float64)
     audio = np.pad(2 * audio, ((0, 0), (0, 1)), constant_values=-1)
     vocal = np.concatenate([vocal, np.square(vocal).sum(axis=1, keepdims=True)], axis=1)
@@ -137,7 +137,10 @@ def _score_pairs(clips: Sequence[ClipTokens], pair_scores: PairScores) -> Score:
 
 
 def _other_clips(rng, n: int, own: int, lengths: np.ndarray, starts: np.ndarray) -> np.ndarray:
-  """Rows of the concatenated tokens: n x 31 frames, each row's from 31 different other clips while there are enough."""
+  """Rows of the concatenated tokens [n, 31]: random frames of 31 different other clips per row.
+
+  With fewer than 31 other clips, the clips are drawn with replacement.
+  """
   others = np.delete(np.arange(len(lengths)), own)
   if len(others) >= POOL - 1:
     drawn = others[_smallest(rng.random((n, len(others)), np.float32))]
@@ -147,13 +150,13 @@ def _other_clips(rng, n: int, own: int, lengths: np.ndarray, starts: np.ndarray)
 
 
 def _other_frames(rng, partners: np.ndarray, frames: int) -> np.ndarray:
-  """n x 31 different frames of the same clip, none nearer than MIN_DISTANCE to the partner of its row."""
+  """[n, 31] different frames of the same clip, each at least MIN_DISTANCE from the partner of its row."""
   order = rng.random((len(partners), frames), np.float32)
   order[np.abs(np.arange(frames) - partners[:, None]) < MIN_DISTANCE] = np.inf
   return _smallest(order)
 
 
 def _smallest(order: np.ndarray) -> np.ndarray:
-  """Columns of the 31 smallest entries of each row, smallest first: any slice of them is a fair sample too."""
+  """Columns of the 31 smallest entries of each row, smallest first, so that any slice of them is a random sample."""
   columns = np.argpartition(order, POOL - 2, axis=1)[:, : POOL - 1]
   return np.take_along_axis(columns, np.take_along_axis(order, columns, axis=1).argsort(axis=1), axis=1)

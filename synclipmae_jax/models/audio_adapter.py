@@ -1,4 +1,4 @@
-"""From the hidden states of the speech encoder to audio tokens of the width of the visual prompts."""
+"""Maps hidden states of the speech encoder to audio tokens of the same width as the visual prompt tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from synclipmae_jax.types import InputError
 
 
 class AudioAdapter(nnx.Module):
-  """LayerNorm, Linear, exact GELU, Linear over the concatenated layers (paper, 3.2, "Audio Features and Adapter").
+  """LayerNorm, Linear, exact GELU, Linear over concatenated layers (paper section 3.2, "Audio Features and Adapter").
 
-  `in_features` are those of the encoder (L * C) for `layers="all"`, the paper's; its width (C) for `layers="last"`,
-  ablation B1.
+  `in_features` is L * C of the speech encoder for `layers="all"` (the paper) and C for `layers="last"` (ablation B1).
+  Raises InputError for another value of `layers`.
   """
 
   def __init__(

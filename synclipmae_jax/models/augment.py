@@ -1,8 +1,9 @@
-"""What training does to pictures, on the device, one draw per clip.
+"""Image augmentation on the device, with one random draw per clip.
 
 Photometric jitter of the face-preserving view (paper section 3.2): brightness, contrast, saturation and hue are affine
-maps of RGB, so their composition is one 3x3 matrix and one offset per clip, applied to the visible patches only. And
-the jitter of the crop, which is ours: another detector's idea of where the face is.
+maps of RGB. Their composition is one 3x3 matrix and one offset per clip, applied to the visible patches only.
+
+Crop jitter (not in the paper): imitates the differences between the face crops of different detectors.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ def jitter_affine(
 ) -> tuple[Float[Array, "3 3"], Float[Array, " 3"]]:
   """(matrix, offset) of one clip's jitter on RGB in [0, 1]: `rgb @ matrix + offset`, to be clipped to [0, 1].
 
-  Strengths as in torchvision's ColorJitter (factor in 1 ± strength; hue in turns, rotated in the YIQ plane);
-  `mean_luma` is the clip's mean grey value, the pivot of contrast. With probability 1 - `probability` the identity.
+  The strengths are those of torchvision's ColorJitter: factors in 1 ± strength, and `hue` in turns. Hue is rotated in
+  the YIQ plane. `mean_luma` is the mean grey value of the clip, which contrast leaves unchanged. With probability
+  1 - `probability` the result is the identity.
   """
   apply_key, *keys = jax.random.split(key, 5)
   amounts = jnp.array([brightness, contrast, saturation, hue])
@@ -46,14 +48,14 @@ def jitter_affine(
   rotate = (YIQ_TO_RGB @ turn @ RGB_TO_YIQ).T
 
   colour = saturate @ rotate
-  offset = jnp.full(3, (1 - contrasted) * bright * mean_luma)  # grey is a fixed point of both colour maps
+  offset = jnp.full(3, (1 - contrasted) * bright * mean_luma)  # both colour maps leave grey unchanged
   return bright * contrasted * colour, offset
 
 
 def apply_affine(
   pixels: Float[Array, "b t k p"], matrix: Float[Array, "b 3 3"], offset: Float[Array, "b 3"]
 ) -> Float[Array, "b t k p"]:
-  """Applies per-clip colour maps to patch pixels in [0, 1] (channels fastest) and clips to [0, 1]."""
+  """Applies per-clip colour maps to patch pixels in [0, 1] (channels vary fastest) and clips to [0, 1]."""
   rgb = pixels.reshape(*pixels.shape[:-1], -1, 3)
   mapped = jnp.einsum("btkpc,bcd->btkpd", rgb, matrix) + offset[:, None, None, None]
   return jnp.clip(mapped, 0.0, 1.0).reshape(pixels.shape)
@@ -67,8 +69,11 @@ def crop_jitter(
   zoom: float,
   shift: float,
 ) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
-  """One clip as if its face had been cropped otherwise: `recrop` by a factor in [1 / `zoom`, `zoom`], even in its
-  logarithm, and a shift of up to `shift` along each axis."""
+  """`recrop` of one clip with a random factor and shift.
+
+  The factor is log-uniform in [1 / `zoom`, `zoom`]. The shift is uniform in [-`shift`, `shift`] along each axis, in
+  fractions of the side.
+  """
   zoom_key, shift_key = jax.random.split(key)
   factor = zoom ** jax.random.uniform(zoom_key, minval=-1.0, maxval=1.0)
   return recrop(frames, boxes, factor=factor, moved=jax.random.uniform(shift_key, (2,), minval=-shift, maxval=shift))
@@ -81,11 +86,14 @@ def recrop(
   factor: float | Float[Array, ""],
   moved: Float[Array, " 2"],
 ) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
-  """The pictures enlarged about their centre by `factor`, seen `moved` (x, y, fractions of the side) from there, and
-  boxes (fractions of the image) in them. What lies beyond an edge repeats it. Rows of -1 (no box) stay."""
+  """Enlarges frames about their centre by `factor` and shifts the view by `moved`; maps the boxes accordingly.
+
+  `moved` is (x, y) in fractions of the side; boxes are in fractions of the image. Pixels beyond an edge repeat the
+  edge. Boxes of -1 (no box) are unchanged.
+  """
   size = frames.shape[1]
   pixel = jnp.arange(size)
-  seen = ((pixel + 0.5) / size - 0.5) / factor + 0.5 + moved[:, None]  # [2, S]: where each new pixel looks
+  seen = ((pixel + 0.5) / size - 0.5) / factor + 0.5 + moved[:, None]  # [2, S]: source position of each new pixel
   seen = jnp.clip(seen * size - 0.5, 0, size - 1)
   columns, rows = jnp.maximum(0.0, 1 - jnp.abs(seen[..., None] - pixel))  # bilinear weights [S, S] of each axis
   frames = jnp.einsum("ij,kl,tjlc->tikc", rows, columns, frames.astype(jnp.float32))

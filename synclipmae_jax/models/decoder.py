@@ -1,9 +1,11 @@
-"""MAE-style decoder whose blocks cross-attend to the prompt tokens (paper section 3.2, "Decoder with Prompt
-Cross-Attention"); ViTMAE-B's decoder otherwise (8 blocks x 512 x 16 heads).
+"""MAE-style decoder whose blocks cross-attend to the prompt tokens.
 
-A block is self-attention over all N patch tokens, cross-attention to (identity, ambient, conditioning), MLP. The video-
-and the audio-driven pass differ in the conditioning token only, so everything before the first cross-attention is
-theirs in common: the first self-attention is computed once, and the scan runs over
+Source: paper section 3.2, "Decoder with Prompt Cross-Attention". The rest is the decoder of ViTMAE-B (8 blocks,
+width 512, 16 heads).
+
+A block is self-attention over all N patch tokens, cross-attention to (identity, ambient, conditioning), and an MLP. The
+video-driven and the audio-driven pass differ in the conditioning token only, so everything before the first
+cross-attention is the same in both. The first self-attention is therefore computed once, and the scan runs over
 (cross-attention, MLP, next self-attention).
 """
 
@@ -30,7 +32,7 @@ from synclipmae_jax.sharding import constrain
 
 
 class PatchAttention(nnx.Module):
-  """Residual pre-LN self-attention; `context` tokens, when given, join the sequence for this layer only."""
+  """Residual pre-LN self-attention. Optional `context` tokens are added to the sequence for this layer only."""
 
   def __init__(self, width: int, heads: int, *, compute_dtype, rngs: nnx.Rngs):
     self.norm = LayerNorm(width, compute_dtype=compute_dtype, rngs=rngs)
@@ -61,7 +63,7 @@ class PromptedMlp(nnx.Module):
 
 
 class DecoderBlock(nnx.Module):
-  """The two halves of a block, kept apart because the scan starts between them."""
+  """The two halves of a block. They are separate because the scan starts between them."""
 
   def __init__(self, width: int, heads: int, mlp_width: int, *, cross: bool, compute_dtype, rngs: nnx.Rngs):
     self.patch_attention = PatchAttention(width, heads, compute_dtype=compute_dtype, rngs=rngs)
@@ -69,10 +71,10 @@ class DecoderBlock(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """Restores all N patches of a frame from its visible patch tokens and three prompts, once per conditioning token.
+  """Reconstructs all N patches of a frame from its visible patch tokens and three prompts, once per conditioning token.
 
-  `conditioning`: `cross_attention` (the paper) or `concatenate` (ablation C1: the prompts join every
-  self-attention and there is no cross-attention).
+  `conditioning` is `cross_attention` (the paper) or `concatenate` (ablation C1: the prompts are concatenated to the
+  tokens of every self-attention and there is no cross-attention). Raises ValueError for another value.
   """
 
   def __init__(
@@ -115,9 +117,9 @@ class Decoder(nnx.Module):
     self.to_pixels = Linear(width, patch * patch * 3, compute_dtype=compute_dtype, rngs=rngs)
 
   def restore(self, tokens: Float[Array, "b f k d"], indices: Int[Array, "b f k"]) -> Float[Array, "b f n d"]:
-    """Visible tokens at their places, the mask token elsewhere, positions added.
+    """Puts visible tokens at their positions and the mask token elsewhere, then adds the positional table.
 
-    The scatter is a product with a one-hot matrix: exact, and its gradient is a matmul instead of a scatter-add.
+    The scatter is a product with a one-hot matrix. It is exact, and its gradient is a matmul instead of a scatter-add.
     """
     place = jax.nn.one_hot(indices, self.patches, dtype=tokens.dtype)
     masked = 1 - place.sum(axis=2)
@@ -147,7 +149,7 @@ class Decoder(nnx.Module):
     at = lambda leaves, index: jax.tree.map(lambda leaf: leaf[index], leaves)
 
     first = nnx.merge(attention, at(attention_leaves, 0))
-    if self.concatenate:  # the context tells the passes apart from the start
+    if self.concatenate:  # the context makes the passes differ from the first block on
       x = first(repeat(x, "b f n d -> (b f q) n d", q=passes), context)
     else:
       x = repeat(first(rearrange(x, "b f n d -> (b f) n d")), "bf n d -> (bf q) n d", q=passes)

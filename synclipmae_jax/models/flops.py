@@ -1,6 +1,7 @@
-"""Model FLOPs of the building blocks, analytically: dots and convolutions, two per multiply-add, forward pass.
+"""Analytic FLOPs of the building blocks: dots and convolutions of the forward pass, two FLOPs per multiply-add.
 
-Analytic because the compiler's cost analysis counts the body of a scan once. Each module adds them up in `flops`.
+The counts are analytic because the compiler's cost analysis counts the body of a scan once. The method `flops` of each
+module adds them up.
 """
 
 from __future__ import annotations

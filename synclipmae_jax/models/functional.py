@@ -17,7 +17,7 @@ from synclipmae_jax.types import Params
 class Functional:
   """`init(key) -> params` and `bind(params) -> module` of one module constructor.
 
-  The module keeps no random numbers and no state but its parameters, so binding is free under `jit`.
+  The module has no random numbers and no state except its parameters, so binding costs nothing under `jit`.
   """
 
   def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):

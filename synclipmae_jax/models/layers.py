@@ -1,8 +1,9 @@
-"""Transformer parts shared by the visual encoder and the decoder, and how they are stacked and scanned.
+"""Transformer layers shared by the visual encoder and the decoder, with their stacking and scanning.
 
 Parameters are float32; `compute_dtype` is the dtype of the matmuls. Normalisation and softmax statistics are float32.
-Names and arithmetic follow the plain pre-LN ViT (checkpoints.md: Sapiens `MAEViT` == HF `ViTModel`, LN eps 1e-6,
-fused-bias qkv, exact GELU), so that donor weights convert one to one.
+Names and arithmetic follow the plain pre-LN ViT, so that donor weights convert one to one: `MAEViT` of
+facebookresearch/sapiens, which computes the same as HF `ViTModel` with `layer_norm_eps=1e-6` (one fused qkv kernel with
+bias, exact GELU).
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ XAVIER = nnx.initializers.xavier_uniform()
 
 
 class LayerNorm(nnx.LayerNorm):
-  """LayerNorm with the two-pass variance: flax's default fast variance errs by 6e-2 on offset data."""
+  """LayerNorm with the two-pass variance. The default fast variance of flax has errors of 6e-2 on offset data."""
 
   def __init__(self, width: int, *, epsilon: float = 1e-6, compute_dtype=jnp.float32, rngs: nnx.Rngs):
     super().__init__(width, epsilon=epsilon, dtype=compute_dtype, use_fast_variance=False, rngs=rngs)
 
 
 class Linear(nnx.Linear):
-  """Dense layer with Xavier-uniform kernel and zero bias (MAE's initialisation).
+  """Dense layer with Xavier-uniform kernel and zero bias (the initialisation of MAE).
 
-  In float32, the dtype of CPU runs, leading dimensions are flattened for the product: with three-dimensional operands
-  XLA's CPU backend takes about twice as long for the gradient of an MLP. On a TPU flattening 68 tokens, no multiple of
-  the 8 rows of a tile, would copy every activation: two fifths of the encoder's memory traffic.
+  In float32, the dtype of CPU runs, the leading dimensions are flattened for the product, because with
+  three-dimensional operands XLA's CPU backend takes about twice as long for the gradient of an MLP. Other dtypes are
+  not flattened: on a TPU, 68 tokens are not a multiple of the 8 rows of a tile, and flattening would copy every
+  activation (two fifths of the encoder's memory traffic).
   """
 
   def __init__(self, in_features: int, out_features: int, *, compute_dtype, rngs: nnx.Rngs):
@@ -46,10 +48,11 @@ class Linear(nnx.Linear):
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 
 
-def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-  """Exact GELU, in float32 by erf, as torch has it: the erfc of `jax.nn.gelu` takes 2.5 times as long on a CPU.
+def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+  """Exact GELU.
 
-  In bfloat16 1 + erf(x) would keep nothing of a small tail.
+  In float32 it uses erf, as torch does: the erfc of `jax.nn.gelu` takes 2.5 times as long on a CPU. Other dtypes use
+  `jax.nn.gelu`, because in bfloat16 1 + erf(x) loses small tails.
   """
   if x.dtype != jnp.float32:
     return jax.nn.gelu(x, approximate=False)
@@ -68,7 +71,7 @@ class Mlp(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-  """Multi-head self-attention; one fused qkv kernel, order q, k, v, heads inside each."""
+  """Multi-head self-attention with one fused qkv kernel: columns in the order q, k, v, and by head within each."""
 
   def __init__(self, width: int, heads: int, *, compute_dtype, rngs: nnx.Rngs):
     if width % heads:
@@ -101,7 +104,7 @@ class CrossAttention(nnx.Module):
 def attend(
   q: Float[Array, "b n d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], *, heads: int
 ) -> Float[Array, "b n d"]:
-  """Softmax attention, logits and softmax in float32."""
+  """Softmax attention. Logits and softmax are float32."""
   q, k, v = (rearrange(x, "b n (h d) -> b n h d", h=heads) for x in (q, k, v))
   return rearrange(jax.nn.dot_product_attention(q, k, v), "b n h d -> b n (h d)")
 
@@ -122,15 +125,15 @@ class EncoderBlock(nnx.Module):
 
 
 def stack_blocks(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-  """One module whose leaves carry `depth` on their first axis, each block with its own random numbers."""
+  """One module whose leaves have `depth` as their first axis. Each block is initialised with its own random numbers."""
   return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(depth))
 
 
 def scan_blocks(blocks: nnx.Module, x: Array, *, unroll: bool | int = 1, remat: str = "none") -> Array:
-  """Applies the stacked `blocks` in turn.
+  """Applies the stacked `blocks` in sequence.
 
-  Rolled (`unroll=1`) on an accelerator, where compile time then stays flat in depth; unrolled (True) on CPU, where
-  the rolled loop costs about 12 %.
+  Use `unroll=1` (rolled) on an accelerator, so that compile time does not grow with depth. Use `unroll=True` on CPU,
+  where the rolled loop costs about 12 %.
   """
   graph, leaves = nnx.split(blocks)
 
@@ -141,8 +144,11 @@ def scan_blocks(blocks: nnx.Module, x: Array, *, unroll: bool | int = 1, remat: 
 
 
 def rematerialise(body: Callable, policy: str) -> Callable:
-  """The scan body under a rematerialisation policy: `none`, `full` (save the block inputs only) or `dots` (save the
-  results of matmuls without a batch dimension as well)."""
+  """The scan body under a rematerialisation policy.
+
+  `none`: no rematerialisation. `full`: only the block inputs are saved. `dots`: the results of matmuls without a batch
+  dimension are saved too. Raises ValueError for another policy.
+  """
   match policy:
     case "none":
       return body

@@ -1,7 +1,7 @@
-"""A log-mel front end with the interface of the speech encoder, for where no wav2vec2 weights are at hand.
+"""A log-mel front end with the interface of the speech encoder, for use without wav2vec 2.0 weights.
 
-It stands in for wav2vec2 and says so: it has no parameters, no pretraining and no idea of language. It is what the
-embedded demo hears; nothing measured with it says anything about the paper's audio branch.
+It has no parameters, no pretraining and no language model. The embedded demo checkpoint uses it. Results measured with
+it do not apply to the paper's audio branch.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from synclipmae_jax.models import flops
 from synclipmae_jax.models.speech_encoder import frames_of, normalise
 from synclipmae_jax.types import AUDIO_MARGIN, SAMPLE_RATE, SAMPLES_PER_FRAME
 
-SLOTS = 8  # hops of a frame, and vectors of a token
+SLOTS = 8  # hops per frame, and spans per token
 HOP = SAMPLES_PER_FRAME // SLOTS  # 5 ms
 WINDOW = 5 * HOP  # 25 ms
-CONTEXTS = (0, 1, 2, 4)  # frames heard on each side of a token's own, layer by layer
+CONTEXTS = (0, 1, 2, 4)  # context frames on each side of a token's own frame, one entry per layer
 FFT = 512
-# White noise of unit variance has power 1 in every band; 50 dB below it there is only codec noise.
+# White noise of unit variance has power 1 in every band. Energy more than 50 dB below that is codec noise.
 FLOOR = 1e-5
 
 
 class LogMel(nnx.Module):
-  """Four "layers" of log-mel energies of growing context: [N, 640 * Ta + 160] -> [N, Ta, 4, 8 * bands].
+  """Four "layers" of log-mel energies of increasing context: [N, 640 * Ta + 160] -> [N, Ta, 4, 8 * bands].
 
-  A token of layer i covers its frame and `CONTEXTS[i]` = 0, 1, 2, 4 frames on each side, cut into 8 equal spans, each
-  the mean of its 5-ms hops: layer 0 has the eight hops of the frame itself, the last, the smoothest, 45 ms a span.
-  The level is that of the window (zero mean, unit variance), then fixed constants: nothing depends on sound outside
-  the window. Context beyond the window repeats its first or last hop. No parameters.
+  A token of layer i covers its frame and `CONTEXTS[i]` = 0, 1, 2, 4 frames on each side. This interval is divided into
+  8 equal spans, and each span is the mean of its 5-ms hops: 1 hop (5 ms) in layer 0, 9 hops (45 ms) in layer 3.
+  The waveform is normalised to zero mean and unit variance per window, and the energies are scaled by fixed constants,
+  so the result does not depend on sound outside the window. Context beyond the window repeats the first or last hop.
   """
 
   def __init__(self, *, bands: int = 40, compute_dtype=jnp.float32):
@@ -43,7 +43,10 @@ class LogMel(nnx.Module):
     self.features = self.num_layers * self.width
 
   def __call__(self, waveform: Float[Array, "n samples"]) -> Float[Array, "n ta 4 c"]:
-    """Features of N windows, roughly zero mean and unit variance on speech. Raises InputError for any other length."""
+    """Features of N windows, approximately of zero mean and unit variance on speech.
+
+    Raises InputError if the length of the windows is not 640 * Ta + 160 samples.
+    """
     frames = frames_of(waveform)
     hops = log_mel(normalise(waveform), bands=self.bands)
 
@@ -56,15 +59,15 @@ class LogMel(nnx.Module):
     return jnp.stack([layer(context) for context in CONTEXTS], axis=2).astype(self.compute_dtype)
 
   def flops(self, frames: int) -> int:
-    """Forward FLOPs of one window: the mel filter bank (a Fourier transform is no matmul)."""
+    """Forward FLOPs of one window: the mel filter bank only. The Fourier transform is not a matmul and not counted."""
     return flops.dense(SLOTS * frames, FFT // 2 + 1, self.bands)
 
 
 def log_mel(waveform: Float[Array, "n samples"], *, bands: int) -> Float[Array, "n hops bands"]:
   """Scaled log-mel energies every 5 ms: [N, 640 * Ta + 160] -> [N, 8 * Ta, bands].
 
-  Hop j of frame t is a Hann window of 25 ms centred on the middle of samples 640 * t + 80 * j onwards. The first and
-  last windows reach 80 samples beyond the margin, where they hear zeros.
+  Hop j of frame t covers the 80 samples from 640 * t + 80 * j on (without the margin). Its Hann window of 25 ms has the
+  same centre. The first and the last window extend 80 samples beyond the margin, where the samples are zero.
   """
   beyond = (WINDOW - HOP) // 2 - AUDIO_MARGIN
   chunks = rearrange(jnp.pad(waveform, ((0, 0), (beyond, beyond))), "n (chunk hop) -> n chunk hop", hop=HOP)
@@ -74,7 +77,7 @@ def log_mel(waveform: Float[Array, "n samples"], *, bands: int) -> Float[Array, 
   spectrum = jnp.fft.rfft(windows * _hann(), FFT)
   power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
   energies = jnp.log(power @ _mel_filters(bands) + FLOOR)
-  return (energies + 6.0) / 5.0  # mean and deviation of this on speech
+  return (energies + 6.0) / 5.0  # approximate mean (-6) and standard deviation (5) on speech
 
 
 @functools.cache
@@ -85,8 +88,8 @@ def _hann() -> np.ndarray:
 
 @functools.cache
 def _mel_filters(bands: int) -> np.ndarray:
-  """[257, bands]: triangles on the mel scale, 60 Hz to 7.6 kHz, each of sum 1."""
-  from librosa.filters import mel  # costs a second to import
+  """[257, bands]: triangular filters on the mel scale from 60 Hz to 7.6 kHz; each column sums to 1."""
+  from librosa.filters import mel  # the import takes about one second
 
   filters = mel(sr=SAMPLE_RATE, n_fft=FFT, n_mels=bands, fmin=60, fmax=7_600, norm=None)
   return (filters / filters.sum(axis=1, keepdims=True)).T.astype(np.float32)

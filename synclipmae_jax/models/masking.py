@@ -1,6 +1,6 @@
-"""Which patches the encoder sees: the two bypasses of the paper (section 3.2, "Two-Bypass Face-Aware Masking").
+"""Selection of the patches that the encoder sees (paper section 3.2, "Two-Bypass Face-Aware Masking").
 
-Everything here is a pure function of a per-clip key, so a mask depends on (seed, step, clip) and on nothing else.
+All functions are pure functions of a per-clip key, so a mask depends on (seed, step, clip) only.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-# Used where a caller knows no boxes: where `data.prepare` puts the face in its crop, and the mouth in a face box.
+# Default boxes for callers without boxes: the face in a crop made by `data.prepare`, and the mouth in a face box.
 FACE_PRIOR = (0.15, 0.15, 0.85, 0.9)
 MOUTH_PRIOR = (0.25, 0.62, 0.75, 0.95)
 
 
-def patchify(frames: Shaped[Array, "*b s s c"], patch: int) -> Shaped[Array, "*b n p"]:
-  """Pixels of every patch: [..., S, S, 3] -> [..., N, patch * patch * 3], rows first, channels last."""
+def patchify(frames: UInt8[Array, "*b s s c"], patch: int) -> UInt8[Array, "*b n p"]:
+  """Pixels of every patch: [..., S, S, 3] -> [..., N, patch * patch * 3]; patches by row, channels vary fastest."""
   return rearrange(frames, "... (h p) (w q) c -> ... (h w) (p q c)", p=patch, q=patch)
 
 
@@ -27,7 +27,7 @@ def unpatchify(patches: Shaped[Array, "*b n p"], patch: int) -> Shaped[Array, "*
 
 
 def mouth_or_prior(face_box: Float[Array, "*b 4"], mouth_box: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
-  """The mouth box, or, in rows of -1 (no landmarks), the prior inside the face box."""
+  """The mouth box. Rows of -1 (no landmarks) are replaced by the mouth prior inside the face box."""
   corner, size = face_box[..., :2], face_box[..., 2:] - face_box[..., :2]
   prior = jnp.concatenate(
     [corner + size * jnp.asarray(MOUTH_PRIOR[:2]), corner + size * jnp.asarray(MOUTH_PRIOR[2:])], axis=-1
@@ -51,7 +51,7 @@ def box_coverage(box: Float[Array, "*b 4"], grid: int) -> Float[Array, "*b n"]:
 def keep_weights(
   face_box: Float[Array, "*b 4"], mouth_box: Float[Array, "*b 4"], *, grid: int, face: float, mouth: float
 ) -> Float[Array, "*b n"]:
-  """Weight of every patch in the face-preserving bypass: 1 outside the face, `face` inside, `mouth` on the mouth."""
+  """Weights of the patches in the face-preserving bypass: 1 outside the face, `face` on it, `mouth` on the mouth."""
   on_face = box_coverage(face_box, grid)
   on_mouth = box_coverage(mouth_or_prior(face_box, mouth_box), grid)
   return jnp.maximum(1 + (face - 1) * on_face, 1 + (mouth - 1) * on_mouth)
@@ -60,10 +60,10 @@ def keep_weights(
 def sample_visible(
   keys: Key[Array, " b"], *, frames: int, patches: int, visible: int, weights: Float[Array, "#b t n"] | None = None
 ) -> Int[Array, "b t k"]:
-  """`visible` of `patches` indices per frame, without replacement, with probability rising in `weights`.
+  """Draws `visible` of `patches` indices per frame without replacement, by `weights` or uniformly.
 
-  Gumbel top-k: adding Gumbel noise to log weights and keeping the largest is weighted sampling without replacement
-  (Kool et al. 2019). The count is fixed, so shapes are static. Without weights it is uniform.
+  Gumbel top-k: the largest of the log weights plus Gumbel noise are a weighted sample without replacement (Kool et al.
+  2019). The count is fixed, so shapes are static.
   """
   scores = jax.vmap(lambda key: jax.random.gumbel(key, (frames, patches)))(keys)
   if weights is not None:
@@ -72,7 +72,7 @@ def sample_visible(
 
 
 def top_weighted(weights: Float[Array, "*b n"], visible: int) -> Int[Array, "*b k"]:
-  """The `visible` heaviest patches, ties by position: the noise-free counterpart, for use without a key."""
+  """The `visible` patches of largest weight, ties in order of position. Needs no key, unlike `sample_visible`."""
   return jax.lax.top_k(weights, visible)[1]
 
 

@@ -1,4 +1,4 @@
-"""Fixed 2-D positional tables of a square grid of patches: how they are made, and how a donor's is resized."""
+"""Fixed 2-D positional tables of a square grid of patches: generation, and resizing of a donor's table."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-CUBIC = -0.75  # torch's coefficient of cubic convolution; PIL, TensorFlow and JAX take -0.5
+CUBIC = -0.75  # coefficient of cubic convolution in torch; PIL, TensorFlow and JAX use -0.5
 
 
 def sincos_position(grid: int, width: int, *, rows_first: bool) -> Float[np.ndarray, "n d"]:
-  """Fixed 2-D sine-cosine table, computed in float64.
+  """Fixed 2-D sine-cosine table, computed in float64, returned as float32.
 
-  `rows_first` is Sapiens' channel order [sin row | cos row | sin column | cos column]; MAE's has the columns first.
+  With `rows_first` the channel order is that of Sapiens, [sin row | cos row | sin column | cos column]; otherwise the
+  column half comes first, as in MAE. Raises ValueError if `width` is not divisible by 4.
   """
   if width % 4:
     raise ValueError(f"a 2-D sine-cosine table needs a width divisible by 4, got {width}")
@@ -26,14 +27,14 @@ def sincos_position(grid: int, width: int, *, rows_first: bool) -> Float[np.ndar
 
 
 def resize_position(table: Float[np.ndarray, "n d"], grid: int) -> Float[np.ndarray, "m d"]:
-  """A table of a square grid at another size, [n * n, D] -> [grid * grid, D] float32, as Sapiens and ViT resize theirs:
-  torch's bicubic `F.interpolate(size=grid, align_corners=False, antialias=False)` (mmpretrain, utils/embed.py).
+  """Resizes the table of a square grid: [n * n, D] -> [grid * grid, D] float32.
 
-  Raises ValueError where the table is not that of a square grid.
+  Same as Sapiens and ViT: torch's bicubic `F.interpolate(size=grid, align_corners=False, antialias=False)` (mmpretrain,
+  utils/embed.py). Raises ValueError if the number of rows is not a square.
   """
   old = math.isqrt(len(table))
   if old * old != len(table):
-    raise ValueError(f"a positional table of {len(table)} rows belongs to no square grid")
+    raise ValueError(f"a positional table of {len(table)} rows does not belong to a square grid")
   table = np.asarray(table, np.float32)
   if old == grid:
     return table
@@ -43,7 +44,7 @@ def resize_position(table: Float[np.ndarray, "n d"], grid: int) -> Float[np.ndar
 
 
 def bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-  """Weights of `old` samples in each of `new`: four neighbours of the half-pixel centre, the border repeated."""
+  """Weights of the `old` samples in each `new` sample: four neighbours of the half-pixel centre, border repeated."""
   centres = (np.arange(new) + 0.5) * old / new - 0.5
   neighbours = np.floor(centres).astype(int)[:, None] + np.arange(-1, 3)
   distance = np.abs(centres[:, None] - neighbours)

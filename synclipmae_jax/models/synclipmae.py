@@ -1,11 +1,11 @@
-"""SyncLipMAE assembled: Figure 1 of the paper and nothing else.
+"""The SyncLipMAE model (Figure 1 of the paper).
 
     frames ──┬─ uniform mask ──────────────┐                 ┌─ identity (shuffled) ─┐
              └─ face-preserving mask, jitter ┴─ visual encoder ┼─ vocal | ambient ─────┼─ decoder, twice ─ pixels
     sound ──── speech encoder (frozen) ─ audio adapter ────────── audio ──────────────┘
 
-`init`, `apply` (training: masks, jitter, decoding) and `embed` (use: one view, no mask, no jitter, no key) are pure
-functions of plain nested dicts.
+`init`, `apply` (training: masks, jitter, decoding) and `embed` (inference: one view, no mask, no jitter, no key) are
+pure functions of plain nested dicts.
 """
 
 from __future__ import annotations
@@ -43,25 +43,26 @@ jax.tree_util.register_dataclass(Tokens, ["identity", "vocal", "ambient", "audio
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outputs:
-  """What one training forward pass yields; F of the T frames are decoded."""
+  """Outputs of one training forward pass. F of the T frames are decoded."""
 
   identity: Float[Array, "b f d"]  # before the shuffle
   vocal: Float[Array, "b t d"]
   ambient: Float[Array, "b t d"]
   audio: Float[Array, "b t d"]
   speech_features: Float[Array, "b t c"]  # frozen; the last layer of the speech encoder
-  decoded: Int[Array, "b f"]  # which frames were decoded
+  decoded: Int[Array, "b f"]  # indices of the decoded frames
   predicted: Float[Array, "b f q n p"]  # normalised pixels; q = video-driven, audio-driven
   target: Float[Array, "b f n p"]  # normalised pixels of the un-jittered frame
   masked: Float[Array, "b f n"]  # 1 where the decoder did not see the patch
-  motion_view: Float[Array, "b f n p"]  # what the motion view saw, jittered, masked patches at 0 (pictures only)
+  motion_view: Float[Array, "b f n p"]  # jittered input of the motion view, masked patches at 0; for pictures only
 
 
 class SyncLipMAEModel:
-  """The model's three pure functions. Sizes and switches are keyword arguments with the meaning of configs/pretrain.py.
+  """The model as three pure functions. Its keyword arguments have the meaning that configs/pretrain.py documents.
 
-  `visual_encoder`, `decoder`, `audio_adapter`: keyword arguments of those modules. `speech_encoder`: its `kind`, one of
-  SPEECH_ENCODERS, and under the name of the kind its keyword arguments.
+  `visual_encoder`, `decoder` and `audio_adapter` are keyword arguments of those modules. `speech_encoder` has `kind`,
+  one of SPEECH_ENCODERS, and the keyword arguments of that encoder under the name of the kind.
+  Raises InputError for arguments that do not fit together.
   """
 
   def __init__(
@@ -90,9 +91,9 @@ class SyncLipMAEModel:
       raise InputError(
         f"views is one of {VIEWS} and embed_visible one of {EMBED_VISIBLE}, got {views!r} and {embed_visible!r}"
       )
-    rematerialise(lambda: None, remat)  # refuses an unknown policy
+    rematerialise(lambda: None, remat)  # raises ValueError for an unknown policy
     if min(visual_encoder["depth"], decoder["depth"]) < 1:
-      raise InputError("an encoder and a decoder have at least one block")
+      raise InputError("the visual encoder and the decoder must have at least one block each")
     if not 1 <= decode_frames <= clip_frames <= audio_frames or (audio_frames - clip_frames) % 2:
       raise InputError(
         f"need 1 <= decode_frames <= clip_frames <= audio_frames with an even difference of the last two, "
@@ -137,7 +138,7 @@ class SyncLipMAEModel:
     return trainable, {"speech_encoder": self._speech.init(speech)}
 
   def apply(self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> Outputs:
-    """Training forward pass. Every random choice of a clip comes from (key, its stream index) alone."""
+    """Training forward pass. The random choices of a clip depend on `key` and its stream index only."""
     frames = self.clip_frames
     keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 6))(batch["index"])
     uniform_key, face_key, jitter_key, frame_key, shuffle_key, crop_key = (keys[:, i] for i in range(6))
@@ -161,8 +162,8 @@ class SyncLipMAEModel:
         uniform_key, frames=self.decode_frames, patches=self.patches, visible=self.visible
       )
       context_pixels = normalise_pixels(_to_unit(masking.take_patches(target, context_indices)))
-      # One encoder call: the context view of the decoded frames and the motion view of all frames, side by side on
-      # the frame axis, never on the sharded clip axis.
+      # One encoder call for the context view of the decoded frames and the motion view of all frames. They are
+      # concatenated on the frame axis, because the clip axis is sharded.
       tokens = encoder(
         jnp.concatenate([context_pixels, motion_pixels], axis=1),
         jnp.concatenate([context_indices, motion_indices], axis=1),
@@ -212,9 +213,11 @@ class SyncLipMAEModel:
     face_box: Float[Array, "b t 4"] | None = None,
     mouth_box: Float[Array, "b t 4"] | None = None,
   ) -> Tokens:
-    """Tokens of whole clips: `frames` uint8 RGB, `waveform` float32 [B, 640 * T] in [-1, 1], the same instants.
+    """Tokens of whole clips.
 
-    Boxes (fractions of the image) matter with `embed_visible="face_topk"` only; without them the priors stand in.
+    `frames` are uint8 RGB; `waveform` is float32 [B, 640 * T] in [-1, 1] and covers the same time. Boxes, in fractions
+    of the image, are used with `embed_visible="face_topk"` only; missing boxes are replaced by `masking.FACE_PRIOR` and
+    `masking.MOUTH_PRIOR`. Raises ValueError for a waveform of another shape.
     """
     clips, total = frames.shape[:2]
     if waveform.shape != (clips, SAMPLES_PER_FRAME * total):
@@ -244,7 +247,7 @@ class SyncLipMAEModel:
     )
 
   def embed_audio(self, trainable: Params, frozen: Params, waveform: Float[Array, "b n"]) -> Float[Array, "b t d"]:
-    """Audio tokens of whole files, each heard in the same window of sound as in training."""
+    """Audio tokens of whole files, computed in windows of the same length as in training."""
     total = waveform.shape[1] // SAMPLES_PER_FRAME
     windows = audio_windows(waveform, audio_frames=self.audio_frames, clip_frames=self.clip_frames)
     hidden = self._hidden_states(frozen, rearrange(windows, "b w n -> (b w) n"))
@@ -252,19 +255,19 @@ class SyncLipMAEModel:
     hidden = centre_tokens(hidden, clip_frames=self.clip_frames, total_frames=total)
     return self._adapter.bind(trainable["audio_adapter"])(hidden).astype(jnp.float32)
 
-  def encode(self, trainable: Params, frames: Frames, indices: Int[Array, "b t k"]) -> FrameTokens:
-    """The visual encoder alone, on the given patches of each frame."""
+  def encode(self, trainable: Params, frames: UInt8[Array, "b t s s 3"], indices: Int[Array, "b t k"]) -> FrameTokens:
+    """Runs the visual encoder on the given patches of each frame."""
     pixels = normalise_pixels(_to_unit(masking.take_patches(masking.patchify(frames, self.patch), indices)))
     return self._visual.bind(trainable["visual_encoder"])(pixels, indices)
 
   def decode(self, trainable: Params, patches, indices, *, identity, ambient, conditioning):
-    """The decoder alone, for pictures and factor swaps: see `Decoder.__call__`."""
+    """Runs the decoder, for pictures and factor swaps; see `Decoder.__call__`."""
     return self._decoder.bind(trainable["decoder"])(
       patches, indices, identity=identity, ambient=ambient, conditioning=conditioning
     )
 
   def flops(self) -> int:
-    """Model FLOPs of one clip's training pass, without the losses: what is trained counts three times."""
+    """FLOPs of one clip's training pass without the losses. Trained modules count three times, frozen ones once."""
     visual, adapter, decoder, speech = (
       part.bind(part.abstract) for part in (self._visual, self._adapter, self._decoder, self._speech)
     )
@@ -276,15 +279,18 @@ class SyncLipMAEModel:
     )
     return 3 * trained + speech.flops(self.audio_frames)
 
-  def _recrop(self, keys: Key[Array, " b"], batch: Batch) -> Batch:
-    """The batch under `crop_jitter`; both windows of a record alike, since they exchange their identity tokens."""
+  def _recrop(self, keys: Key[Array, b], batch: Batch) -> Batch:
+    """Applies `crop_jitter` to the batch.
+
+    Both windows of a record get the same jitter, because they exchange their identity tokens.
+    """
     keys = jnp.repeat(rearrange(keys, "(r w) -> r w", w=2)[:, 0], 2)
     boxes = jnp.stack([batch["face_box"], batch["mouth_box"]], axis=1)
     frames, boxes = jax.vmap(lambda k, f, b: crop_jitter(k, f, b, **self.crop_jitter))(keys, batch["frames"], boxes)
     return {**batch, "frames": frames, "face_box": boxes[:, 0], "mouth_box": boxes[:, 1]}
 
-  def _motion_mask(self, keys: Key[Array, " b"], batch: Batch) -> Int[Array, "b t k"]:
-    """Visible patches of the view the motion tokens come from: face-preserving, or uniform in ablation A1."""
+  def _motion_mask(self, keys: Key[Array, b], batch: Batch) -> Int[Array, "b t k"]:
+    """Visible patches of the motion view: face-preserving, or uniform in ablation A1."""
     weights = None
     if self.views != "uniform":
       weights = masking.keep_weights(
@@ -297,11 +303,11 @@ class SyncLipMAEModel:
   def _hidden_states(self, frozen: Params, waveform: Float[Array, "b n"]) -> Float[Array, "b t l c"]:
     return self._speech.bind(frozen["speech_encoder"])(waveform)
 
-  def _shuffle(self, identity: Float[Array, "b f d"], keys: Key[Array, " b"]) -> Float[Array, "b f d"]:
-    """Permutes identity tokens among the frames of each pair of windows of one record, with the given probability.
+  def _shuffle(self, identity: Float[Array, "b f d"], keys: Key[Array, b]) -> Float[Array, "b f d"]:
+    """Permutes identity tokens among the frames of the two windows of a record, with probability `shuffle_probability`.
 
-    Same subject, different motion, and nothing crosses devices (a permutation by subject over the batch compiled to
-    two all-gathers).
+    The frames show the same subject in different motion. The permutation stays within a record, so that no data moves
+    between devices; a permutation by subject over the batch compiled to two all-gathers.
     """
     frames = identity.shape[1]
     pairs = rearrange(identity, "(r w) f d -> r (w f) d", w=2)
@@ -328,19 +334,19 @@ def _speech_encoder(
 
 
 def _to_unit(pixels: Array) -> Float[Array, "*b p"]:
-  """uint8 -> [0, 1]; floats are there already, and gradients flow to them."""
+  """uint8 -> float in [0, 1]. Floats are in [0, 1] already and pass unchanged, with their gradients."""
   return pixels.astype(jnp.float32) / (255 if pixels.dtype == jnp.uint8 else 1)
 
 
-def _choose_frames(keys: Key[Array, " b"], *, frames: int, chosen: int) -> Int[Array, "b f"]:
-  """Which frames of each clip are decoded, in order of time."""
+def _choose_frames(keys: Key[Array, b], *, frames: int, chosen: int) -> Int[Array, "b f"]:
+  """Indices of the decoded frames of each clip, in order of time."""
   if chosen == frames:
     return jnp.broadcast_to(jnp.arange(frames), (len(keys), frames))
   return jnp.sort(jax.vmap(lambda key: jax.random.permutation(key, frames)[:chosen])(keys), axis=1)
 
 
 def _take_frames(x: Array, decoded: Int[Array, "b f"]) -> Array:
-  """[B, T, ...] -> [B, F, ...]; no gather when every frame is decoded."""
+  """[B, T, ...] -> [B, F, ...], without a gather if every frame is decoded."""
   if decoded.shape[1] == x.shape[1]:
     return x
   return jax.vmap(lambda x, index: x[index])(x, decoded)
@@ -352,9 +358,9 @@ def _scatter(pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"], patc
 
 
 def build_model(config: Mapping[str, Any]) -> SyncLipMAEModel:
-  """The model of a configuration (configs/pretrain.py) as nested dicts.
+  """Builds the model of a configuration (configs/pretrain.py), given as nested dicts.
 
-  Raises KeyError, TypeError, ValueError or ArithmeticError for one that makes no model.
+  Raises KeyError, TypeError, ValueError or ArithmeticError for an invalid configuration.
   """
   data, model = config["data"], dict(config["model"])
   model["visual_encoder"] = {**model["visual_encoder"], "image_size": data["image_size"]}

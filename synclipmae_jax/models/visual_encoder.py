@@ -1,6 +1,7 @@
 """Per-frame ViT with three learnable prompt tokens: identity, vocal motion, ambient motion (paper section 3.2).
 
-The backbone is Sapiens-0.3B's plain pre-LN ViT-L/16 (checkpoints.md section 1); smaller sizes are the same code.
+The backbone is the plain pre-LN ViT-L/16 of Sapiens-0.3B (facebookresearch/sapiens,
+pretrain/mmpretrain/models/selfsup/mae.py `MAEViT`). Smaller sizes use the same code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from synclipmae_jax.models import flops
 from synclipmae_jax.models.layers import EncoderBlock, LayerNorm, Linear, scan_blocks, stack_blocks
 from synclipmae_jax.models.position import sincos_position
 
-# ImageNet statistics on the 0..1 scale (Sapiens' pretraining configuration divides the same numbers by 255).
+# ImageNet statistics on the 0..1 scale. Sapiens uses the same statistics on the 0..255 scale.
 PIXEL_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 PIXEL_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -33,21 +34,22 @@ class FrameTokens:
 
 
 def normalise_pixels(pixels: Float[Array, "*b p"]) -> Float[Array, "*b p"]:
-  """Patch pixels in [0, 1] -> zero mean, unit variance by the ImageNet statistics (channels fastest)."""
+  """Patch pixels in [0, 1] -> pixels normalised by the ImageNet statistics (channels vary fastest)."""
   repeats = pixels.shape[-1] // 3
   return (pixels - np.tile(PIXEL_MEAN, repeats)) / np.tile(PIXEL_STD, repeats)
 
 
 def denormalise_pixels(pixels: Float[Array, "*b p"]) -> Float[Array, "*b p"]:
-  """Inverse of `normalise_pixels`, clipped to [0, 1]: what a picture shows."""
+  """Inverse of `normalise_pixels`, clipped to [0, 1]."""
   repeats = pixels.shape[-1] // 3
   return jnp.clip(pixels * np.tile(PIXEL_STD, repeats) + np.tile(PIXEL_MEAN, repeats), 0.0, 1.0)
 
 
 class VisualEncoder(nnx.Module):
-  """ViT over the visible patches of each frame, prompt tokens prepended after masking, without a position.
+  """ViT over the visible patches of each frame. The prompt tokens are prepended after masking and have no position.
 
-  `class_token`: Sapiens' own token beside them, which its blocks expect; its output is not used.
+  `class_token` adds the class token that the Sapiens blocks were trained with; its output is not used.
+  Raises ValueError if `image_size` is not a multiple of `patch`.
   """
 
   def __init__(
@@ -76,12 +78,12 @@ class VisualEncoder(nnx.Module):
     self.unroll = unroll
     self.remat = remat
     self.patch_embedding = Linear(patch * patch * 3, width, compute_dtype=compute_dtype, rngs=rngs)
-    # A parameter, so that a donor's table can fill it, but never trained (MAE and Sapiens freeze it too).
+    # A parameter, so that it can be filled with a donor's table. It is not trained, as in MAE and Sapiens.
     self.position = nnx.Param(jnp.asarray(sincos_position(self.grid, width, rows_first=True)))
     normal = nnx.initializers.normal(0.02)
     self.prompt_tokens = nnx.Param(normal(rngs.params(), (3, width)))
     self.class_token = nnx.Param(normal(rngs.params(), (1, width))) if class_token else None
-    # Added to it, and as little trained as the table: a donor's first row. From scratch there is none.
+    # The first row of a donor's table, added to the class token and not trained. It is zero without a donor.
     self.class_position = nnx.Param(jnp.zeros((1, width))) if class_token else None
     self.blocks = stack_blocks(
       lambda r: EncoderBlock(width, heads, mlp_width, compute_dtype=compute_dtype, rngs=r), depth, rngs
@@ -89,7 +91,7 @@ class VisualEncoder(nnx.Module):
     self.norm = LayerNorm(width, compute_dtype=compute_dtype, rngs=rngs)
 
   def __call__(self, pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"]) -> FrameTokens:
-    """Encodes the visible patches (normalised pixels and where they stand) of F independent frames of B clips."""
+    """Encodes the visible patches (normalised pixels and their indices) of F independent frames of B clips."""
     clips, frames, visible, _ = pixels.shape
     position = jax.lax.stop_gradient(self.position[...])[indices].astype(self.compute_dtype)
     x = (self.patch_embedding(pixels) + position).reshape(clips * frames, visible, self.width)

@@ -25,12 +25,12 @@ from synclipmae_jax.types import AUDIO_MARGIN, InputError
 Alignment = Literal["waveform", "feature", "feature_align_corners", "pool2"]
 ALIGNMENTS = ("waveform", "feature", "feature_align_corners", "pool2")
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
-STRIDES = (5, 2, 2, 2, 2, 2, 2)  # 320 samples a token; receptive field 400: N samples give (N - 400) // 320 + 1 tokens
+STRIDES = (5, 2, 2, 2, 2, 2, 2)  # 320 samples per token, receptive field 400: N samples -> (N - 400) // 320 + 1 tokens
 EPSILON = 1e-5
 
 
 class FeatureExtractor(nnx.Module):
-  """Seven strided convolutions, no bias, exact GELU; GroupNorm of one channel a group (over time) after the first."""
+  """Seven strided convolutions without bias, exact GELU; the first has GroupNorm over time, one channel per group."""
 
   def __init__(self, width: int, *, compute_dtype, rngs: nnx.Rngs):
     for i, (kernel, stride) in enumerate(zip(KERNELS, STRIDES, strict=True)):
@@ -65,19 +65,19 @@ class PostNormBlock(nnx.Module):
 
 
 class Wav2Vec2(nnx.Module):
-  """wav2vec 2.0 with one token a frame from every layer. The defaults are the base model (94.4 M parameters).
+  """wav2vec 2.0 with one token per frame from every layer. The defaults are the base model (94.4 M parameters).
 
-  `alignment`, how 50 tokens a second become the 25 of the video (paper, section 3.1, "resample the input waveform"):
-    waveform               the paper: the sound goes to 8 kHz, 320 samples a frame and 40 more at each end: every layer
-                           emits one token a frame, centred on it. The frozen model hears everything an octave up and
-                           twice as fast, and nothing above 4 kHz.
-    feature                16 kHz, 640 a frame and 40 more at each end; the mean of conv features 2t and 2t + 1.
-    feature_align_corners  the same features interpolated with align_corners=True, as Omni-Avatar/OmniAvatar does in
-                           OmniAvatar/models/wav2vec.py: a quarter of a frame early at the first token, drifting to a
-                           quarter late at the last.
-    pool2                  the same sound, the whole model at its native rate; the mean of hidden states 2t and 2t + 1.
+  `alignment` selects how 50 tokens per second become 25 (paper section 3.1, "resample the input waveform"):
+    waveform               The paper. The sound is resampled to 8 kHz: 320 samples per frame and 40 more at each end.
+                           Every layer then emits one token per frame, centred on the frame. The frozen model receives
+                           the sound one octave higher and twice as fast, without content above 4 kHz.
+    feature                16 kHz, 640 samples per frame and 40 more at each end; mean of conv features 2t and 2t + 1.
+    feature_align_corners  The same features, interpolated with align_corners=True as in Omni-Avatar/OmniAvatar
+                           (OmniAvatar/models/wav2vec.py). The first token is a quarter of a frame early, the last a
+                           quarter of a frame late.
+    pool2                  The same sound, the whole model at its native rate; mean of hidden states 2t and 2t + 1.
 
-  `include_embedding_output` puts the 13th state, the input of the first block, before the others.
+  `include_embedding_output` adds a 13th state, the input of the first block, before the others.
   Parameters are float32, hidden states `compute_dtype`. Raises InputError for an unknown alignment.
   """
 
@@ -140,7 +140,7 @@ class Wav2Vec2(nnx.Module):
     return rearrange(states, "l n t c -> n t l c")
 
   def conv_features(self, waveform: Float[Array, "n samples"]) -> Float[Array, "n tokens c"]:
-    """What the transformer is given, before its projection: Ta tokens (`pool2`: 2 * Ta) from 640 * Ta + 160 samples."""
+    """Conv features before their projection: Ta tokens (`pool2`: 2 * Ta) from 640 * Ta + 160 samples."""
     frames = frames_of(waveform)
     waveform = normalise(waveform)
     if self.alignment == "waveform":
@@ -152,13 +152,13 @@ class Wav2Vec2(nnx.Module):
       case "feature":
         return reduce(x, "n (t two) c -> n t c", "mean", two=2)
       case "feature_align_corners":
-        # Token t stands at t * (2 * Ta - 1) / (Ta - 1) = 2 * t + t / (Ta - 1) on the axis of the 2 * Ta features.
+        # Token t is at t * (2 * Ta - 1) / (Ta - 1) = 2 * t + t / (Ta - 1) on the axis of the 2 * Ta features.
         later = jnp.linspace(0, 1, frames, dtype=x.dtype)[:, None]
         return x[:, ::2] * (1 - later) + x[:, 1::2] * later
     return x
 
   def flops(self, frames: int) -> int:
-    """Forward FLOPs of one window of `frames` frames; the resampling filter is not counted."""
+    """Forward FLOPs of one window of `frames` frames, without the resampling filter."""
     length = frames if self.alignment == "waveform" else 2 * frames
     tokens = 2 * frames if self.alignment == "pool2" else frames
     convolutions = 0
@@ -173,14 +173,14 @@ class Wav2Vec2(nnx.Module):
 
 
 def halve_rate(waveform: Float[Array, "n samples"]) -> Float[Array, "n half"]:
-  """16 kHz -> 8 kHz: low-pass and every second sample, of an even number.
+  """16 kHz -> 8 kHz: low-pass filter, then every second sample. The number of samples is even.
 
-  The filter has an even number of taps, so output k lies midway between inputs 2k and 2k + 1, the middle of the
-  interval it stands for: no half-sample drift. What it misses beyond the ends touches only the margin.
+  The filter has an even number of taps, so output k is midway between inputs 2k and 2k + 1, at the centre of the
+  interval that it represents, without a half-sample offset. Missing samples beyond the ends affect the margin only.
   """
   taps = _low_pass()
   reach = len(taps) // 2 - 1
-  # Full precision: an accelerator would round the sound to bfloat16 here.
+  # Highest precision, because an accelerator would round the samples to bfloat16.
   return jax.lax.conv_general_dilated(
     waveform[:, None], jnp.asarray(taps[None, None], waveform.dtype), window_strides=(2,), padding=[(reach, reach)],
     precision=jax.lax.Precision.HIGHEST,
@@ -189,7 +189,7 @@ def halve_rate(waveform: Float[Array, "n samples"]) -> Float[Array, "n half"]:
 
 @functools.cache
 def _low_pass() -> np.ndarray:
-  """Kaiser-windowed sinc: flat (2e-4) to 3.3 kHz, -80 dB from 4 kHz on, the new Nyquist frequency; DC gain 1."""
+  """Kaiser-windowed sinc: flat (2e-4) up to 3.3 kHz, -80 dB from 4 kHz (the new Nyquist frequency) on; DC gain 1."""
   offset = np.arange(128) - 63.5
   taps = np.sinc(3_650 / 8_000 * offset) * np.kaiser(128, 8.0)
   return taps / taps.sum()

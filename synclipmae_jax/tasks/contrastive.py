@@ -1,4 +1,4 @@
-"""What the tasks share that learn by contrast from `types.ClipBatch`: their batch, their groups, their temperature."""
+"""Base class of the tasks with a contrastive loss on `types.ClipBatch`: batch shapes, groups and temperature."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from synclipmae_jax.types import Batch, InputError, Params, Task, audio_context_
 
 
 class ContrastiveTask(Task):
-  """The base of `Pretrain` and `SyncNetTask`; the temperature is the item `contrast`, in its logarithm.
+  """Base class of `Pretrain` and `SyncNetTask`. The logarithm of the temperature is the item `contrast`.
 
-  `frame_size`: pixels of a side of the records' frames. `clip_frames` T lie in the middle of `audio_frames` Ta of
-  sound. `negatives_clips`: clips whose tokens are each other's negatives; it is the task's `group`.
+  `frame_size` is the side of the frames of the records in pixels. The T = `clip_frames` frames are in the middle of
+  Ta = `audio_frames` frames of sound. `negatives_clips` is the number of clips whose tokens are negatives of each
+  other; it is the `group` of the task. Raises InputError for an invalid temperature or number of negatives.
   """
 
   examples_per_record = 2  # two disjoint windows
@@ -40,14 +41,14 @@ class ContrastiveTask(Task):
     self.frame_size, self.clip_frames, self.audio_frames = frame_size, clip_frames, audio_frames
     if negatives_clips < 2 or negatives_clips % 2:
       raise InputError(
-        "negatives_clips must be even and at least 2, since the two clips of a pair stay together; got"
+        "negatives_clips must be even and at least 2, because the two clips of a pair are in one group; got"
         f" {negatives_clips}"
       )
     self.group = negatives_clips
     self.temperature_init, self.temperature_range = temperature_init, temperature_range
 
   def init_contrast(self) -> Params:
-    """The item `contrast` as it begins."""
+    """Initial value of the item `contrast`."""
     return {"log_temperature": jnp.asarray(math.log(self.temperature_init), jnp.float32)}
 
   def temperature(self, trainable: Params) -> Float[Array, ""]:
@@ -60,7 +61,7 @@ class ContrastiveTask(Task):
     return {**trainable, "contrast": {"log_temperature": log_temperature}}
 
   def abstract_batches(self, batch_size: int) -> list[Batch]:
-    """All clips are of one length: one kind of batch, a `types.ClipBatch`."""
+    """One batch, a `types.ClipBatch`, because all clips have the same length."""
     shape: dict[str, Any] = {
       "frames": ((self.clip_frames, self.frame_size, self.frame_size, 3), jnp.uint8),
       "waveform": ((audio_context_samples(self.audio_frames),), jnp.float32),
@@ -71,12 +72,12 @@ class ContrastiveTask(Task):
     return [{name: jax.ShapeDtypeStruct((batch_size, *dims), dtype) for name, (dims, dtype) in shape.items()}]
 
   def count_items(self, batch: Batch) -> int:
-    """Frames."""
+    """Number of frames."""
     clips, frames = batch["frames"].shape[:2]
     return clips * frames
 
 
 def negatives_of(config: Mapping[str, Any]) -> int:
-  """`loss.negatives_clips` of a configuration, in which 0 stands for all clips of a micro-batch."""
+  """`loss.negatives_clips` of a configuration. The value 0 means all clips of a micro-batch."""
   train = config["train"]
   return config["loss"]["negatives_clips"] or train["batch_clips"] // max(train["accumulation"], 1)

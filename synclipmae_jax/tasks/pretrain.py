@@ -1,4 +1,4 @@
-"""Pretraining: masked reconstruction, audio-vocal contrast, decorrelation of the three factors (paper section 3.3)."""
+"""Pretraining: masked reconstruction, audio-vocal contrast and decorrelation of three factors (paper section 3.3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from synclipmae_jax.types import Batch, InputError, Params
 class Pretrain(ContrastiveTask):
   """The pretraining task (`types.Task`).
 
-  `weights`: of the terms `reconstruction`, `contrast`, `covariance`.
+  `weights` are the weights of the terms `reconstruction`, `contrast` and `covariance`. The other keyword arguments are
+  those of `losses` and `ContrastiveTask`. Raises InputError for an unknown value.
   """
 
   name = "pretrain"
@@ -65,12 +66,15 @@ class Pretrain(ContrastiveTask):
   def loss(
     self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
   ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
-    """Weighted sum of the terms, and each term by itself."""
+    """Weighted sum of the terms, and each term."""
     return self.objective(trainable, self.model.apply(trainable, frozen, batch, key))
 
   def objective(self, trainable: Params, outputs: Outputs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The losses of one forward pass. The covariance takes the identity tokens before the shuffle, and for its two
-    identity pairs the decoded frames (all of them in the paper)."""
+    """The losses of one forward pass.
+
+    The covariance uses the identity tokens before the shuffle. Its two pairs with identity use the decoded frames only
+    (in the paper, all frames are decoded).
+    """
     video, audio = losses.reconstruction(
       outputs.predicted, outputs.target, outputs.masked, patches=self.reconstruct_patches
     )
@@ -110,7 +114,7 @@ class Pretrain(ContrastiveTask):
     }
 
   def model_flops(self, batch: Batch) -> float:
-    """Of one training step; what is trained counts three times, the frozen speech encoder once."""
+    """FLOPs of one training step. Trained modules count three times, the frozen speech encoder once."""
     clips, width = batch["index"].shape[0], self.model.width
     frames, decoded = self.model.clip_frames, self.model.decode_frames
     tokens = self.group * frames
@@ -120,5 +124,5 @@ class Pretrain(ContrastiveTask):
 
 
 def from_config(config: Mapping[str, Any]) -> Pretrain:
-  """The task of a configuration (configs/pretrain.py) as nested dicts."""
+  """Builds the task of a configuration (configs/pretrain.py), given as nested dicts."""
   return Pretrain(build_model(config), **{**config["loss"], "negatives_clips": negatives_of(config)})

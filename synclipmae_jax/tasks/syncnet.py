@@ -1,11 +1,11 @@
-"""SyncNet trained from scratch on our records: the yardstick that has seen what our model has seen.
+"""SyncNet trained from scratch on the same records as SyncLipMAE, as a baseline with equal training data.
 
-The network is SyncNet v2 (`baselines.syncnet`). Its own loss, a margin on the distance of single pairs in and out of
-sync, is known to sit still for very long; in its place stands our contrast, in which all other windows of a group of
-clips are the negatives of each pair. It compares by cosine, as ours does, so the two differ in the model only; tokens
-trained so are to be compared by cosine too (`similarity`).
+The network is SyncNet v2 (`baselines.syncnet`). Its original loss, a margin on the distance of single pairs in and out
+of sync, is known to plateau for a long time. This task uses the contrastive loss of pretraining instead: the negatives
+of a pair are all other windows of a group of clips. The comparison is the cosine, as in SyncLipMAE, so that the two
+differ in the model only. Trained tokens must be compared by cosine (`similarity`).
 
-Batch norm is `baselines.batch_norm`'s: `tokens` refuses parameters whose statistics have not been measured.
+Batch norm is that of `baselines.batch_norm`: `tokens` rejects parameters whose statistics have not been measured.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, InputEr
 
 
 class SyncNetTask(ContrastiveTask):
-  """The training of SyncNet (`types.Task`); the item is `syncnet`, with `contrast` beside it.
+  """The training of SyncNet (`types.Task`). The trainable items are `syncnet` and `contrast`.
 
-  `image_size`, `scale`, `width`: of SyncNet, to whose image size the records' frames are resized. A clip of T frames
-  gives T - 4 pairs of windows.
+  `image_size`, `scale` and `width` are those of SyncNet. The frames of the records are resized to `image_size`. A clip
+  of T frames gives T - 4 pairs of windows. Raises InputError if the clip or its sound is too short.
   """
 
   name = "syncnet"
   similarity = "cosine"
-  rules: Rules = (("", PartitionSpec()),)  # 14 M parameters: a copy everywhere
+  rules: Rules = (("", PartitionSpec()),)  # 14 M parameters: replicated on all devices
 
   def __init__(
     self,
@@ -66,7 +66,7 @@ class SyncNetTask(ContrastiveTask):
     if clip_frames < CONTEXT or audio_frames < clip_frames + 2:
       raise InputError(
         f"SyncNet needs clips of at least {CONTEXT} frames, not {clip_frames}, and at least one frame of sound beyond"
-        f" each end of them, {clip_frames + 2} in all, not {audio_frames}"
+        f" each end, {clip_frames + 2} in total, not {audio_frames}"
       )
     self.sizes: dict[str, Any] = {"image_size": image_size, "scale": scale, "width": width}
     self.module = Functional(lambda rngs: SyncNet(rngs=rngs, **self.sizes))
@@ -77,7 +77,7 @@ class SyncNetTask(ContrastiveTask):
   def loss(
     self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
   ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
-    """The contrast of all whole windows, by the statistics of this batch. Nothing here is drawn at random."""
+    """Contrastive loss of all whole windows, with the batch norm statistics of this batch. Does not use `key`."""
     model = self.module.bind(trainable["syncnet"])
     temperature = self.temperature(trainable)
     audio, lips = self._windows(model, batch)
@@ -86,12 +86,12 @@ class SyncNetTask(ContrastiveTask):
     return contrast.loss, metrics
 
   def _windows(self, model: SyncNet, batch: Batch) -> tuple[Float[Array, "b w d"], Float[Array, "b w d"]]:
-    """(audio, lips) of the W = T - 4 windows of every clip, with the statistics of the batch."""
+    """(audio, lips) of the W = T - 4 windows of every clip, with the batch norm statistics of the batch."""
     lips = model.embed_lips(batch["frames"].astype(jnp.float32), training=True)
     windows = self.clip_frames - CONTEXT + 1
     columns = COLUMNS_PER_FRAME * (windows - 1) + COLUMNS
     lead = (self.audio_frames - self.clip_frames) // 2
-    # One column ahead is heard and dropped: its pre-emphasis lacks the sample before it.
+    # One extra column is computed at the start and dropped, because its pre-emphasis lacks the previous sample.
     start = AUDIO_MARGIN + SAMPLES_PER_FRAME * lead - HOP
     heard = batch["waveform"][:, start : start + HOP * columns + WINDOW]
     with jax.default_matmul_precision("highest"):
@@ -99,7 +99,7 @@ class SyncNetTask(ContrastiveTask):
     return model.embed_audio(coefficients, training=True), lips
 
   def calibrate(self, trainable: Params, batches: Iterable[Batch]) -> Params:
-    """The same parameters with measured statistics (`baselines.batch_norm`). Raises InputError without a batch."""
+    """The parameters with measured statistics (`baselines.batch_norm`). Raises InputError without a batch."""
     heard_and_seen = ({name: batch[name] for name in ("frames", "waveform")} for batch in batches)
     return {**trainable, "syncnet": batch_norm.calibrate(self._statistics, trainable["syncnet"], heard_and_seen)}
 
@@ -108,13 +108,13 @@ class SyncNetTask(ContrastiveTask):
     return batch_norm.statistics(self.module, self._windows)
 
   def tokens(self, params: Params) -> SyncNetTokens:
-    """The model with calibrated parameters, as the synchronisation protocol takes it. Raises InputError for others."""
+    """The model for the synchronisation evaluation. Raises InputError if the parameters are not calibrated."""
     if not batch_norm.is_calibrated(params["syncnet"]):
-      raise InputError("the statistics of this SyncNet's batch norm have not been measured yet (SyncNetTask.calibrate)")
+      raise InputError("the batch norm statistics of this SyncNet have not been measured yet (SyncNetTask.calibrate)")
     return SyncNetTokens(params["syncnet"], similarity=self.similarity, **self.sizes)
 
   def model_flops(self, batch: Batch) -> float:
-    """Of one training step: both towers on every window and the table of their products, three times the forward."""
+    """FLOPs of one training step: three times the forward pass of both towers on every window and of the logits."""
     clips = batch["index"].shape[0]
     windows = self.clip_frames - CONTEXT + 1
     tokens = self.group * windows
@@ -127,7 +127,7 @@ class SyncNetTask(ContrastiveTask):
 
 
 def from_config(config: Mapping[str, Any]) -> SyncNetTask:
-  """The task of a configuration (configs/syncnet.py) as nested dicts."""
+  """Builds the task of a configuration (configs/syncnet.py), given as nested dicts."""
   data = config["data"]
   shapes = dict(
     frame_size=data["image_size"], clip_frames=data["clip_frames"], audio_frames=data["audio_frames"]

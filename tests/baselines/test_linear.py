@@ -12,7 +12,7 @@ from synclipmae_jax.types import EvalClip
 
 
 def talking_bars(rng, *, frames: int = 80, lag: int = 0, size: int = 32, landmarks: bool = True) -> EvalClip:
-  """Four tones, the logarithm of each amplitude the grey of one bar of the mouth; the background flickers."""
+  """Four tones. The grey of a bar of the mouth is the logarithm of the amplitude of a tone. The background is noise."""
   level = rng.uniform(-1.5, 1.5, size=(frames + 2 * abs(lag), 4))
   heard, seen = level[abs(lag) :][:frames], level[abs(lag) - lag :][:frames]
   pictures = rng.integers(0, 255, size=(frames, size, size, 3))
@@ -68,7 +68,7 @@ def test_cca_survives_constant_columns():
   assert np.isfinite(linear.fit_cca(x, np.random.default_rng(2).normal(size=(50, 2))).x_weights).all()
 
 
-def test_log_mel_is_centred_on_the_frame_and_free_of_level():
+def test_log_mel_is_centred_on_the_frame_and_independent_of_level():
   wave = np.zeros(640 * 20, np.float32)
   wave[640 * 7 + 320] = 0.5  # the middle of frame 7
   mel = linear.log_mel(wave, 20)
@@ -82,10 +82,10 @@ def test_log_mel_is_centred_on_the_frame_and_free_of_level():
 def test_crop_averages_the_area_it_covers():
   clip = talking_bars(np.random.default_rng(3))
   gradient = np.broadcast_to(np.arange(32, dtype=np.uint8)[:, None, None] * 8, (80, 32, 32, 3)).copy()
-  gradient[1::2] = 0  # so that the mean of the clip is known
+  gradient[1::2] = 0  # makes the mean of the clip known
   pixels = linear.mouth_pixels(dataclasses.replace(clip, frames=gradient)).reshape(80, 24, 24)
   x, y, side = linear.mouth_region(clip)
-  assert (x, y, side) == pytest.approx((16, 23, 18))  # 1.5 x the longer side of 12 x 10 pixels, pulled inside later
+  assert (x, y, side) == pytest.approx((16, 23, 18))  # 1.5 x the longer side of 12 x 10 pixels, before clipping
   top = 32 - 18
   centres = top + 18 * (np.arange(24) + 0.5) / 24 - 0.5
   np.testing.assert_allclose(2 * pixels[0, :, 5] * 255, 8 * centres, atol=4.1)
@@ -95,7 +95,7 @@ def test_crop_averages_the_area_it_covers():
   assert np.flatnonzero(weights.sum(axis=0)).tolist() == list(range(10, 22))
 
 
-def test_face_prior_stands_in_where_no_mouth_is_known():
+def test_face_prior_replaces_an_unknown_mouth():
   clip = talking_bars(np.random.default_rng(4), landmarks=False)
   x, y, side = linear.mouth_region(clip)
   assert (x, y, side) == pytest.approx((0.5 * 32, (0.2 + 0.78 * 0.7) * 32, 0.5 * 0.6 * 32), rel=1e-5)
@@ -110,7 +110,7 @@ def test_planted_linear_relation_is_recovered_on_unseen_clips(landmarks):
     found = score(fits.pixels, talking_bars(rng, lag=lag, landmarks=landmarks))
     assert found["acc/k1"] > 0.35 and found["acc/k5"] > 0.95 and found["offset/k15"] < 0.1
     assert score(fits.parameters, talking_bars(rng, lag=lag))["acc/k5"] > 0.95
-  assert fits.parameters.video_weights.shape == (4, 4)  # the ambient column is not among the mouth's
+  assert fits.parameters.video_weights.shape == (4, 4)  # the ambient column is excluded
 
 
 def test_training_clips_are_paired_by_their_true_lag():

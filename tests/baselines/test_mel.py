@@ -20,7 +20,7 @@ def test_columns_and_range(options):
 
 
 def test_a_tone_is_in_its_band_at_its_level():
-  """The band's centre in Hz, and 8 units for 100 dB."""
+  """The centre of the band in Hz, and 8 units per 100 dB."""
   quiet, loud = (log_mel(tone(1000, amplitude), **PLAIN)[:, 10:20].mean(axis=1) for amplitude in (0.005, 0.05))
   edges = np.linspace(55 * 3 / 200, 15 + np.log(7.6) * 27 / np.log(6.4), 82)  # Slaney: linear below 1 kHz
   assert abs(quiet.argmax() - np.abs(edges[1:-1] - 15).argmin()) <= 1
@@ -36,7 +36,7 @@ def test_a_column_is_centred_on_its_samples():
   assert (level[[7, 17]] == -4).all()  # its window is 800 samples
 
 
-def test_the_two_differ_by_the_emphasis_inside_and_the_padding_at_the_ends():
+def test_pre_emphasis_and_padding():
   wave = tone(300, 0.3)
   plain, zeros = log_mel(wave, **PLAIN), log_mel(wave, **PLAIN | {"pad_mode": "constant"})
   np.testing.assert_array_equal(plain[:, 2:-2], zeros[:, 2:-2])

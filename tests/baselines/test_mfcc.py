@@ -1,4 +1,4 @@
-"""Against python_speech_features itself (tests/golden/make_mfcc.py)."""
+"""MFCC against values of python_speech_features (tests/golden/make_mfcc.py)."""
 
 import pathlib
 
@@ -20,7 +20,7 @@ def test_equals_the_package(golden):
   found = mfcc(golden["samples"])
   assert found.shape == golden["mfcc"].shape == (1 + -(-(len(golden["samples"]) - 400) // 160), 13)
   np.testing.assert_allclose(found, golden["mfcc"], rtol=1e-9, atol=1e-9)
-  assert np.ptp(golden["mfcc"]) > 50  # silence and full scale are both in it
+  assert np.ptp(golden["mfcc"]) > 50  # it contains silence and full scale
 
 
 def test_less_than_one_window(golden):
@@ -30,7 +30,7 @@ def test_less_than_one_window(golden):
 def test_on_the_device_in_float32(golden):
   samples = golden["samples"].astype(np.float32)
   found = jax.jit(lambda x: mfcc(x, xp=jnp))(np.stack([samples, samples[::-1]]))
-  loud = golden["mfcc"][:, 0] > -30  # in silence only the floor is left
+  loud = golden["mfcc"][:, 0] > -30  # in silence there is only the floor
   assert 0.5 < loud.mean() < 1
   np.testing.assert_allclose(found[0][loud], golden["mfcc"][loud], atol=2e-2)
   np.testing.assert_allclose(found[1][3], mfcc(samples[::-1])[3], atol=2e-2)

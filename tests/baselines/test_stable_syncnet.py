@@ -30,7 +30,7 @@ def random_params(model):
 # Windows
 
 
-def test_windows_are_centred_and_the_nearest_whole_one_at_the_ends():
+def test_windows_are_centred_and_clamped_at_the_ends():
   rows = picture_rows(30, 16)
   np.testing.assert_array_equal(rows[8:23], np.arange(15)[:, None] + np.arange(16))
   assert (rows[:8] == rows[8]).all() and (rows[23:] == rows[22]).all()
@@ -38,7 +38,7 @@ def test_windows_are_centred_and_the_nearest_whole_one_at_the_ends():
 
 
 @pytest.mark.parametrize(("length", "columns"), [(16, 52), (5, 16)])
-def test_the_sound_of_a_window_begins_with_its_pictures(length, columns):
+def test_the_sound_of_a_window_starts_with_its_pictures(length, columns):
   frames = 40
   mel = np.arange(1 + 640 * frames // 200)[None].astype(np.float32)
   windows = mel_windows(mel, frames, length=length, columns=columns)
@@ -62,7 +62,7 @@ def test_chunks_are_rejoined_and_compiled_once():
 
 @pytest.mark.parametrize(("method", "antialias"), [("cubic", True), ("linear", False)])
 def test_the_face_fills_the_picture(method, antialias):
-  """A gradient over the region, whose ends are known; the box is the median of the clip."""
+  """A gradient over a region with known ends. The box is the median of the clip."""
   frames = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 3, (5, 64, 64, 3)).copy()
   clip = clip_of(frames, box=(0.25, 0.25, 0.75, 0.75))
   jitter = clip.face_box + np.float32([-0.1, 0.2, 0, 0.1, -0.2])[:, None]
@@ -84,8 +84,7 @@ def test_the_face_fills_the_picture(method, antialias):
   [(2, (8, 12), (4, 6)), ((1, 2), (8, 12), (8, 6)), ((2, 1), (8, 12), (4, 12)), ((2, 3), (2, 3), (1, 1))],
 )
 def test_the_padding_of_the_strided_convolution(factor, shape, expected):
-  """An output is that of its 3 x 3 inputs, counted from the input at its stride: no padding in front along an axis
-  with a stride, one zero along one without."""
+  """Output i depends on the 3 x 3 inputs from i * stride on: an axis of stride 1 has one zero in front, others none."""
   strides = (factor, factor) if isinstance(factor, int) else factor
   conv = Residual(32, 32, factor, rngs=nnx.Rngs(0)).downsample
   x = np.random.RandomState(0).standard_normal((1, *shape, 32)).astype(np.float32)
@@ -97,7 +96,7 @@ def test_the_padding_of_the_strided_convolution(factor, shape, expected):
     np.testing.assert_allclose(found[0, i, j], np.einsum("hwc,hwcd->d", patch, conv.kernel[...]), atol=2e-5)
 
 
-def test_a_block_without_a_stride_keeps_what_its_convolutions_add_nothing_to():
+def test_a_block_of_factor_1_with_zero_convolution_is_the_identity():
   block = Residual(32, 32, 1, rngs=nnx.Rngs(0))
   assert block.shortcut is None and block.downsample is None
   block.conv2.kernel[...] = jnp.zeros_like(block.conv2.kernel[...])
@@ -105,7 +104,7 @@ def test_a_block_without_a_stride_keeps_what_its_convolutions_add_nothing_to():
   np.testing.assert_array_equal(block(x), x)
 
 
-def test_attention_does_not_see_where_a_position_is():
+def test_attention_is_equivariant_to_the_order_of_positions():
   block = Functional(lambda rngs: Attention(32, rngs=rngs))
   params = random_params(block)
   run = jax.jit(lambda params, x: block.bind(params)(x))
@@ -124,11 +123,11 @@ def test_vectors_are_of_length_one_and_not_negative():
   np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
 
 
-# The judge
+# The model on clips
 
 
 class Means(nnx.Module):
-  """Stands in for the network: what it is given, averaged."""
+  """Replaces the network: means of its inputs."""
 
   def __init__(self):
     self.factor = nnx.Param(jnp.ones(()))
@@ -140,10 +139,10 @@ class Means(nnx.Module):
     return self.factor * pictures.mean(axis=(2, 3))[:, :, :2].reshape(len(pictures), -1)
 
 
-def test_a_clip_gives_one_token_a_frame_of_what_surrounds_it():
+def test_a_clip_gives_one_token_per_frame_from_the_window_around_it():
   model = Functional(lambda rngs: Means())
   frames = np.zeros((30, 32, 32, 3), np.uint8)
-  frames[:, 16:] = np.arange(30, dtype=np.uint8)[:, None, None, None] * 8  # the lower half tells the time
+  frames[:, 16:] = np.arange(30, dtype=np.uint8)[:, None, None, None] * 8  # grey of the lower half = frame
   frames[..., 2] = 255
   wave = np.zeros(640 * 30, np.float32)
   wave[640 * 20 + 100 :][:200] = 0.5
@@ -151,7 +150,7 @@ def test_a_clip_gives_one_token_a_frame_of_what_surrounds_it():
   audio, visual = StableSyncNetJudge(model, model.init(jax.random.key(0)), chunk=7).embed(clip)
   assert audio.shape == (30, 52) and visual.shape == (30, 32)
   np.testing.assert_allclose(visual[:, ::2], picture_rows(30, 16) * 8 / 127.5 - 1, atol=0.01)
-  # The click is 20.2 frames into the clip, where the window of frame 18, from 10 on, has its column 32.
+  # The click is 20.2 frames into the clip, at column 32 of the window of frame 18, which starts at frame 10.
   assert abs(audio[18].argmax() - 33) <= 1
   assert StableSyncNetJudge.similarity == "cosine"
   assert stable_syncnet.lower_faces(clip).shape == (30, 128, 256, 3)

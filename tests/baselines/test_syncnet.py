@@ -1,4 +1,4 @@
-"""SyncNet's windows on the clock of the clip. Its arithmetic: tests/parity/test_syncnet_parity.py."""
+"""Times of the windows of SyncNet. Its arithmetic is tested in tests/parity/test_syncnet_parity.py."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def cut(clip, start, stop):
   return dataclasses.replace(clip, frames=clip.frames[start:stop], waveform=clip.waveform[640 * start : 640 * stop])
 
 
-def test_a_token_for_every_frame_at_the_middle_of_its_window(tokens, clip):
+def test_one_token_per_frame_from_the_window_centred_on_it(tokens, clip):
   audio, lips = tokens.embed(clip)
   whole_audio, whole_lips = tokens.windows(clip)
   assert audio.shape == lips.shape == (FRAMES, 6) and len(whole_audio) == len(whole_lips) == FRAMES - 5
@@ -48,7 +48,7 @@ def test_a_token_for_every_frame_at_the_middle_of_its_window(tokens, clip):
     assert (audio[edge] == audio[nearest]).all() and (lips[edge] == lips[nearest]).all()
 
 
-def test_a_token_sees_its_five_frames_and_no_other(tokens, clip):
+def test_a_token_depends_on_its_five_frames_only(tokens, clip):
   _, before = tokens.embed(clip)
   frames = clip.frames.copy()
   frames[15] = 255 - frames[15]
@@ -58,8 +58,8 @@ def test_a_token_sees_its_five_frames_and_no_other(tokens, clip):
 
 
 @pytest.mark.parametrize("sample, first", [(100, 12), (300, 13)])
-def test_a_token_hears_what_stands_beside_its_frames(tokens, clip, sample, first):
-  """20 columns from the first frame on are 0.215 s of sound: its five frames' 0.2 s, and 240 samples of the next."""
+def test_a_token_depends_on_the_sound_of_its_frames_only(tokens, clip, sample, first):
+  """20 columns from the first frame on are 0.215 s of sound: 0.2 s of the five frames, and 240 samples of the next."""
   before, _ = tokens.embed(clip)
   waveform = clip.waveform.copy()
   waveform[640 * 15 + sample : 640 * 15 + sample + 40] += 0.5
@@ -68,7 +68,7 @@ def test_a_token_hears_what_stands_beside_its_frames(tokens, clip, sample, first
   np.testing.assert_array_equal(changed, range(first, 18))
 
 
-def test_chunks_do_not_show(tokens, clip, monkeypatch):
+def test_the_size_of_chunks_has_no_effect(tokens, clip, monkeypatch):
   whole = tokens.windows(clip)  # two chunks
   assert FRAMES - 5 > syncnet.CHUNK
   monkeypatch.setattr(syncnet, "CHUNK", 7)
@@ -76,8 +76,8 @@ def test_chunks_do_not_show(tokens, clip, monkeypatch):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_windows_are_embedded_one_by_one(tokens, clip):
-  """The towers on single windows: 5 frames, and the columns of the whole clip's MFCC."""
+def test_windows_equal_single_windows(tokens, clip):
+  """The towers on single windows: 5 frames, and columns of the MFCC of the whole clip."""
   audio, lips = tokens.windows(clip)
   columns = mfcc(int16_scale(clip.waveform)).astype(np.float32)
   for t in (0, 11, FRAMES - 6):
@@ -85,7 +85,7 @@ def test_windows_are_embedded_one_by_one(tokens, clip):
     np.testing.assert_allclose(tokens._audio(columns[None, 4 * t : 4 * t + 20])[0, 0], audio[t], rtol=1e-4, atol=1e-6)
 
 
-def test_pictures_are_seen_as_bgr_and_resized(tokens, clip):
+def test_pictures_are_converted_to_bgr_and_resized(tokens, clip):
   twice = np.repeat(np.repeat(clip.frames[:6], 2, axis=1), 2, axis=2)
   grown = dataclasses.replace(cut(clip, 0, 6), frames=twice)
   np.testing.assert_allclose(tokens.windows(grown)[1], tokens.windows(cut(clip, 0, 6))[1], rtol=1e-4, atol=1e-6)

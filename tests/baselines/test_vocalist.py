@@ -28,7 +28,7 @@ def test_a_position_whose_first_channel_is_zero_counts_as_padding():
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(5, 16), (16, 5), (6, 6)])
-def test_a_query_sees_no_key_further_than_the_difference_of_lengths(queries, keys):
+def test_the_causal_mask_has_an_offset_of_the_difference_of_lengths(queries, keys):
   transformer = Functional(lambda rngs: Transformer(16, 2, rngs=rngs))
   params = jax.tree.map(lambda leaf: 0.3 * normal(*leaf.shape), transformer.abstract)
   x, context = jnp.asarray(1 + normal(1, queries, 16)), 1 + normal(1, keys, 16, seed=1)
@@ -61,7 +61,7 @@ def test_the_shapes_of_the_prenets(model):
   assert [shape.shape for shape in shapes] == [(3, 16, 16), (3, 5, 16)]
 
 
-def test_scores_of_pairs_do_not_depend_on_their_company(model):
+def test_scores_of_pairs_do_not_depend_on_the_batch(model):
   params = jax.tree.map(lambda leaf: 0.3 * normal(*leaf.shape), model.abstract)
   judge = VocalistJudge(model, params, chunk=1)
   audio, video = normal(11, 16, 16), normal(11, 5, 16, seed=1)
@@ -71,7 +71,7 @@ def test_scores_of_pairs_do_not_depend_on_their_company(model):
 
 
 class Levels(nnx.Module):
-  """Stands in for the network: loudness against redness. `seen` counts what went through its prenets."""
+  """Replaces the network: a pair scores minus the difference of loudness and redness."""
 
   def __init__(self):
     self.factor = nnx.Param(jnp.ones(()))
@@ -87,7 +87,7 @@ class Levels(nnx.Module):
 
 
 def talking(lag=0, frames=60, seed=0):
-  """A face that reddens with the sound, `lag` frames late."""
+  """A clip whose redness follows the loudness `lag` frames later."""
   level = np.random.RandomState(seed).uniform(size=frames + 2 * abs(lag))
   level = np.convolve(level, np.ones(3) / 3, mode="same")
   level = (level - level.min()) / np.ptp(level)
@@ -109,7 +109,7 @@ def judge():
   return VocalistJudge(model, model.init(jax.random.key(0)), chunk=16)
 
 
-def test_a_pair_and_a_lag_are_one_and_the_same(judge):
+def test_pair_scores_equal_lag_scores(judge):
   clip, other = talking(), talking(seed=3)
   rows = judge.lag_scores(clip)
   assert rows.shape == (30, 31)
@@ -124,7 +124,7 @@ def test_a_pair_and_a_lag_are_one_and_the_same(judge):
 
 
 @pytest.mark.parametrize("lag", [0, 4, -7])
-def test_lags_have_the_sign_of_the_late_picture(judge, lag):
+def test_a_positive_lag_means_that_the_video_lags(judge, lag):
   best = judge.lag_scores(talking(lag)).mean(axis=0).argmax() - 15
   assert best == lag
 
@@ -134,7 +134,7 @@ def test_too_few_frames(judge):
     judge.lag_scores(talking(frames=30))
 
 
-def test_pictures_are_lower_halves_blue_first():
+def test_pictures_are_lower_halves_in_bgr():
   clip = talking()
   pictures = vocalist.lower_faces(clip)
   assert pictures.shape == (60, 48, 96, 3)

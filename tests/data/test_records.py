@@ -132,7 +132,7 @@ def test_records_of_an_earlier_form_are_refused_by_name_and_made_anew(prepared, 
   description = json.loads((older / "dataset_info.json").read_text())
   (older / "dataset_info.json").write_text(json.dumps(description | {"version": "1.0.0"}))
   for directory in (tmp_path / "out", older):
-    with pytest.raises(InputError, match="form 1.0.0, .* reads 2.0.0: run the same `synclipmae prepare` again"):
+    with pytest.raises(InputError, match="version 1.0.0, .* 2.0.0 is required: run the same `synclipmae prepare`"):
       records.open_records(directory, split="train")
   renewed = records.write_records(tmp_path / "out", stamp={"size": 32})
   assert records.find_records(tmp_path / "out") == renewed and len(records.open_records(renewed, split="train"))

@@ -26,14 +26,14 @@ def loudness(clip):
 
 
 def lag_of(opening, level):
-  """The lag, in frames, at which the mouth's opening follows the loudness best; positive: the mouth comes late."""
+  """The lag in frames with the largest correlation of mouth opening and loudness; positive: the mouth lags."""
   lags = range(-15, 16)
   inside = slice(15, len(level) - 15)
   return max(lags, key=lambda lag: np.corrcoef(np.roll(opening, -lag)[inside], level[inside])[0, 1])
 
 
 def decode(path):
-  """Frames [T, S, S, 3] and the sound placed by its timestamps."""
+  """Frames [T, S, S, 3], and the sound at its timestamps."""
   with av.open(str(path)) as container:
     frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
   sound = np.zeros(SAMPLES_PER_FRAME * len(frames) + 4096, np.float32)
@@ -52,7 +52,7 @@ def small(tmp_path_factory):
   return out
 
 
-def test_the_parameters_of_the_first_clips_are_those_of_this_version():
+def test_the_parameters_of_the_first_clips_match_the_version():
   assert corpus.VERSION == "1.0.0"
   assert parameter_hash(seed=0, seconds=6) == "45919d4ee7b4288af2e3d6aa00d2ffc8e69004d2b46547a004161f2b25e96bfa"
 
@@ -88,7 +88,7 @@ def test_the_occluder_is_kept_for_the_test_split():
   assert hidden["train"] == 0 and 0.15 < hidden["test"] < 0.45
 
 
-def test_faces_and_ambient_motion_tell_nothing_of_the_speech():
+def test_faces_and_ambient_motion_are_independent_of_the_speech():
   drawn = [make_clip(i, seed=0, split="train", seconds=4) for i in range(clips.PEOPLE["train"])]
   face = np.array([clip.face for clip in drawn])
   pitch = np.array([clip.voice_parameters for clip in drawn])
@@ -103,7 +103,7 @@ def test_faces_and_ambient_motion_tell_nothing_of_the_speech():
     assert abs(np.corrcoef(track, opening)[0, 1]) < 0.06, name
 
 
-def test_the_same_face_may_say_anything_in_any_voice():
+def test_a_face_has_several_texts_and_voices():
   first, again = (make_clip(i, seed=0, split="train", seconds=3) for i in (5, 5 + clips.PEOPLE["train"]))
   assert first.identity == again.identity and first.text != again.text and first.voice != again.voice
   np.testing.assert_array_equal(first.face, again.face)
@@ -116,7 +116,7 @@ def test_the_mouth_neither_leads_nor_lags_the_sound_in_training():
   assert abs(np.mean(measured)) < 0.5 and np.median(measured) == 0
 
 
-def test_a_positive_lag_shows_the_picture_late():
+def test_a_positive_lag_means_that_the_video_lags():
   drawn = [make_clip(i, seed=0, split="test", seconds=6) for i in range(40)]
   lags = [clip.lag for clip in drawn]
   assert all(lag == 0 for lag in lags[::2])
@@ -143,7 +143,7 @@ def test_phones_follow_the_text():
   assert level[silent].mean() < level[~silent].mean() - 1
 
 
-def test_words_are_where_their_phones_sound():
+def test_word_times_match_the_phones():
   for index in range(5):
     clip = make_clip(index, seed=0, split="test", seconds=6)
     words = clip.score.words
@@ -151,15 +151,15 @@ def test_words_are_where_their_phones_sound():
     assert all(a.end <= b.start for a, b in itertools.pairwise(words)) and 0 < words[0].start < words[-1].end < 6
     sounding = [phones.NAMES[k] for k in clip.phones]
     for word in words:
-      first, last = math.ceil(25 * word.start - 0.5), math.ceil(25 * word.end - 0.5)  # frames whose middle is inside
+      first, last = math.ceil(25 * word.start - 0.5), math.ceil(25 * word.end - 0.5)  # frames with their middle inside
       heard = [name for name, _ in itertools.groupby(sounding[first:last])]
       spelled = iter(grammar.PRONUNCIATION[word.label])
-      assert heard and all(name in spelled for name in heard), "a phone may be shorter than a frame"
+      assert heard and all(name in spelled for name in heard)  # a phone can be shorter than a frame
     spoken = sum(word.end - word.start for word in words)
     assert spoken == pytest.approx(6 * np.mean(clip.phones != phones.SILENCE), abs=0.3)
 
 
-def test_labels_are_true_of_the_motion():
+def test_labels_match_the_motion():
   drawn = [make_clip(i, seed=0, split="train", seconds=6) for i in range(200)]
   column = dict(zip(AMBIENT, np.transpose([clip.ambient.mean(axis=0) for clip in drawn]), strict=True))
   expression = np.array([clip.expression for clip in drawn])
@@ -170,7 +170,7 @@ def test_labels_are_true_of_the_motion():
   np.testing.assert_array_equal(winks, ["wink" in clip.actions for clip in drawn])
 
 
-def test_files_decode_and_the_sidecars_fit_them(small):
+def test_files_decode_and_match_their_sidecar_files(small):
   description = json.loads((small / "corpus.json").read_text())
   assert description["splits"] == {"train": 2, "test": 2} and description["size"] == 48
   assert description["truth_names"] == list(clips.TRUTH_NAMES)
@@ -193,10 +193,10 @@ def test_files_decode_and_the_sidecars_fit_them(small):
       faces = np.load(stem.with_suffix(".faces.npz"))
       assert faces["boxes"].shape == (50, 4) and faces["landmarks"].shape == (50, len(geometry.LANDMARKS), 2)
       heard = sound[: clip.frames * SAMPLES_PER_FRAME]
-      assert np.corrcoef(heard, clip.waveform())[0, 1] > 0.9  # AAC, but in its place
+      assert np.corrcoef(heard, clip.waveform())[0, 1] > 0.9  # lossy AAC at the right time
 
 
-def test_lips_are_where_the_landmarks_say():
+def test_lips_are_at_their_landmarks():
   from synclipmae_jax.data.synthtalk.render import render
 
   clip = make_clip(0, seed=0, split="train", seconds=2)
@@ -223,7 +223,7 @@ def test_lips_are_where_the_landmarks_say():
   assert (redness(lip) > 1.15 * redness(nose)).all()
 
 
-def test_rendering_repeats_to_the_bit():
+def test_rendering_is_bit_identical():
   from synclipmae_jax.data.synthtalk.render import render
 
   clip = make_clip(1, seed=0, split="test", seconds=2)
@@ -246,7 +246,7 @@ def test_an_interrupted_corpus_is_resumed(small, tmp_path):
   done = small / "corpus.json"
   before = {path: path.stat().st_mtime_ns for path in small.rglob("*.*")}
   assert write_corpus(small, **settings) == done
-  done.rename(small / "corpus.unfinished.json")  # as it was in the middle of the run
+  done.rename(small / "corpus.unfinished.json")  # the name during the run
   lost = small / "test" / "test_00001.mp4"
   content = lost.read_bytes()
   lost.unlink()
@@ -267,7 +267,7 @@ def test_another_corpus_in_the_folder_is_refused(small):
   [{"clips": {"dev": 1}}, {"clips": {"train": 0}}, {"size": 47}, {"seconds": 0.5}],
   ids=lambda wrong: next(iter(wrong)),
 )
-def test_impossible_corpora_are_refused(tmp_path, wrong):
+def test_invalid_arguments_are_refused(tmp_path, wrong):
   settings = dict(clips={"train": 1}, seconds=2, size=48, seed=0, workers=1, progress=False)
   with pytest.raises(InputError):
     write_corpus(tmp_path, **(settings | wrong))

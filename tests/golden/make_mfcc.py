@@ -1,4 +1,4 @@
-"""Writes mfcc.npz: what python_speech_features 0.6 makes of a second of sound.
+"""Writes mfcc.npz: one second of sound and its MFCC by python_speech_features 0.6.
 
     python tests/golden/make_mfcc.py        (needs python_speech_features and numpy)
 """
@@ -12,7 +12,7 @@ import python_speech_features
 
 
 def sound() -> np.ndarray:
-  """int16: a chirp under noise, digital silence, a burst at full scale."""
+  """int16: a chirp with noise, digital silence, a burst at full scale."""
   random = np.random.default_rng(0)
   time = np.arange(5_000) / 16_000
   chirp = 8_000 * np.sin(2 * np.pi * (200 + 4_000 * time) * time) + 500 * random.standard_normal(len(time))

@@ -6,7 +6,7 @@ import pytest
 from synclipmae_jax.metrics.bootstrap import clip_bootstrap
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
+def test_interval_covers_the_mean_in_about_95_percent():
   rng = np.random.default_rng(0)
   values = rng.exponential(size=(40, 400))  # 400 experiments of 40 clips, true mean 1
   covered = [e.low <= 1.0 <= e.high for e in clip_bootstrap(values)]
@@ -29,7 +29,7 @@ def test_weights_give_the_mean_over_queries_and_ignore_undefined_clips():
   assert 0 <= first.low <= 0.75 <= first.high <= 1 and 0 <= second.low <= 0.75 <= second.high <= 1
 
 
-def test_a_fixed_seed_and_what_is_not_defined():
+def test_the_seed_is_fixed_and_undefined_values_are_nan():
   values = np.random.default_rng(2).normal(size=(10, 2))
   assert clip_bootstrap(values) == clip_bootstrap(values)
   assert clip_bootstrap(values) != clip_bootstrap(values, seed=1)

@@ -10,14 +10,14 @@ from synclipmae_jax.metrics.lse import LseState
 
 
 def pair(rng, *, windows: int, lag: int, noise: float = 0.3, width: int = 24):
-  """What is heard in window t is seen in window t + lag."""
+  """Vectors of clips in which the picture of window t + lag belongs to the sound of window t."""
   source = rng.normal(size=(windows + 2 * abs(lag), width)) + 2.0
   audio, lips = source[abs(lag) :][:windows], source[abs(lag) - lag :][:windows]
   return audio, lips + noise * rng.normal(size=lips.shape)
 
 
 def script(lips, audio, vshift=15):
-  """The loop of SyncNetInstance.py, number by number: (AV offset, min dist, confidence, mdist)."""
+  """The loop of SyncNetInstance.py in plain Python: (AV offset, min dist, confidence, mdist)."""
   width = len(lips[0])
   padded = [[0.0] * width] * vshift + [list(row) for row in audio] + [[0.0] * width] * vshift
   dists = []
@@ -30,7 +30,7 @@ def script(lips, audio, vshift=15):
 
 
 @pytest.mark.parametrize("windows, lag", [(60, 0), (60, 7), (45, -11), (20, 3), (1, 0)])
-def test_syncnet_is_what_the_script_computes(windows, lag):
+def test_syncnet_equals_the_script(windows, lag):
   audio, lips = pair(np.random.default_rng(windows + lag), windows=windows, lag=lag)
   offset, distance, confidence, mdist = script(lips, audio)
   state = LseState.from_syncnet("clip", audio, lips)
@@ -43,10 +43,10 @@ def test_syncnet_is_what_the_script_computes(windows, lag):
 
 
 @pytest.mark.parametrize("lag", [-15, -4, 0, 1, 9, 15])
-def test_a_positive_lag_means_that_the_video_comes_late(lag):
+def test_a_positive_lag_means_that_the_video_lags(lag):
   audio, lips = pair(np.random.default_rng(0), windows=70, lag=lag)
   if lag > 0:
-    np.testing.assert_allclose(lips[lag:], audio[:-lag], atol=2)  # seen `lag` frames after it was heard
+    np.testing.assert_allclose(lips[lag:], audio[:-lag], atol=2)  # the picture is `lag` frames after the sound
   syncnet = LseState.from_syncnet("clip", audio, lips).clips[0].values
   stable = LseState.from_stable_syncnet("clip", audio, lips).clips[0].values
   assert syncnet["lse_lag"] == syncnet["lse_lag_masked"] == stable["stable_lse_lag"] == lag
@@ -69,8 +69,8 @@ def test_masked_and_stable_against_a_loop():
   assert values["stable_lse_cosine"] == pytest.approx(cosines[15 + 4].mean())
 
 
-def test_zeros_at_the_edges_draw_the_padded_lag_there_and_not_the_masked_one():
-  """Unit vectors without any relation: a zero is at distance 1, a mismatch at 1.41."""
+def test_zero_padding_biases_the_padded_lag_but_not_the_masked_one():
+  """Unrelated unit vectors: the distance to a zero vector is 1, to a mismatch 1.41."""
   rng = np.random.default_rng(2)
   unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
   lags = []
@@ -79,10 +79,10 @@ def test_zeros_at_the_edges_draw_the_padded_lag_there_and_not_the_masked_one():
     values = LseState.from_syncnet(str(i), audio, lips).clips[0].values
     lags.append((abs(values["lse_lag"]), abs(values["lse_lag_masked"])))
   padded, masked = np.mean(lags, axis=0)
-  assert padded > 14 and 5.5 < masked < 10  # evenly drawn lags: 7.74
+  assert padded > 14 and 5.5 < masked < 10  # 7.74 for uniformly drawn lags
 
 
-def test_clips_count_alike_and_merge_in_any_order():
+def test_clips_have_equal_weight_and_merge_in_any_order():
   rng = np.random.default_rng(3)
   pairs = {f"clip{i}": pair(rng, windows=20 + 8 * i, lag=i) for i in range(6)}
   states = [LseState.from_syncnet(key, *tokens) for key, tokens in pairs.items()]
@@ -102,5 +102,5 @@ def test_vectors_that_do_not_fit_are_refused():
     LseState.from_syncnet("clip", audio[1:], lips)
   with pytest.raises(ValueError, match="not finite"):
     LseState.from_stable_syncnet("clip", audio, lips * np.nan)
-  with pytest.raises(ValueError, match="do not go together"):
+  with pytest.raises(ValueError, match="cannot be merged"):
     LseState.from_syncnet("clip", audio, lips).merge(LseState.from_stable_syncnet("clip", audio, lips))

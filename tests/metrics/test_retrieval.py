@@ -60,7 +60,7 @@ def test_random_and_constant_tokens_score_chance():
 
 
 def test_samplers_tell_identity_from_speech():
-  """Tokens that only name the clip: certain among other clips, chance within one, in between when mixed."""
+  """Tokens that encode only the clip: always right among other clips, chance within a clip, in between when mixed."""
   rng = np.random.default_rng(2)
   clips = []
   for i in range(40):
@@ -73,7 +73,7 @@ def test_samplers_tell_identity_from_speech():
 
 
 def test_equals_a_brute_force_on_the_same_distribution():
-  """Hit rates by independent sampling in a plain loop agree within the sampling noise."""
+  """Hit rates of independent sampling in a plain loop agree within the sampling noise."""
   rng = np.random.default_rng(3)
   clips = pairs(rng, clips=36, noise=2.5, width=12)
   found = state_of(clips).compute()["r_precision/top2"].value
@@ -88,7 +88,7 @@ def test_equals_a_brute_force_on_the_same_distribution():
   assert found == pytest.approx(np.mean(hits), abs=0.03)
 
 
-def test_pools_never_hold_the_own_clip_nor_near_frames():
+def test_pools_never_contain_the_own_clip_or_near_frames():
   rng = np.random.default_rng(4)
   lengths = np.array([40, 55, 70] * 12)
   starts = np.cumsum(lengths) - lengths
@@ -101,7 +101,7 @@ def test_pools_never_hold_the_own_clip_nor_near_frames():
   assert np.abs(frames - partners[:, None]).min() == 3 and all(len(set(row)) == 31 for row in frames)
 
 
-def test_the_seed_is_fixed_and_order_of_merging_does_not_matter():
+def test_the_seed_is_fixed_and_the_order_of_merging_has_no_effect():
   clips = pairs(np.random.default_rng(5), clips=33, noise=3.0)
   whole = state_of(clips).compute()
   shuffled = state_of([clips[i] for i in np.random.default_rng(6).permutation(len(clips))]).compute()
@@ -109,7 +109,7 @@ def test_the_seed_is_fixed_and_order_of_merging_does_not_matter():
   assert state_of(clips).compute(seed=1)["r_precision/top1"] != whole["r_precision/top1"]
 
 
-def test_all_queries_count_alike():
+def test_all_queries_have_equal_weight():
   rng = np.random.default_rng(7)
   short = ClipTokens(key="a", audio=np.ones((40, 8)), vocal=np.ones((40, 8)))  # constant: within-clip chance
   source = rng.normal(size=(160, 8))
@@ -118,7 +118,7 @@ def test_all_queries_count_alike():
   assert within == pytest.approx((40 / 32 + 160) / 200)
 
 
-def test_few_clips_are_said_and_a_single_clip_is_not_defined():
+def test_few_clips_give_a_note_and_a_single_clip_is_not_defined():
   rng = np.random.default_rng(8)
   few = state_of(pairs(rng, clips=5))
   assert "only 5 clips" in few.pool_note and "replacement" in few.pool_note
@@ -132,11 +132,11 @@ def test_few_clips_are_said_and_a_single_clip_is_not_defined():
   assert all(np.isnan(e.value) for e in RetrievalState().compute().values())
 
 
-def test_pools_are_ranked_by_the_distance_where_that_is_the_similarity():
-  """And pairs by their function: the same function of vectors gives the same numbers for the same queries."""
+def test_pools_are_ranked_by_the_similarity_of_the_tokens():
+  """By the distance for "l2". A function of pairs that computes the distance gives the same values."""
   rng = np.random.default_rng(9)
   clips = []
-  for i in range(33):  # 1000 queries are all of 31 a clip
+  for i in range(33):  # PAIR_QUERIES include all 31 frames of a clip
     source = rng.normal(size=(31, 4)) * rng.uniform(0.3, 3, size=(31, 1))
     near = source + 0.5 * rng.normal(size=source.shape)
     clips.append(ClipTokens(key=f"{i:02d}", audio=source, vocal=near, similarity="l2"))
@@ -145,7 +145,7 @@ def test_pools_are_ranked_by_the_distance_where_that_is_the_similarity():
   found, asked = state_of(clips).compute(), state_of(as_pairs).compute(distance)
   assert 0.1 < found["r_precision/top1"].value < 0.9
   assert found["r_precision/top1"].value == pytest.approx(asked["r_precision/top1"].value, abs=0.04)
-  # Within one candidate set the order is the distance's, not the cosine's.
+  # The order of the candidates is that of the distance, not of the cosine.
   score = retrieval._score_vectors(clips)(np.array([5]), np.arange(100)[None])
   vocal = np.concatenate([c.vocal for c in clips])[:100]
   np.testing.assert_array_equal(np.argsort(score[0]), np.argsort(-np.linalg.norm(vocal - clips[0].audio[5], axis=1)))

@@ -11,7 +11,7 @@ from synclipmae_jax.metrics.sync import ClipTokens, LagState
 
 
 def shifted_pair(rng, *, frames: int, lag: int, noise: float = 0.0, width: int = 16) -> ClipTokens:
-  """The video token of audio time t stands at t + lag."""
+  """A clip whose video token of audio time t is at t + lag."""
   source = rng.normal(size=(frames + 2 * abs(lag), width))
   audio, vocal = source[abs(lag) :][:frames], source[abs(lag) - lag :][:frames]
   vocal = vocal + noise * rng.normal(size=vocal.shape)
@@ -34,9 +34,9 @@ def test_planted_lag_is_found_with_its_sign(lag):
   assert all(found[name] == (1.0 if "acc" in name else 0.0) for name in sync.COLUMNS)
 
 
-def test_positive_lag_means_the_video_comes_late():
+def test_positive_lag_means_the_video_lags():
   audio = np.eye(60)
-  vocal = np.roll(np.eye(60), 5, axis=0)  # what is heard in frame t is seen in frame t + 5
+  vocal = np.roll(np.eye(60), 5, axis=0)  # the picture of the sound of frame t is in frame t + 5
   scores = sync.lag_scores(audio, vocal)
   assert (sync.LAGS[scores.argmax(axis=1)] == 5).all()
 
@@ -75,7 +75,7 @@ def test_equals_a_brute_force_of_the_definition():
 
 
 def test_random_tokens_score_chance_without_edge_bias():
-  """Zero padding would push the answers to the edges (Acc 6 %, Offset 10); valid frames only do not."""
+  """Zero padding would bias the lags towards the edges (Acc 6 %, Offset 10). Scoring valid frames only does not."""
   rng = np.random.default_rng(3)
   clips = [random_pair(rng, frames=60, key=f"{i:03d}") for i in range(150)]
   state = functools.reduce(LagState.merge, map(LagState.from_clip, clips))
@@ -88,7 +88,7 @@ def test_random_tokens_score_chance_without_edge_bias():
   assert histogram.min() > 0.5 / 31 and histogram.max() < 1.6 / 31
 
 
-def test_chance_is_computed_for_the_lags_that_were_drawn():
+def test_chance_is_computed_for_the_true_lags():
   assert sync.chance(0) == pytest.approx((3 / 31, 240 / 31))
   assert sync.chance(15)[0] == pytest.approx(2 / 31)
   drawn = [sync.chance(lag) for lag in range(-10, 11)]
@@ -101,7 +101,7 @@ def test_chance_is_computed_for_the_lags_that_were_drawn():
 
 
 def test_constant_tokens_score_exactly_chance():
-  """A collapsed model ties everywhere; the first lag of the search must not win by its place."""
+  """All lags of a collapsed model tie. The order of the lags must not decide."""
   collapsed = ClipTokens(key="c", audio=np.ones((80, 8)), vocal=np.full((80, 8), 0.3, np.float32), lag=2)
   found, chance = values(collapsed), LagState.from_clip(collapsed).chance()
   assert found == pytest.approx(chance)
@@ -126,7 +126,7 @@ def test_merging_unequal_shares_in_any_order_equals_the_whole():
   shares = [functools.reduce(LagState.merge, share) for share in (states[6:], states[:1], states[1:6])]
   assert functools.reduce(LagState.merge, shares).compute() == whole.compute()
   accs = [values(clip)["acc/k1"] for clip in clips]
-  assert whole.compute()["acc/k1"].value == pytest.approx(np.mean(accs))  # clips count alike, not frames
+  assert whole.compute()["acc/k1"].value == pytest.approx(np.mean(accs))  # equal weight per clip, not per frame
 
 
 def test_no_clips_and_one_clip():
@@ -149,7 +149,7 @@ def test_bad_tokens_are_refused_by_name():
     sync.lag_scores(good[:30], good[:30])
 
 
-def test_the_distance_is_that_of_the_vectors_as_they_are():
+def test_the_distance_is_that_of_the_vectors_without_normalisation():
   rng = np.random.default_rng(8)
   audio, vocal = rng.normal(size=(50, 6)), rng.normal(size=(50, 6)) * rng.uniform(0.1, 10, size=(50, 1))
   scores = sync.lag_scores(audio, vocal, "l2")
@@ -160,7 +160,7 @@ def test_the_distance_is_that_of_the_vectors_as_they_are():
   assert values(clip) == by_scores != values(dataclasses.replace(clip, similarity="cosine"))
 
 
-def test_a_function_of_pairs_is_asked_for_the_same_pairs():
+def test_a_function_of_pairs_scores_the_same_pairs():
   rng = np.random.default_rng(9)
   audio, vocal = rng.normal(size=(48, 6)), rng.normal(size=(48, 6))
   asked = sync.pair_lag_scores(audio[:, None], vocal[:, None, None], lambda a, v: (a[:, 0] * v[:, 0, 0]).sum(axis=1))
@@ -174,5 +174,5 @@ def test_a_function_of_pairs_is_asked_for_the_same_pairs():
     ClipTokens(key="c", audio=audio[:, None], vocal=vocal[:-1], similarity="pairs")
   with pytest.raises(ValueError, match="unknown similarity 'l1'"):
     ClipTokens(key="c", audio=audio, vocal=vocal, similarity="l1")
-  with pytest.raises(ValueError, match="finite numbers"):
+  with pytest.raises(ValueError, match="must be finite"):
     LagState.from_scores("c", np.full((4, 31), np.nan), 0)

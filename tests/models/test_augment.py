@@ -47,7 +47,7 @@ def test_saturation_and_hue_keep_luma_and_grey(pixels):
     np.testing.assert_allclose(jittered(np.full(3, 0.5, np.float32), 5, **strengths), 0.5, atol=3e-3)
 
 
-def test_hue_turns_by_the_drawn_angle():
+def test_hue_rotates_by_the_drawn_angle():
   red = np.array([0.6, 0.35, 0.35], np.float32)
   turns = []
   for key in range(20):
@@ -56,7 +56,7 @@ def test_hue_turns_by_the_drawn_angle():
   assert 0.03 < np.max(np.abs(turns)) < 0.15 and min(turns) < 0 < max(turns)
 
 
-def test_result_stays_in_range_and_is_one_draw_a_clip(pixels):
+def test_result_stays_in_range_and_is_one_draw_per_clip(pixels):
   matrix, offset = jitter_affine(jax.random.key(1), jnp.float32(0.4), **FULL)
   clip = jnp.float32(np.random.default_rng(1).uniform(0, 1, (1, 2, 5, 12)))
   out = np.asarray(apply_affine(clip, matrix[None], offset[None]))
@@ -66,8 +66,9 @@ def test_result_stays_in_range_and_is_one_draw_a_clip(pixels):
 
 
 def square_clip(size=32):
-  """Black frames with a white square at [8, 20) x [12, 20), and its box beside one that is unknown."""
-  frames = jnp.zeros((2, size, size, 3), jnp.uint8).at[:, 12:20, 8:20].set(255)
+  """Black frames with a white square at [8, 20) x [12, 20); boxes: that of the square, and an unknown one."""
+  frames = np.zeros((2, size, size, 3), np.uint8)
+  frames[:, 12:20, 8:20] = 255
   known = np.tile(np.float32([8, 12, 20, 20]) / size, (2, 1))
   return frames, jnp.stack([known, np.full((2, 4), -1, np.float32)])
 
@@ -89,7 +90,7 @@ def test_boxes_follow_the_picture():
     rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
     found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     np.testing.assert_allclose(found, 32 * np.asarray(there[0, 0]), atol=1.0)
-    np.testing.assert_array_equal(there[1], boxes[1])  # what is unknown stays unknown
-    np.testing.assert_array_equal(seen[0], seen[1])  # one draw a clip
+    np.testing.assert_array_equal(there[1], boxes[1])  # an unknown box stays unknown
+    np.testing.assert_array_equal(seen[0], seen[1])  # one draw per clip
     moved.append(found)
   assert np.ptp(moved, axis=0).min() >= 2

@@ -1,4 +1,4 @@
-"""models/layers.py: what no donor's parity test covers."""
+"""models/layers.py: GELU in both dtypes, which the parity tests do not cover."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from scipy.special import ndtr
 from synclipmae_jax.models.layers import gelu
 
 
-def test_gelu_is_exact_and_so_is_its_slope():
+def test_gelu_and_its_gradient_are_exact():
   x = np.linspace(-6, 6, 2_001)
   slope = ndtr(x) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
   np.testing.assert_allclose(gelu(jnp.float32(x)), x * ndtr(x), atol=2e-6)

@@ -44,12 +44,12 @@ def test_uniform_bypass_keeps_every_patch_equally_often():
   assert np.abs(kept - expected).max() < 5 * deviation
 
 
-def test_face_bypass_prefers_the_face_and_most_of_all_the_mouth(weights):
+def test_face_bypass_prefers_the_face_and_most_the_mouth(weights):
   kept = np.asarray(masking.visibility(sample(weights), GRID**2).mean(axis=(0, 1)))
   weight = np.asarray(weights[0, 0])
   outside, face, mouth = (kept[weight == w].mean() for w in (1.0, 6.0, 12.0))
   assert mouth > 1.4 * face > 1.4 * 2.5 * outside
-  # The first draw of weighted sampling without replacement picks in proportion to the weights.
+  # The first draw of weighted sampling without replacement is in proportion to the weights.
   first = masking.sample_visible(clip_keys(512), frames=16, patches=GRID**2, visible=1, weights=weights[:1])
   share = np.bincount(np.ravel(first), minlength=GRID**2) / first.size
   expected = weight / weight.sum()
@@ -68,7 +68,7 @@ def test_masks_depend_on_key_and_clip_only(weights):
   assert np.any(again[5] != again[6]) and np.any(again[5, 0] != again[5, 1])
 
 
-def test_mouth_prior_stands_in_row_by_row_where_no_landmarks_are_known():
+def test_mouth_prior_replaces_rows_without_landmarks():
   face = boxes(1, 2, (0.2, 0.2, 0.8, 1.0))
   mouth = jnp.array([[[-1.0, -1, -1, -1], [0.1, 0.2, 0.3, 0.4]]])
   got = np.asarray(masking.mouth_or_prior(face, mouth))
@@ -80,7 +80,7 @@ def test_coverage_is_the_overlapped_area():
   box = jnp.array([0.1, 0.2, 0.6, 0.7])
   coverage = masking.box_coverage(box, 4)
   np.testing.assert_allclose(coverage.sum() / 16, 0.25, rtol=1e-6)
-  assert coverage[5] == 1.0 and coverage[15] == 0.0  # patch (1, 1) lies inside, patch (3, 3) outside
+  assert coverage[5] == 1.0 and coverage[15] == 0.0  # patch (1, 1) is inside, patch (3, 3) outside
 
 
 def test_patchify_round_trip_and_layout():

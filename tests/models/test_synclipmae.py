@@ -1,4 +1,4 @@
-"""The assembly: what depends on what, that use equals training where it must, and every ablation."""
+"""The whole model: dependencies of its outputs, equality of training and inference, and every ablation."""
 
 import dataclasses
 
@@ -95,7 +95,7 @@ def test_motion_view_is_jittered(outputs):
 
 
 def test_the_passes_differ_by_their_conditioning_token_only(model, apply, params, outputs):
-  """With the vocal token in the audio token's place both passes give the same picture."""
+  """With the vocal token instead of the audio token both passes give the same picture."""
   assert np.abs(np.asarray(outputs.predicted[:, :, 0] - outputs.predicted[:, :, 1])).max() > 1e-4
   trainable, _ = params
   tokens = jax.random.normal(jax.random.key(3), (1, 2, 6, 32))
@@ -120,7 +120,7 @@ def test_frames_are_independent(model, params):
 
 
 def test_identity_shuffle_stays_inside_the_pair(params):
-  """Every shuffled token is one of its own pair's, all of them are used, and about half of the pairs are shuffled."""
+  """The shuffle permutes the tokens of each pair, and shuffles about half of the pairs."""
   model = SyncLipMAEModel(**SIZES)
   identity = jnp.arange(128 * 4, dtype=jnp.float32).reshape(128, 4, 1)
   keys = jax.random.split(jax.random.key(0), 128)
@@ -130,8 +130,8 @@ def test_identity_shuffle_stays_inside_the_pair(params):
   assert 18 <= moved.sum() <= 46
 
 
-def test_audio_tokens_in_training_equal_those_in_use(model, params, apply):
-  """A training clip's audio tokens are the tokens of the same frames of the whole file."""
+def test_audio_tokens_of_training_and_inference_are_equal(model, params, apply):
+  """The audio tokens of a training clip are the tokens of the same frames of the whole file."""
   random = np.random.default_rng(0)
   whole = jnp.float32(random.normal(0, 0.1, (1, 640 * 40)))
   trainable, frozen = params
@@ -145,7 +145,7 @@ def test_audio_tokens_in_training_equal_those_in_use(model, params, apply):
 
 
 @pytest.mark.parametrize("visible", ["all", "face_topk"])
-def test_embed_has_one_answer(visible, params):
+def test_embed_is_deterministic_and_independent_of_the_batch(visible, params):
   model = SyncLipMAEModel(**{**SIZES, "embed_visible": visible})
   frames = make_batch(1)["frames"]
   waveform = np.random.default_rng(0).normal(0, 0.1, (1, 640 * 8)).astype(np.float32)
@@ -170,15 +170,15 @@ ABLATIONS = {
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations_change_what_they_name(name, model):
+def test_ablations(name, model):
   ablated = SyncLipMAEModel(**{**SIZES, **ABLATIONS[name]})
   params = ablated.init(jax.random.key(0))
   outputs = jax.jit(ablated.apply)(*params, make_batch(), jax.random.key(1))
   assert outputs.predicted.shape == (4, 4, 2, 16, 192) and np.all(np.isfinite(outputs.predicted))
   seen = np.any(np.asarray(outputs.motion_view) != 0, axis=-1)
-  if name in ("A1", "A2"):  # one view serves both purposes
+  if name in ("A1", "A2"):  # one view for reconstruction and motion
     np.testing.assert_array_equal(seen, outputs.masked == 0)
-  if name.startswith("A"):  # no jitter: what is seen is the frame itself
+  if name.startswith("A"):  # without jitter the motion view shows the frame
     np.testing.assert_allclose(outputs.motion_view[seen], outputs.target[seen], atol=1e-5)
   if name == "B1":
     assert params[0]["audio_adapter"]["hidden"]["kernel"].shape[0] == 8 * 8
@@ -188,8 +188,11 @@ def test_ablations_change_what_they_name(name, model):
 
 
 def test_the_paper_configuration_has_the_paper_sizes():
-  """Sapiens-0.3B has 303,099,904 parameters without its positional table (checkpoints.md, section 1.3); that table's
-  first row, three prompt tokens and our own table come on top. Nothing is allocated."""
+  """Parameter counts, without allocation.
+
+  The released sapiens_0.3b_epoch_1600_clean.pth has 303,099,904 values without its positional table of 4097 rows. The
+  visual encoder also has the first row of that table, three prompt tokens and a table for 256 x 256 pixels.
+  """
   paper = SyncLipMAEModel(
     **{
       **SIZES,
@@ -202,13 +205,13 @@ def test_the_paper_configuration_has_the_paper_sizes():
   trainable, frozen = jax.eval_shape(paper.init, jax.random.key(0))
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   assert count(trainable["visual_encoder"]) == 303_099_904 + 1024 + 3 * 1024 + 256 * 1024
-  # 94,371,712 in HF's base model, less the mask embedding and the 128 gains folded into the positional kernel.
+  # 94,371,712 in HF's base model, minus the mask embedding and the 128 gains folded into the positional kernel.
   assert count(frozen["speech_encoder"]) == 94_371_712 - 768 - 128
   assert trainable["audio_adapter"]["hidden"]["kernel"].shape == (12 * 768, 1024)
 
 
 def test_flops_match_the_compiler_on_an_unrolled_step():
-  """Dots and convolutions of the lowered forward pass against the analytic count, speech encoder included."""
+  """Dots and convolutions of the forward and backward pass against the analytic count, with the speech encoder."""
   sizes = {
     **SIZES,
     "speech_encoder": dict(
@@ -272,11 +275,11 @@ def test_scanned_unrolled_and_rematerialised_blocks_agree():
     np.testing.assert_allclose(value, reference, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), gradient, slope)
   kernels = params["mlp"]["up"]["kernel"]
-  assert np.abs(np.asarray(kernels[0] - kernels[1])).max() > 0.01, "every block has its own random numbers"
+  assert np.abs(np.asarray(kernels[0] - kernels[1])).max() > 0.01, "blocks have the same random numbers"
 
 
 def test_position_tables():
-  """Sapiens puts the rows' half first, MAE the columns' (checkpoints.md, section 1.4)."""
+  """The row half comes first in Sapiens (mmpretrain, utils/position_encoding.py), the column half in MAE."""
   rows, columns = (sincos_position(4, 16, rows_first=first) for first in (True, False))
   np.testing.assert_allclose(rows[1 * 4 + 2, :4], np.sin(1 * 10000.0 ** -(np.arange(4) / 4)), atol=1e-6)
   np.testing.assert_allclose(rows[1 * 4 + 2, 12:], np.cos(2 * 10000.0 ** -(np.arange(4) / 4)), atol=1e-6)

@@ -1,4 +1,4 @@
-"""The class token of a donor: a token and its own position, of which only the token learns."""
+"""The class token of a donor and its position. Only the token is trained."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_class_token_and_its_position():
 
   @jax.jit
   def learn(params):
-    """The vocal token, and the first update of a loss that depends on it."""
+    """The vocal token, and the first update by a loss that depends on it."""
 
     def loss(params):
       vocal = ENCODER.bind(params)(pixels, indices).vocal

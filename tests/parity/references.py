@@ -1,6 +1,6 @@
-"""The donors' torch classes at any size, filled with random weights by key, and the names that released files have.
+"""Torch classes of the donors at any size with random weights by key, and the tensor names of released files.
 
-The names are derived from transformers' own state dicts, in the direction opposite to the converters' renaming.
+The names are derived from the state dicts of transformers, in the direction opposite to the renaming of the converters.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Tensors = dict[str, np.ndarray]
 
 
 def relative_error(found: Any, expected: Any) -> float:
-  """Largest difference, over the largest expected value."""
+  """Largest difference divided by the largest expected value."""
   found, expected = np.asarray(found), np.asarray(expected)
   assert found.shape == expected.shape, (found.shape, expected.shape)
   return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, np.ndarray] | None = None) -> Tensors:
-  """Gives the model exactly these tensors, or random ones by key; it is in evaluation mode then. Returns them."""
+  """Loads these tensors, or random ones by key, and sets evaluation mode. Returns the tensors."""
   if tensors is None:
     tensors = random_weights({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
   else:
@@ -62,7 +62,7 @@ def named(tensors: Mapping[str, Any], *renames: tuple[str, str]) -> dict[str, An
 
 
 def converted(name: str, source: Path, **options: Any) -> tuple[dict[str, Any], Conversion, Cost]:
-  """The items made of a file or folder, read back from the checkpoint."""
+  """Converts a file or folder and reads the items from the checkpoint."""
   destination = source.parent / f"{source.name}.orbax"
   done, cost = convert(name, src=source, dst=destination, verify=True, **options)
   return {item: checkpoints.load_item(destination, item) for item in done.items}, done, cost
@@ -108,8 +108,7 @@ class Block(torch.nn.Module):
 
 
 class Sapiens(torch.nn.Module):
-  """The tree of modules whose names Sapiens' files carry (`MAEViT`); its output is the picture of features that the
-  TorchScript release returns."""
+  """Modules with the names of the Sapiens files (`MAEViT`). The output is the feature map, as in TorchScript files."""
 
   def __init__(self, *, image_size: int, patch: int, width: int, depth: int, heads: int, mlp_width: int):
     super().__init__()
@@ -153,7 +152,7 @@ def sapiens_as_vit(tensors: Mapping[str, np.ndarray]) -> Tensors:
 
 
 def _vit_sizes(*, image_size: int, patch: int, width: int, depth: int, heads: int, mlp_width: int) -> dict[str, Any]:
-  # Sapiens and the original MAE have this epsilon; transformers' default is 1e-12.
+  # Sapiens and the original MAE have this epsilon; the default of transformers is 1e-12.
   return dict(
     image_size=image_size, patch_size=patch, hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
     intermediate_size=mlp_width, layer_norm_eps=1e-6,
@@ -176,7 +175,7 @@ def vit_mae(
 
 
 def hub_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
-  """transformers' names of ViTMAE in memory -> those of the files on the hub, of version 4."""
+  """Names of ViTMAE in the memory of transformers 5 -> names in the files on the hub, written by version 4."""
   return named(
     tensors,
     (r"^(vit\.)?layers\.", r"\1encoder.layer."),
@@ -190,7 +189,7 @@ def hub_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def original_mae_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
-  """transformers' names of ViTMAE in memory -> those of facebookresearch/mae, whose query, key and value are one."""
+  """Names of ViTMAE in the memory of transformers -> names of facebookresearch/mae, with fused query, key and value."""
   renamed = named(
     tensors,
     (r"^vit\.", ""),
@@ -230,7 +229,7 @@ def wav2vec2_config(
 
 
 def hub_weight_norm(tensors: Mapping[str, Any]) -> dict[str, Any]:
-  """transformers' names of the weight norm in memory -> those of the files on the hub."""
+  """Names of the weight norm in the memory of transformers -> names in the files on the hub."""
   return named(
     tensors, (r"\.parametrizations\.weight\.original0$", ".weight_g"),
     (r"\.parametrizations\.weight\.original1$", ".weight_v"),
@@ -238,14 +237,14 @@ def hub_weight_norm(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parametrizations(tensors: Mapping[str, Any]) -> dict[str, Any]:
-  """And back."""
+  """Inverse of `hub_weight_norm`."""
   return named(
     tensors, (r"\.weight_g$", ".parametrizations.weight.original0"),
     (r"\.weight_v$", ".parametrizations.weight.original1"),
   )  # fmt: skip
 
 
-# The visual encoder of Sapiens and of ViTMAE, ours and theirs
+# Our visual encoder and decoder, and those of Sapiens and ViTMAE
 
 
 def pictures(count: int, size: int, seed: int = 0) -> np.ndarray:
@@ -258,10 +257,10 @@ def channels_first(images: np.ndarray) -> torch.Tensor:
 
 
 def visual_encoder(name: str, sizes: Mapping[str, Any]) -> Callable[..., np.ndarray]:
-  """f(params, images, indices=all, prompts=none) -> tokens [B, n, D] of our whole module, in the order of the sequence.
+  """f(params, images, indices=all, prompts=none) -> tokens [B, n, D] of our module, in the order of the sequence.
 
-  Without prompts it is the donor's own arithmetic, class token included; with the three of them the class token, which
-  the module gives no access to, is left out.
+  Without prompts the arithmetic is that of the donor, class token included. With the three prompts the output of the
+  class token is left out, because the module does not return it.
   """
   functional = donor.load(name).modules(**sizes)["visual_encoder"]
 
@@ -277,7 +276,7 @@ def visual_encoder(name: str, sizes: Mapping[str, Any]) -> Callable[..., np.ndar
     none = np.zeros((0, sizes["width"]), np.float32)
     params = params | {"prompt_tokens": none if prompts is None else prompts}
     *prefix, encoded = (np.asarray(tokens[0]) for tokens in run(params, visible[None], indices[None]))
-    # `identity`, `vocal`, `ambient` are the first three of the sequence, whatever stands there.
+    # `identity`, `vocal` and `ambient` are the first three tokens of the sequence, also without prompts.
     prefix = prefix[: sizes["class_token"] if prompts is None else 3]
     return np.concatenate([*(token[:, None] for token in prefix), encoded], axis=1)
 
@@ -285,21 +284,23 @@ def visual_encoder(name: str, sizes: Mapping[str, Any]) -> Callable[..., np.ndar
 
 
 def kept(noise: np.ndarray, ratio: float = 0.25) -> np.ndarray:
-  """The patches that ViTMAE keeps for this noise, in its order."""
+  """Indices of the patches that ViTMAE keeps for this noise, in the same order."""
   return np.argsort(noise, axis=1)[:, : int(noise.shape[1] * ratio)]
 
 
 @torch.no_grad()
 def through_layers(model: torch.nn.Module, embeddings: torch.Tensor) -> np.ndarray:
-  """The blocks and the last norm of ViTModel or ViTMAEModel."""
+  """Applies the blocks and the last norm of ViTModel or ViTMAEModel."""
   for layer in model.layers:
     embeddings = layer(embeddings)
   return model.layernorm(embeddings).numpy()
 
 
 def patch_decoder(**sizes: int) -> Callable[..., np.ndarray]:
-  """f(params, tokens [B, k, D], indices) -> pixels [B, n, p] of our whole decoder, of which `params` are what a donor
-  gives. The rest is zero, and with it what the cross-attention adds."""
+  """f(params, tokens [B, k, D], indices) -> pixels [B, n, p] of our decoder.
+
+  `params` are those of a donor. All others are zero, so the cross-attention adds zero.
+  """
   functional = Functional(lambda rngs: Decoder(**sizes, rngs=rngs))
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), functional.abstract)
 
@@ -315,7 +316,7 @@ def patch_decoder(**sizes: int) -> Callable[..., np.ndarray]:
 
 @torch.no_grad()
 def decoded_patches(model: torch.nn.Module, tokens: torch.Tensor, ids_restore: torch.Tensor) -> np.ndarray:
-  """ViTMAEForPreTraining's decoder on the encoded patches alone, without the class token."""
+  """The decoder of ViTMAEForPreTraining on the encoded patches, without the class token."""
   decoder = model.decoder
   x = decoder.decoder_embed(tokens)
   masked = decoder.mask_token.expand(len(x), ids_restore.shape[1] - x.shape[1], -1)

@@ -1,5 +1,7 @@
-"""The pretrained judges of synchrony, restated in torch from their published architectures, under the names of the
-released files; at any size, filled with random weights by key."""
+"""The pretrained synchronisation models in torch, from their published architectures.
+
+They have any size, random weights by key, and the tensor names of the released files.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ from torch.nn import functional as F
 
 
 def fill(model: nn.Module) -> dict[str, np.ndarray]:
-  """Random weights by key, the model in evaluation mode: running variances are positive, and no two alike. Returns the
-  tensors of floating type, which a released file holds."""
+  """Fills the model with random weights by key and positive, distinct running variances, and sets evaluation mode.
+
+  Returns the tensors of floating type, as in a released file.
+  """
   state = model.state_dict()
   tensors = random_weights({key: tuple(value.shape) for key, value in state.items() if value.is_floating_point()})
   for key in tensors:
@@ -160,7 +164,7 @@ def audio_prenet(widths: Sequence[int]) -> nn.Sequential:
 
 
 class Positions(nn.Module):
-  """fairseq's sinusoids for tokens that are numbers: number 0 is padding, whose row of the table is zero."""
+  """Sinusoids of fairseq for token numbers: number 0 is padding, and its row of the table is zero."""
 
   def __init__(self):
     super().__init__()
@@ -260,7 +264,7 @@ def syncnet_dense():
 
 
 class SyncNet(nn.Module):
-  """SyncNet v2, `S(1024)` of its repository."""
+  """SyncNet v2, `S(1024)` of joonson/syncnet_python."""
 
   def __init__(self):
     super().__init__()
@@ -283,7 +287,7 @@ class SyncNet(nn.Module):
     self.netfclip, self.netfcaud = syncnet_dense(), syncnet_dense()
 
   def tokens(self, frames, columns):
-    """As the script: every window by itself, BGR as it is, 20 columns from column 4t."""
+    """As in the script: window by window, BGR without normalisation, 20 columns from column 4t on."""
     pictures = torch.from_numpy(frames[..., ::-1].astype(np.float32)).permute(3, 0, 1, 2)[None]
     heard = torch.from_numpy(columns.T.astype(np.float32))[None, None]
     windows = range(len(frames) - 5)

@@ -1,4 +1,4 @@
-"""The resized positional table against torch, and against the path by which transformers resizes a ViT's."""
+"""The resized positional table against torch, and against the resizing of ViT in transformers."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 
 def interpolate(table, new):
-  """As Sapiens does it: mmpretrain, utils/embed.py, `resize_pos_embed`."""
+  """The resizing of Sapiens: mmpretrain, utils/embed.py, `resize_pos_embed`."""
   old = round(len(table) ** 0.5)
   square = torch.from_numpy(table).reshape(1, old, old, -1).permute(0, 3, 1, 2)
   resized = torch.nn.functional.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)

@@ -1,4 +1,4 @@
-"""The visual encoder against transformers' ViT and ViTMAE, weights from every file that Sapiens is released in."""
+"""The visual encoder against ViT and ViTMAE of transformers, with weights from every released format of Sapiens."""
 
 import gc
 import shutil
@@ -31,7 +31,7 @@ def exact():
 
 @pytest.fixture(scope="module")
 def released():
-  """Sapiens' modules, its tensors, and transformers' ViT with the same."""
+  """The modules of Sapiens, their tensors, and ViT of transformers with the same tensors."""
   model = references.Sapiens(**SIZES)
   tensors = references.fill(model)
   vit = references.vit(**SIZES)
@@ -54,7 +54,7 @@ def write_clean(path, model, tensors):
 
 
 def write_mmengine(path, model, tensors):
-  """With the decoder of its pretraining, the statistics of its pictures, and an optimizer."""
+  """A file with the pretraining decoder, the statistics of the pictures, and an optimizer."""
   others = random_weights({
     "neck.decoder_embed.weight": (16, 32), "neck.decoder_blocks.0.attn.qkv.weight": (48, 16), "head.loss.weight": (4,),
     "neck.mask_token": (1, 1, 16), "data_preprocessor.mean": (3, 1, 1),
@@ -88,7 +88,7 @@ def test_every_released_file(file, released, encode, tmp_path):
   assert relative_error(encode(items["visual_encoder"], images), expected) < TOLERANCE
 
 
-def test_the_torch_modules_of_these_tests_are_sapiens(released):
+def test_the_torch_modules_of_these_tests_equal_vit(released):
   model, _, vit = released
   images = channels_first(pictures(2, 64))
   features = model(images).flatten(2).transpose(1, 2)
@@ -110,7 +110,7 @@ def test_a_file_without_a_class_token(released, tmp_path):
 
 @pytest.mark.parametrize("image_size", [48, 96])
 def test_a_resized_table(image_size, released, tmp_path):
-  """Resized by the converter, and by the function that a model uses which takes the weights."""
+  """The tokens equal those of ViT with its resized table. The converter resizes with `resize_position`."""
   model, tensors, vit = released
   source = write_clean(tmp_path, model, tensors)
   items, done, _ = converted("sapiens", source, image_size=image_size)
@@ -123,7 +123,7 @@ def test_a_resized_table(image_size, released, tmp_path):
 
 
 def test_masked(released, encode, tmp_path):
-  """The patches that ViTMAE keeps; then with the prompt tokens, which it has not, put before its own."""
+  """The patches that ViTMAE keeps, without prompt tokens, then with prompt tokens before those of ViTMAE."""
   model, tensors, _ = released
   items, _, _ = converted("sapiens", write_clean(tmp_path, model, tensors))
   mae = references.vit_mae(cls=transformers.ViTMAEModel, **SIZES)
@@ -143,8 +143,8 @@ def test_masked(released, encode, tmp_path):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_there_and_back(file, released, tmp_path):
-  """Bit for bit, under the names of the cleaned file, which the original modules take."""
+def test_round_trip(file, released, tmp_path):
+  """Bit for bit, with the names of the cleaned file, which the original modules load."""
   model, tensors, _ = released
   source = FILES[file](tmp_path, model, tensors)
   converted("sapiens", source)
@@ -159,7 +159,7 @@ def test_there_and_back(file, released, tmp_path):
 
 @pytest.mark.slow
 def test_full_size(tmp_path):
-  """Sapiens-0.3B from its cleaned file, its table of 64 x 64 patches resized to pictures of 256 pixels."""
+  """Sapiens-0.3B from its cleaned file, with its table of 64 x 64 patches resized for pictures of 256 pixels."""
   sizes = SIZES | dict(image_size=1024, width=1024, depth=24, heads=16, mlp_width=4096)
   with torch.device("meta"):
     model = references.Sapiens(**sizes)

@@ -1,4 +1,4 @@
-"""StableSyncNet against its architecture in torch, from a file as it is released to the unit vectors of windows."""
+"""StableSyncNet against its architecture in torch, from a file in the released format to unit vectors of windows."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""SyncNet v2 against a torch re-statement of `S(1024)`: random weights and statistics, through the converter."""
+"""SyncNet v2 against `S(1024)` in torch: random weights and statistics, through the converter."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def test_released_size(clip, tmp_path):
   shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
   weights = random_weights({key: shape for key, shape in shapes.items() if shape})
   weights |= {key: np.abs(value) + 0.3 for key, value in weights.items() if key.endswith("running_var")}
-  for tower in ("netcnnlip", "netcnnaud"):  # keeps the size of what random weights make of 0..255 and of MFCC
+  for tower in ("netcnnlip", "netcnnaud"):  # compensates for the large inputs, 0..255 and MFCC
     weights[f"{tower}.0.weight"] /= 100
   state = {key: torch.from_numpy(value) for key, value in weights.items()}
   state |= {key: torch.tensor(7) for key, shape in shapes.items() if not shape}  # num_batches_tracked
@@ -54,4 +54,4 @@ def test_released_size(clip, tmp_path):
     assert ours.shape == theirs.shape == (FRAMES - 5, 1024)
     error = np.abs(ours - theirs).max()
     assert error < TOLERANCE * np.abs(theirs).max()
-    assert error < 10 * TOLERANCE * np.ptp(theirs, axis=0).max()  # also beside what tells the windows apart
+    assert error < 10 * TOLERANCE * np.ptp(theirs, axis=0).max()  # small relative to the differences of windows

@@ -1,7 +1,7 @@
-"""The visual encoder and the decoder against transformers' ViTMAE, weights from every file that it is released in.
+"""The visual encoder and the decoder against ViTMAE of transformers, with weights from every released format.
 
-Our decoder attends to prompt tokens, which the donor has not: where that attention gives out zeros, the whole of it is
-the donor's decoder on the tokens of the patches, without the class token, which ours has no place for.
+Our decoder has cross-attention to prompt tokens, which the donor does not have, and no class token. With a
+cross-attention that adds zero it equals the decoder of the donor on the patch tokens without the class token.
 """
 
 import shutil
@@ -34,7 +34,7 @@ def exact():
 
 @pytest.fixture(scope="module")
 def released():
-  """transformers' model, and its tensors as it names them in memory."""
+  """The model of transformers, and its tensors with their names in memory."""
   model = references.vit_mae(decoder=DECODER, **SIZES)
   return model, references.fill(model)
 
@@ -70,7 +70,7 @@ def torch_file(name, make):
 
 HUB = lambda tensors: as_torch(references.hub_names(tensors))
 ORIGINAL = lambda tensors: as_torch(references.original_mae_names(tensors))
-FILES = {  # how it is written, its naming
+FILES = {  # function that writes the file, naming
   "hub": (torch_file("pytorch_model.bin", HUB), "Hugging Face"),
   "in memory": (torch_file("model.pt", as_torch), "Hugging Face"),
   "saved by transformers 5": (saved_by_transformers, "Hugging Face"),
@@ -89,7 +89,7 @@ FILES = {  # how it is written, its naming
 
 
 def seen():
-  """Pictures, ViTMAE's noise for them, and the patches it keeps."""
+  """Pictures, the noise of ViTMAE for them, and the patches that it keeps."""
   noise = np.random.RandomState(1).uniform(size=(3, 16)).astype(np.float32)
   return pictures(3, 32), noise, references.kept(noise)
 
@@ -128,9 +128,11 @@ def test_prompt_tokens_before_the_donors(released, encode, tmp_path):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_there_and_back(file, released, tmp_path):
-  """Bit for bit under the rules' names of the naming that the file came in, but for the first row of the decoder's
-  table, which ours has no place for."""
+def test_round_trip(file, released, tmp_path):
+  """Bit for bit, with the released names of the naming of the file.
+
+  The first row of the decoder's table is zero, because our decoder does not have it.
+  """
   model, tensors = released
   write, naming = FILES[file]
   source = write(tmp_path, model, tensors)
@@ -154,7 +156,7 @@ def test_there_and_back(file, released, tmp_path):
     assert not report["missing_keys"] and not report["unexpected_keys"]
 
 
-def test_what_a_fine_tuned_original_carries_is_dropped(released, tmp_path):
+def test_the_head_of_a_fine_tuned_original_is_dropped(released, tmp_path):
   model, tensors = released
   head = random_weights({"head.weight": (5, 32), "head.bias": (5,)})
   torch.save({"model": ORIGINAL(encoder_only(tensors)) | as_torch(head)}, tmp_path / "mae.pth")
@@ -164,7 +166,7 @@ def test_what_a_fine_tuned_original_carries_is_dropped(released, tmp_path):
 
 @pytest.mark.slow
 def test_base(tmp_path):
-  """ViTMAE-base from the hub's naming, at a quarter of the patches as in its pretraining."""
+  """ViTMAE-base with the names of the hub and a quarter of the patches, as in its pretraining."""
   decoder = dict(hidden_size=512, num_hidden_layers=8, num_attention_heads=16, intermediate_size=2048)
   sizes = dict(image_size=224, patch=16, width=768, depth=12, heads=12, mlp_width=3072)
   model = references.vit_mae(decoder=decoder, **sizes)

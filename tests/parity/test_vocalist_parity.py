@@ -1,4 +1,4 @@
-"""VocaLiST against its architecture in torch, from a file as it is released to the scores of pairs."""
+"""VocaLiST against its architecture in torch, from a file in the released format to the scores of pairs."""
 
 import jax
 import librosa
@@ -45,7 +45,7 @@ def check(sizes, folder, count, **options):
   frames = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).flatten(1, 2)
   heard = torch.from_numpy(mel)[:, None]
   audio, video = model.features(frames, heard)
-  if sizes == REDUCED:  # the quirk of the positions is in play: some first channels are zero, others are not
+  if sizes == REDUCED:  # the padding rule of the positions applies: some first channels are zero
     for features in (audio, video):
       assert 0 < (features[..., 0] == 0).float().mean() < 1
   expected = model(frames, heard).numpy()
@@ -78,7 +78,7 @@ def test_full_size_keys_and_shapes():
 
 @pytest.mark.parametrize("authors", ["VocaLiST", "LatentSync"])
 def test_mel(authors):
-  """As they take it: test_lrs2.py by torch.stft; latentsync/utils/audio.py by a filter of scipy's and by librosa."""
+  """The arithmetic of test_lrs2.py (torch.stft) and of latentsync/utils/audio.py (a filter of scipy, and librosa)."""
   wave = 0.1 * np.random.RandomState(0).standard_normal(16_000).astype(np.float32)
   wave[4000:8000] = 0
   if authors == "VocaLiST":

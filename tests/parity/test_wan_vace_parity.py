@@ -1,4 +1,4 @@
-"""The Wan2.1-VACE transformer against diffusers `WanVACETransformer3DModel`, weights converted from both namings."""
+"""The Wan2.1-VACE transformer against `WanVACETransformer3DModel` of diffusers, weights converted from both namings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOLERANCE = 2e-5
 
 
 def reference(*, heads, head_width, mlp_width, layers, vace_layers, text_width):
-  """diffusers' model with every weight drawn at random, norms and zero-initialised projections too."""
+  """The model of diffusers with all weights random, including norms and zero-initialised projections."""
   torch.manual_seed(0)
   model = diffusers.WanVACETransformer3DModel(
     num_attention_heads=heads,
@@ -46,7 +46,7 @@ def original_name(key: str) -> str:
 
 
 def converted(tensors: dict[str, np.ndarray], naming: str) -> dict:
-  """The items of a file with these tensors, strictly."""
+  """The items of a file with exactly these tensors."""
   shapes = {key: tensor.shape for key, tensor in tensors.items()}
   match = donor.match([wan_vace.DONOR], shapes)
   assert match.naming.name == naming
@@ -137,8 +137,8 @@ def test_tensors_come_back_bit_for_bit():
 
 
 @pytest.mark.parametrize("naming", ["original", "diffusers"])
-def test_every_key_of_the_full_model_has_its_place(naming):
-  """1264 keys, by shape alone: diffusers' class on the meta device fills exactly the leaves of the default modules."""
+def test_every_key_of_the_full_model_has_a_leaf(naming):
+  """1264 keys, by shape: the class of diffusers on the meta device fills exactly the leaves of the default modules."""
   with torch.device("meta"):
     model = diffusers.WanVACETransformer3DModel(
       num_attention_heads=12, ffn_dim=8960, num_layers=30, vace_layers=list(range(0, 30, 2))

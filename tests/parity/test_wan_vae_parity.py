@@ -1,4 +1,4 @@
-"""The VAE against diffusers' AutoencoderKLWan, which carries caches from group to group of frames; ours has none."""
+"""The VAE, which has no caches, against AutoencoderKLWan of diffusers, which has caches between groups of frames."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ BLOCK = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "c
 
 
 def original_key(key):
-  """The name in Wan2.1_VAE.pth of a tensor of diffusers' model."""
+  """The name in Wan2.1_VAE.pth of a tensor of the model of diffusers."""
   inside = lambda rest: ".".join((BLOCK | {"conv_shortcut": "shortcut"}).get(name, name) for name in rest)
   match key.split("."):
     case ["quant_conv", leaf]:
@@ -44,13 +44,13 @@ def original_key(key):
 
 
 class Pair:
-  """A model of diffusers with random weights, and ours with the same."""
+  """A model of diffusers with random weights, and ours with the same weights."""
 
   def __init__(self, base, latent, **statistics):
     torch.manual_seed(base)
     named = {f"latents_{name}": list(values) for name, values in statistics.items()}
     self.theirs = diffusers.AutoencoderKLWan(base_dim=base, z_dim=latent, **named).eval()
-    with torch.no_grad():  # neither zero biases nor unit factors
+    with torch.no_grad():  # no zero biases and no unit factors
       for name, parameter in self.theirs.named_parameters():
         if not name.endswith("weight"):
           parameter += 0.2 * torch.randn_like(parameter)

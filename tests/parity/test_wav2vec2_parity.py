@@ -1,4 +1,4 @@
-"""The speech encoder against transformers' Wav2Vec2Model, every hidden state, weights from every released file."""
+"""All hidden states of the speech encoder against Wav2Vec2Model of transformers, weights from every released format."""
 
 import argparse
 import functools
@@ -46,14 +46,14 @@ def exact():
 
 @pytest.fixture(scope="module")
 def released():
-  """transformers' model, and its tensors under the names of the files on the hub."""
+  """The model of transformers, and its tensors with the names of the files on the hub."""
   model = transformers.Wav2Vec2Model(references.wav2vec2_config(**SIZES))
   return model, references.hub_weight_norm(references.fill(model))
 
 
 @functools.cache
 def speech_encoder(alignment, **sizes):
-  """f(params, waveform) -> every hidden state, [L + 1, N, T, C]."""
+  """f(params, waveform) -> all hidden states, [L + 1, N, T, C]."""
   functional = Functional(
     lambda rngs: Wav2Vec2(**sizes, alignment=alignment, include_embedding_output=True, rngs=rngs)
   )
@@ -62,16 +62,16 @@ def speech_encoder(alignment, **sizes):
 
 
 def sound(frames=FRAMES, count=2):
-  """Windows with an offset and another level each, as they come from a file."""
+  """Windows with an offset and different levels, as in files."""
   noise = np.random.RandomState(0).standard_normal((count, 640 * frames + 160))
   return (0.1 * noise * np.arange(1, count + 1)[:, None] + 0.02).astype(np.float32)
 
 
 def expected_states(model, waveform, alignment):
-  """Every hidden state of transformers' model; of alignments that it does not know, its parts put together."""
+  """All hidden states of the model of transformers, composed of its parts for alignments that it does not have."""
   extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
   heard = extractor(list(waveform), sampling_rate=16_000, return_tensors="pt").input_values
-  # Eight kHz is a sound of ours; the others hear the window without half of its margin.
+  # `waveform` uses our 8 kHz sound; the other alignments use the window without half of its margin.
   heard = torch.from_numpy(np.array(halve_rate(heard.numpy()))) if alignment == "waveform" else heard[:, 40:-40]
   if alignment in ("waveform", "pool2"):
     states = torch.stack(model(heard, output_hidden_states=True).hidden_states)
@@ -95,7 +95,7 @@ def check(params, model, alignment="pool2"):
   assert relative_error(speech_encoder(alignment, **SIZES)(params, sound()), expected) < TOLERANCE
 
 
-# What is released
+# Released files
 
 
 def write_hub(path, tensors):
@@ -109,7 +109,7 @@ def write_parametrized(path, tensors):
 
 
 def write_with_head(cls, path, tensors):
-  """A model with more on top of `wav2vec2.`, saved by transformers itself."""
+  """A model with a head beside `wav2vec2.`, saved by transformers."""
   model = cls(references.wav2vec2_config(**SIZES))
   others = {key: tuple(value.shape) for key, value in model.state_dict().items() if not key.startswith("wav2vec2.")}
   inside = {f"wav2vec2.{key}": value for key, value in references.parametrizations(tensors).items()}
@@ -119,7 +119,7 @@ def write_with_head(cls, path, tensors):
 
 
 def write_960h(path, tensors):
-  """`-960h`: an lm_head, the old names of the weight norm, no masked_spec_embed."""
+  """`-960h`: with an lm_head and the old names of the weight norm, without masked_spec_embed."""
   inside = {f"wav2vec2.{key}": value for key, value in tensors.items() if key != "masked_spec_embed"}
   head = random_weights({"lm_head.weight": (11, 32), "lm_head.bias": (11,)})
   torch.save(as_torch(inside | head), path / "pytorch_model.bin")
@@ -143,7 +143,7 @@ def write_finetuned_fairseq(path, tensors):
   return path / "960h.pt"
 
 
-FILES = {  # how it is written, its naming, how many tensors are of no use
+FILES = {  # function that writes the file, naming, number of dropped tensors
   "hub": (write_hub, "Hugging Face", 1),
   "parametrizations": (write_parametrized, "Hugging Face", 1),
   "for pretraining": (functools.partial(write_with_head, transformers.Wav2Vec2ForPreTraining), "Hugging Face", 8),
@@ -172,8 +172,8 @@ def test_every_alignment(alignment, released, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["hub", "960h", "fairseq"])
-def test_there_and_back(file, released, tmp_path):
-  """Bit for bit but for the weight norm, which comes back with the same product; transformers takes the file."""
+def test_round_trip(file, released, tmp_path):
+  """Bit for bit except the weight norm, which has the same product. transformers loads the file."""
   model, tensors = released
   source = FILES[file][0](tmp_path, tensors)
   converted("wav2vec2", source)
@@ -195,7 +195,7 @@ def test_there_and_back(file, released, tmp_path):
 
 @pytest.mark.slow
 def test_full_size(tmp_path):
-  """wav2vec2-base as the hub has it, saved for pretraining; two seconds and a half of sound."""
+  """wav2vec2-base with the names of the hub, saved for pretraining, on 2.5 seconds of sound."""
   model = transformers.Wav2Vec2ForPreTraining(transformers.Wav2Vec2Config())
   references.fill(model)
   tensors = {f"wav2vec2.{key}": value for key, value in model.wav2vec2.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The pretraining task under the real train step: every preset, every mesh, with and without accumulation."""
+"""The pretraining task with the real train step: every ablation, several meshes, with and without accumulation."""
 
 import importlib.util
 from pathlib import Path
@@ -38,7 +38,7 @@ def a_batch(task, clips=16, seed=0):
 
 
 def one_step(config, *, mesh, accumulation=1, clips=16, **task_changes):
-  """Metrics of the first step, and the parameters after it."""
+  """Metrics of the first step and parameters after it."""
   with config.unlocked():
     config.loss.update(task_changes)
   task = build_task(config)
@@ -68,7 +68,7 @@ def test_the_same_global_batch_on_eight_devices(reference, axes):
 
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_with_and_without_gradient_accumulation(reference, accumulation):
-  """Every term but the covariance, whose statistics are documented to be those of the micro-batch."""
+  """Every term except the covariance, whose statistics are those of the micro-batch."""
   metrics, _ = one_step(CONFIG.get_config("tiny"), mesh=mesh_of(1, data=1), accumulation=accumulation)
   for term in TERMS[:3]:
     np.testing.assert_allclose(metrics[term], reference[0][term], rtol=2e-5, err_msg=term)
@@ -81,7 +81,7 @@ def test_accumulation_on_eight_devices(reference):
 
 
 @pytest.mark.parametrize("alignment", ["waveform", "feature", "pool2"])
-def test_a_step_with_wav2vec2_leaves_it_alone(alignment):
+def test_a_step_with_wav2vec2_keeps_it_frozen(alignment):
   config = CONFIG.get_config("tiny")
   config.model.speech_encoder.kind = "wav2vec2"
   config.model.speech_encoder.wav2vec2.alignment = alignment
@@ -99,7 +99,7 @@ def test_a_step_with_wav2vec2_leaves_it_alone(alignment):
 
 
 def test_every_trained_parameter_gets_a_gradient(reference):
-  """One step moves every leaf but the position tables, and the temperature stays in its range."""
+  """One step changes every leaf except the position tables."""
   config = CONFIG.get_config("tiny")
   task = build_task(config)
   state, _ = init_state(task, make_optimizer(**config.optimizer, total_steps=4), mesh_of(1, data=1), jax.random.key(0))
@@ -120,8 +120,24 @@ def test_the_temperature_is_clamped():
     np.testing.assert_allclose(np.exp(params["contrast"]["log_temperature"]), clamped, rtol=1e-5)
 
 
-def test_the_paper_preset_is_whole():
-  """Nothing is allocated: the loss of the paper-size model traces, and its sharding rules place every leaf."""
+def test_parameters_are_initialised_sharded():
+  config = CONFIG.get_config("tiny")
+  task = build_task(config)
+  mesh = mesh_of(8, data=2, fsdp=4)
+  state, _ = init_state(task, make_optimizer(**config.optimizer, total_steps=4), mesh, jax.random.key(0))
+  kernel = state.trainable["visual_encoder"]["blocks"]["mlp"]["up"]["kernel"]
+  assert kernel.sharding.shard_shape(kernel.shape) == (2, 32 // 4, 64)
+  whole = task.init(jax.random.key(0))[0]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), jax.device_get(state.trainable), whole)
+
+
+def test_an_unmatched_path_is_an_error():
+  with pytest.raises(KeyError, match="decoder/surprise"):
+    sharding.shardings({"decoder": {"surprise": np.zeros((4, 4))}}, mesh_of(8, data=8), sharding.RULES)
+
+
+def test_the_paper_preset_traces_and_is_sharded():
+  """Without allocation: the loss of the paper-size model is traced, and the sharding rules place every leaf."""
   config = CONFIG.get_config("paper")
   task = build_task(config)
   trainable, frozen = jax.eval_shape(task.init, jax.random.key(0))
@@ -135,6 +151,6 @@ def test_the_paper_preset_is_whole():
     for (path, leaf), place in zip(leaves, jax.tree.leaves(placed), strict=True)
     if leaf.size > 1_000_000
   }
-  whole = parts.pop("speech_encoder/positional_conv/kernel")  # split, it would cost a collective a step
+  whole = parts.pop("speech_encoder/positional_conv/kernel")  # sharding it would cost one collective per step
   assert whole == 1 and parts and min(parts.values()) == 8
-  assert 5e12 < task.model_flops(task.abstract_batches(48)[0]) / 48 < 3e13  # of a clip of 16 frames
+  assert 5e12 < task.model_flops(task.abstract_batches(48)[0]) / 48 < 3e13  # per clip of 16 frames

@@ -1,4 +1,4 @@
-"""SyncNet's training, on clips whose pictures are the lighter the louder they are."""
+"""The training of SyncNet on clips in which the brightness of the picture follows the loudness."""
 
 import importlib.util
 from pathlib import Path
@@ -29,7 +29,7 @@ def task_of(config, **changes):
 
 
 def sequences(task, clips=8, seed=0):
-  """One clip each of `audio_frames` frames: noise in both, the lighter the louder."""
+  """Clips of `audio_frames` frames of noise, in which brightness and loudness have the same level."""
   random = np.random.default_rng(seed)
   found = []
   for i in range(clips):
@@ -48,7 +48,7 @@ def sequences(task, clips=8, seed=0):
 
 
 def a_batch(task, clips):
-  """The middle of the clips, with the sound around it."""
+  """The middle frames of the clips, with all of their sound."""
   lead = (task.audio_frames - task.clip_frames) // 2
   middle = slice(lead, lead + task.clip_frames)
   names = ("frames", "face_box", "mouth_box")
@@ -62,7 +62,7 @@ def a_batch(task, clips):
 
 @pytest.fixture(scope="module")
 def trained():
-  """(task, clips, parameters, losses): the preset `tiny`, a few steps on one batch."""
+  """(task, clips, parameters, losses) after `STEPS` steps of the preset `tiny` on one batch."""
   task = task_of(CONFIG.get_config("tiny"))
   clips = sequences(task)
   batch = jax.tree.map(jnp.asarray, a_batch(task, clips))
@@ -82,7 +82,7 @@ def trained():
     last = params
     params, opt_state, loss = step(params, opt_state)
     found.append(float(loss))
-  return task, clips, jax.device_get(last), found  # the last loss is that of these parameters
+  return task, clips, jax.device_get(last), found  # the last loss belongs to these parameters
 
 
 def test_the_loss_falls(trained):
@@ -90,7 +90,7 @@ def test_the_loss_falls(trained):
   assert found[-1] < 0.5 * np.log(4 * 4) < found[0]  # chance: 4 clips of 4 windows
   low, high = task.temperature_range
   assert low <= np.exp(params["contrast"]["log_temperature"]) <= high
-  assert not params["syncnet"]["lips"]["norm_0"]["mean"].any()  # no gradient, no average
+  assert not params["syncnet"]["lips"]["norm_0"]["mean"].any()  # neither trained nor averaged
 
 
 def test_tokens_need_measured_statistics(trained):
@@ -101,8 +101,8 @@ def test_tokens_need_measured_statistics(trained):
     task.calibrate(params, [])
 
 
-def test_what_is_embedded_is_what_training_saw(trained):
-  """Calibrated on the very batch, the tokens of whole clips, at the frames of the batch, have the batch's loss."""
+def test_tokens_have_the_loss_of_training(trained):
+  """With statistics of the batch, the tokens of whole clips at the frames of the batch have the loss of the batch."""
   task, clips, params, found = trained
   batch = a_batch(task, clips)
   calibrated = task.calibrate(params, [batch, batch])
@@ -119,7 +119,7 @@ def test_what_is_embedded_is_what_training_saw(trained):
 
 
 def test_flops_are_counted_from_the_shapes():
-  """The demo's step, by hand for its two dearest layers, and whole."""
+  """A step of the preset `demo`: its two most expensive layers by hand, and the total."""
   task = task_of(CONFIG.get_config("demo"))
   tokens = 16 * 12
   first = 2 * 29 * 29 * 5 * 7 * 7 * 3 * 24
@@ -133,6 +133,6 @@ def test_flops_are_counted_from_the_shapes():
 @pytest.mark.parametrize(
   "wrong", [dict(clip_frames=4), dict(audio_frames=9), dict(temperature_init=2.0), dict(image_size=50)]
 )
-def test_what_cannot_be_trained_is_refused(wrong):
+def test_invalid_sizes_are_refused(wrong):
   with pytest.raises(InputError):
     task_of(CONFIG.get_config("tiny"), **wrong)

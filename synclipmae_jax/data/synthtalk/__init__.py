@@ -1,4 +1,5 @@
-"""SynthTalk, the procedural talking-head corpus: seeded, with no download, no licence and known ground truth.
+"""SynthTalk, a procedural talking-head corpus: seeded, without download or licence, with known ground truth.
 
-Synthetic: it says nothing about real faces. `corpus.write_corpus` makes it, `clip.make_clip` is its definition.
+The corpus is synthetic: results on it do not apply to real faces. `corpus.write_corpus` writes it; `clip.make_clip`
+defines its clips.
 """

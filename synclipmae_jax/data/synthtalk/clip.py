@@ -1,4 +1,4 @@
-"""Clip i of a split, as parameters: a pure function of (seed, split, i, seconds). Pixels and sound follow from it."""
+"""The parameters of clip i of a split: a pure function of (seed, split, i, seconds). They define pixels and sound."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from synclipmae_jax.data.synthtalk.tracks import wander
 from synclipmae_jax.types import FPS
 
 SPLITS = ("train", "test")
-MAX_LAG = 10  # frames; only clips of the test split carry a lag, in training it would be a wrong positive
-PEOPLE = {"train": 120, "test": 40}  # identities of a split, and as many voices: any face may have any voice
-OCCLUDER_CHANCE = {"train": 0.0, "test": 0.3}  # the nuisance that training never sees
+MAX_LAG = 10  # frames; only clips of the test split have a lag, which would give wrong positives in training
+PEOPLE = {"train": 120, "test": 40}  # number of identities, and of voices, per split; they are paired at random
+OCCLUDER_CHANCE = {"train": 0.0, "test": 0.3}  # occluders are in the test split only
 
-# Light comes from (light_x, light_y, 1) and is `contrast` directed; gain in stops; the background is two colours and a
-# grating; zoom, x, y frame the head.
+# The light comes from the direction (light_x, light_y, 1); `contrast` is its directed part. `gain` is in stops. The
+# background has two colours and a grating. zoom, x and y place the head.
 SCENE_RANGES = {
   "light_x": (-0.9, 0.9), "light_y": (-0.9, 0.3), "contrast": (0.15, 0.6), "gain": (-0.4, 0.15),
   "warmth": (-0.12, 0.12), "top_r": (0.1, 0.8), "top_g": (0.1, 0.8), "top_b": (0.1, 0.8), "low_r": (0.1, 0.8),
@@ -34,19 +34,19 @@ TRUTH_NAMES = tuple(
   for name in names
 )
 
-# What each independent stream of random numbers is for. Identity never shares a stream with the text.
+# Independent streams of random numbers by purpose. Identity and text have different streams.
 _PERSON, _VOICE, _CAST, _TEXT, _SOUND, _MOUTH, _AMBIENT, _SCENE, _LAG = range(9)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-  """Tracks are in the time of the file: the picture's (mouth, ambient, occluder) shifted by `lag`, the sound's not."""
+  """Parameters of one clip. Tracks are in file time: those of the picture are shifted by `lag`, the sound is not."""
 
   key: str  # "train_00000"
   seed: int
   split: str
   index: int
-  lag: int  # frames; positive: the picture comes late
+  lag: int  # frames; positive: the video lags the audio
   identity: str
   voice: str
   text: str
@@ -57,7 +57,7 @@ class Clip:
   scene: np.ndarray  # [SCENE]
   mouth: np.ndarray  # [T, MOUTH]
   ambient: np.ndarray  # [T, AMBIENT]
-  occluder: np.ndarray  # [T, 2] x, y of the microphone in image half-widths; y = 3 where there is none
+  occluder: np.ndarray  # [T, 2] x, y of the microphone in image half-widths; y = 3 without a microphone
   score: grammar.Score
   snr_db: float
   crf: int
@@ -68,12 +68,12 @@ class Clip:
 
   @property
   def phones(self) -> np.ndarray:
-    """int16 [T] the phone that sounds in the middle of each frame of the sound; see `phones.NAMES`."""
+    """int16 [T]: the phone at the middle of each audio frame, as an index into `phones.NAMES`."""
     return self.score.phones[self.score.at((np.arange(self.frames) + 0.5) / FPS)].astype(np.int16)
 
   @property
   def truth(self) -> np.ndarray:
-    """float32 [T, TRUTH_NAMES] the factors of every picture."""
+    """float32 [T, TRUTH_NAMES]: the factors of every picture."""
     face = np.broadcast_to(self.face, (self.frames, len(self.face)))
     return np.concatenate([face, self.mouth, self.ambient], axis=1).astype(np.float32)
 
@@ -93,7 +93,7 @@ def _stream(seed: int, split: str, purpose: int, index: int) -> np.random.Genera
 
 
 def make_clip(index: int, *, seed: int, split: str, seconds: float) -> Clip:
-  """The parameters of clip `index` of a split. Test clips with an odd index carry a lag of 1..10 frames."""
+  """The parameters of clip `index` of a split. Test clips of odd index have a lag of 1..10 frames of either sign."""
   stream = functools.partial(_stream, seed, split)
   frames = round(seconds * FPS)
   test = split == "test"
@@ -106,7 +106,7 @@ def make_clip(index: int, *, seed: int, split: str, seconds: float) -> Clip:
   lag_rng = stream(_LAG, index)
   lag = int(lag_rng.integers(1, MAX_LAG + 1) * lag_rng.choice((-1, 1))) if test and index % 2 else 0
 
-  # The picture of file frame t is scene frame t - lag: what lies beyond the sound's ends is made too, nothing freezes.
+  # The picture of file frame t is scene frame t - lag. Motion is generated beyond both ends of the sound for this.
   first, count = -MAX_LAG, frames + 2 * MAX_LAG
   shown = slice(MAX_LAG - lag, MAX_LAG - lag + frames)
   ambient = ambient_motion(stream(_AMBIENT, index), frames)
@@ -145,7 +145,7 @@ def make_clip(index: int, *, seed: int, split: str, seconds: float) -> Clip:
 
 
 def parameter_hash(*, seed: int, seconds: float, clips: int = 2) -> str:
-  """Hex digest of all parameters, rounded to 1e-4, of the first clips of every split: the generator, not its pixels."""
+  """Hex digest of all parameters, rounded to 1e-4, of the first `clips` clips of every split. Excludes the pixels."""
   digest = hashlib.sha256(repr((TRUTH_NAMES, SCENE, speech.VOICE, phones.NAMES)).encode())
   digest.update(np.round(phones.TABLE * 1e4).astype(np.int64).tobytes())
   for split in SPLITS:
@@ -154,7 +154,7 @@ def parameter_hash(*, seed: int, seconds: float, clips: int = 2) -> str:
       for field in dataclasses.fields(clip):
         value = getattr(clip, field.name)
         if isinstance(value, grammar.Score):
-          value = value.starts[1:]  # the first phone has always been there
+          value = value.starts[1:]  # without the first start, which is -inf
         if isinstance(value, np.ndarray):
           digest.update((np.round(value * 1e4) + 0.0).astype(np.int64).tobytes())
         elif isinstance(value, float):

@@ -1,4 +1,4 @@
-"""SynthTalk as files: ordinary mp4 (H.264, AAC) with the face track and the ground truth beside each."""
+"""Writes SynthTalk as mp4 files (H.264, AAC), each with a face track file and a ground truth file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from synclipmae_jax.types import FPS, SAMPLE_RATE, InputError
 
 VERSION = "1.0.0"
 _SHORTEST, _LONGEST, _SMALLEST = 2.0, 600.0, 32  # seconds, seconds, pixels
-_CLIPS_A_WORKER = 8  # starting a process and compiling its renderer takes as long as about so many clips
+_CLIPS_A_WORKER = 8  # starting a process and compiling its renderer takes as long as about 8 clips
 
 
 def write_corpus(
@@ -39,26 +39,26 @@ def write_corpus(
 ) -> Path:
   """Writes `clips[split]` clips of every split under `out` and returns the path of its corpus.json.
 
-  Each clip is `<split>/<key>.mp4` with `<key>.faces.npz` and `<key>.truth.npz` beside it. Clips that are there are
-  kept, so an interrupted call goes on where it stopped; corpus.json is written last and says that all is there.
+  Each clip is `<split>/<key>.mp4`, with `<key>.faces.npz` and `<key>.truth.npz` in the same folder. Existing clips are
+  kept, so an interrupted call can be repeated. corpus.json is written last and marks the corpus as complete.
 
   Args:
-    clips: how many clips of "train" and of "test".
-    seconds: length of a clip, 2 to 600; rounded to whole frames of 25 a second.
+    clips: number of clips of "train" and of "test".
+    seconds: length of a clip, 2 to 600; rounded to whole frames at 25 per second.
     size: width and height in pixels, even.
-    workers: processes; None takes one a core, 1 stays in this process.
+    workers: number of processes; None uses one per core, 1 uses this process only.
 
   Raises:
-    InputError: the arguments make no corpus, or `out` holds a corpus made with others.
+    InputError: an argument is invalid, or `out` contains a corpus made with other arguments.
   """
   if unknown := sorted(set(clips) - set(SPLITS)):
     raise InputError(f"SynthTalk has no split {unknown[0]!r}; it has {' and '.join(SPLITS)}.")
   if min(clips.values(), default=0) < 0 or not sum(clips.values()):
-    raise InputError(f"Asked for no SynthTalk clips at all: {dict(clips)}.")
+    raise InputError(f"A SynthTalk corpus needs at least one clip, got {dict(clips)}.")
   if not _SHORTEST <= seconds <= _LONGEST or size < _SMALLEST or size % 2:
     raise InputError(
       f"A SynthTalk clip lasts {_SHORTEST:g} to {_LONGEST:g} s and has an even size of at least {_SMALLEST} px;"
-      f" asked for {seconds:g} s and {size} px."
+      f" got {seconds:g} s and {size} px."
     )
   if seed < 0:
     raise InputError(f"The seed of SynthTalk is 0 or more, not {seed}.")
@@ -100,7 +100,7 @@ def write_corpus(
         write(job)
         bar.update()
     else:
-      spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads of an initialised jax
+      spawn = multiprocessing.get_context("spawn")  # forking is unsafe after jax has started threads
       with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
         for _ in pool.map(write, missing):
           bar.update()
@@ -113,8 +113,8 @@ def _refuse_other(path: Path, description: dict) -> None:
   for name, wanted in description.items():
     if existing.get(name) != wanted:
       raise InputError(
-        f"{path.parent} holds another SynthTalk corpus: its {name} is {existing.get(name)}, not {wanted};"
-        " name another folder or delete that one."
+        f"{path.parent} contains another SynthTalk corpus: its {name} is {existing.get(name)}, not {wanted};"
+        " choose another folder or delete this one."
       )
 
 
@@ -126,8 +126,8 @@ def _is_written(out: Path, split: str, index: int) -> bool:
 def _start_worker() -> None:
   import jax
 
-  jax.config.update("jax_platforms", "cpu")  # the renderer leaves the accelerator to the parent
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+  jax.config.update("jax_platforms", "cpu")  # the accelerator belongs to the parent process
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
 
 
 def _write_job(job: tuple[str, int], *, out: Path, seed: int, seconds: float, size: int) -> None:
@@ -136,8 +136,8 @@ def _write_job(job: tuple[str, int], *, out: Path, seed: int, seconds: float, si
 
 
 def write_clip(clip: Clip, folder: Path, *, size: int) -> Path:
-  """Writes `<key>.mp4` and its two sidecars; the mp4 appears last and only when it is whole."""
-  from synclipmae_jax.data.synthtalk.render import render  # here: reading a corpus must not load jax
+  """Writes `<key>.mp4` and its two sidecar files. The mp4 is written last and appears only when it is complete."""
+  from synclipmae_jax.data.synthtalk.render import render  # local import: reading a corpus must not load jax
 
   tracks = {
     "face": dict(zip(IDENTITY, clip.face, strict=True)),
@@ -163,7 +163,7 @@ def write_clip(clip: Clip, folder: Path, *, size: int) -> Path:
     identity=clip.identity,
     voice=clip.voice,
     text=clip.text,
-    words=json.dumps(clip.score.words),  # in the time of the sound
+    words=json.dumps(clip.score.words),  # times of the sound
     labels=json.dumps({"expression": clip.expression, "actions": clip.actions}),
   )
   path = folder / f"{clip.key}.mp4"
@@ -180,7 +180,7 @@ def _save(path: Path, **arrays) -> None:
 
 
 def _encode(path: Path, frames: np.ndarray, waveform: np.ndarray, *, crf: int) -> None:
-  """frames uint8 [T, S, S, 3], waveform float32 [640 * T]; the encoder's delay is in the file's timestamps."""
+  """Encodes frames uint8 [T, S, S, 3] and a waveform float32 [640 * T]. The timestamps include the encoder delay."""
   with av.open(str(path), "w", format="mp4") as container:
     video = container.add_stream("libx264", rate=FPS)
     video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"

@@ -1,7 +1,7 @@
-"""Where the parts of a face are. The renderer and the landmarks use the same curves, so they cannot disagree.
+"""The geometry of a face. The renderer and the landmarks use the same curves, so they agree exactly.
 
-Three coordinate systems, y always down: the image, -1..1 across; the head, centred, in half-heights of the head,
-upright; its front, turned by yaw and pitch, on which eyes, nose and mouth lie.
+There are three coordinate systems, all with y downwards. Image: -1..1 across. Head: centred and upright, in
+half-heights of the head. Front: the plane of eyes, nose and mouth, turned by yaw and pitch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-_DEPTH = 0.5  # how far the front of the face lies before the axis of the head
+_DEPTH = 0.5  # distance of the front of the face from the axis of the head
 LANDMARKS = (
   *(f"contour_{k}" for k in range(9)), *(f"{side}_brow_{k}" for side in ("left", "right") for k in range(3)),
   *(f"{side}_eye_{part}" for side in ("left", "right") for part in ("outer", "inner", "top", "bottom")),
@@ -23,7 +23,7 @@ MOUTH_LANDMARKS = np.array([k for k, name in enumerate(LANDMARKS) if name.starts
 
 @dataclasses.dataclass(frozen=True)
 class Lips:
-  """Four curves across the mouth at the places asked for, and half its width; in coordinates of the front."""
+  """Four curves across the mouth at the requested positions, and half its width, in front coordinates."""
 
   outer_upper: Any
   inner_upper: Any
@@ -34,18 +34,18 @@ class Lips:
 
 
 def half_mouth(face, mouth, ambient):
-  """Half the width of the mouth: spread lips are wide, rounded ones narrow, a smile widens."""
+  """Half the width of the mouth. Spread lips and a smile widen it; rounded lips narrow it."""
   return face["mouth_width"] * (1 + 0.26 * mouth["width"] - 0.46 * mouth["rounding"] + 0.12 * ambient["smile"])
 
 
 def lips(x, face, mouth, ambient, xp=np) -> Lips:
-  """The lips at front coordinates `x`; beyond the corners the curves run together."""
+  """The lips at front coordinates `x`. Beyond the corners the curves coincide."""
   half_width = half_mouth(face, mouth, ambient)
   across = x / half_width
   arch = xp.clip(1 - across**2, 0.0, 1.0) ** (1 - 0.35 * mouth["rounding"])
   gap = 0.42 * xp.maximum(mouth["opening"], 0.0) * arch
   fullness = (1 + 0.6 * mouth["rounding"]) * (1 - 1.3 * xp.maximum(-mouth["opening"], 0.0)) * xp.sqrt(arch)
-  bow = 1 - 0.25 * xp.exp(-((across / 0.22) ** 2))  # the notch in the middle of the upper lip
+  bow = 1 - 0.25 * xp.exp(-((across / 0.22) ** 2))  # the dip in the middle of the upper lip
   bounded = xp.clip(across, -1.3, 1.3)
   centre = face["mouth_y"] + 0.05 * mouth["jaw"]
   line = centre - 0.085 * ambient["smile"] * bounded**2 - 0.05 * ambient["smirk"] * bounded
@@ -62,7 +62,7 @@ def lips(x, face, mouth, ambient, xp=np) -> Lips:
 
 
 def jaw_line(y, face, mouth, xp=np):
-  """(half-width, half-height) of the ellipse that the outline of the head follows at head coordinate `y`."""
+  """(half-width, half-height) of the ellipse of the head outline at head coordinate `y`."""
   down = xp.clip(y, 0.0, 1.3)
   half_height = face["face_height"] + 0.16 * mouth["jaw"] * (y > 0)
   return face["face_width"] * (1 - face["jaw_taper"] * down * xp.sqrt(down)), half_height
@@ -88,7 +88,7 @@ def to_head(x, y, scene, ambient, xp=np):
 
 
 def to_front(x, y, ambient, xp=np, depth: float = _DEPTH):
-  """Head -> front coordinates, or those of any other sheet `depth` before the axis."""
+  """Head -> front coordinates, or coordinates of another plane at distance `depth` from the axis of the head."""
   yaw, pitch = ambient["yaw"], ambient["pitch"]
   return (x - depth * xp.sin(yaw)) / xp.cos(yaw), (y - depth * xp.sin(pitch)) / xp.cos(pitch)
 
@@ -107,10 +107,10 @@ def _head_to_image(x, y, scene, ambient):
 
 
 def landmarks(face, scene, mouth, ambient, *, size: int) -> np.ndarray:
-  """float32 [T, LANDMARKS, 2] pixels. `mouth` and `ambient` map names to [T] tracks."""
+  """float32 [T, LANDMARKS, 2] in pixels. `mouth` and `ambient` map names to [T] tracks."""
   zero = np.zeros_like(ambient["yaw"])
   contour, front = [], []
-  for angle in np.linspace(0.05, np.pi - 0.05, 9):  # from the viewer's right ear over the chin to the left
+  for angle in np.linspace(0.05, np.pi - 0.05, 9):  # from the ear on the right of the image, over the chin
     half_height = face["face_height"] + 0.16 * mouth["jaw"]
     y = np.sin(angle) * half_height
     contour.append((np.cos(angle) * jaw_line(y, face, mouth)[0], y))
@@ -136,7 +136,7 @@ def landmarks(face, scene, mouth, ambient, *, size: int) -> np.ndarray:
 
 
 def face_boxes(points: np.ndarray) -> np.ndarray:
-  """float32 [T, 4] x0, y0, x1, y1: ear to ear, chin to a little above the brows, as detectors draw it."""
+  """float32 [T, 4] x0, y0, x1, y1: from ear to ear and from the chin to slightly above the brows, as by a detector."""
   low, high = points.min(axis=1), points.max(axis=1)
   low[:, 1] -= 0.12 * (high - low)[:, 1]
   return np.concatenate([low, high], axis=1)

@@ -1,4 +1,4 @@
-"""A closed GRID-like grammar, and the score of a clip: which phone sounds when."""
+"""A closed grammar like that of GRID, and the score of a clip: its phones with their times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from synclipmae_jax.data.synthtalk import phones
 from synclipmae_jax.data.synthtalk.tracks import smooth
 from synclipmae_jax.types import Segment
 
-# Diphthongs are spelled as two vowels, as the mouth makes them.
+# Diphthongs are written as two vowels, because the mouth moves from one to the other.
 SLOTS = (
   {"bin": "b ih n", "lay": "l eh iy", "place": "p l eh iy s", "set": "s eh t"},
   {"blue": "b l uw", "green": "g r iy n", "red": "r eh d", "white": "w aa iy t"},
@@ -25,24 +25,24 @@ SLOTS = (
 PRONUNCIATION = {word: spelled.split() for slot in SLOTS for word, spelled in slot.items()}
 SENTENCE_WORDS = len(SLOTS)
 _SHORTEST_PAUSE = 0.1  # seconds
-_FASTEST, _SLOWEST = 0.8, 1.25  # times the usual duration of a phone
+_FASTEST, _SLOWEST = 0.8, 1.25  # factors on the duration of a phone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-  """Phone `phones[k]` lasts from `starts[k]` to `starts[k + 1]` seconds; silence before, between and after."""
+  """Phone `phones[k]` lasts from `starts[k]` to `starts[k + 1]` seconds. There is silence around every sentence."""
 
   text: str
   phones: np.ndarray  # int [k]
   starts: np.ndarray  # float [k], starts[0] = -inf
 
   def at(self, times: np.ndarray) -> np.ndarray:
-    """Index into the score of the phone that sounds at each time."""
+    """Index into `phones` for each time."""
     return np.searchsorted(self.starts, times, side="right") - 1
 
   @property
   def words(self) -> list[Segment]:
-    """The words of the text with their seconds."""
+    """The words of the text with their start and end in seconds."""
     spoken = iter(np.flatnonzero(self.phones != phones.SILENCE))
     found = []
     for word in self.text.split():
@@ -53,12 +53,12 @@ class Score:
 
 
 def held_out(sentence: str) -> bool:
-  """One sentence in five belongs to the test split and is never said in training."""
+  """Whether a sentence belongs to the test split. One sentence in five does; these are never used in training."""
   return hashlib.sha256(sentence.encode()).digest()[0] % 5 == 0
 
 
 def sentence(rng: np.random.Generator, *, test: bool) -> list[str]:
-  """The words of one sentence of the asked side of the split."""
+  """The words of a random sentence of the test split (`test`) or of the training split."""
   while True:
     words = [list(slot)[rng.integers(len(slot))] for slot in SLOTS]
     if held_out(" ".join(words)) == test:
@@ -66,7 +66,7 @@ def sentence(rng: np.random.Generator, *, test: bool) -> list[str]:
 
 
 def compose(rng: np.random.Generator, *, seconds: float, test: bool) -> Score:
-  """As many whole sentences as fit into `seconds`, unhurried; the rest of the time becomes pauses of random length."""
+  """As many whole sentences as fit into `seconds` at natural speed. Pauses of random length fill the remaining time."""
   speaking = seconds * rng.uniform(0.72, 0.86)
   spoken: list[tuple[list[str], np.ndarray, np.ndarray]] = []
   total = 0.0
@@ -92,9 +92,10 @@ def compose(rng: np.random.Generator, *, seconds: float, test: bool) -> Score:
 
 
 def trajectory(score: Score, columns: tuple[str, ...], times: np.ndarray, *, blur: float) -> np.ndarray:
-  """[len(times), columns] of the phone table along the score, coarticulated by a Gaussian of `blur` seconds.
+  """[len(times), columns]: the phone table along the score, coarticulated by a Gaussian of `blur` seconds.
 
-  `times` must be evenly spaced and reach about three `blur` beyond what is used: the ends see fewer neighbours.
+  `times` must be evenly spaced and extend about three `blur` beyond the used interval, because the blur at the ends has
+  fewer neighbours.
   """
   where = score.at(times)
   steps = phones.TABLE[score.phones[where]][:, [phones.COLUMNS.index(name) for name in columns]]

@@ -1,4 +1,4 @@
-"""Who is seen: the shape and the colours of a face. Lengths are in half-heights of the head."""
+"""The identity of a face: its shape and colours. Lengths are in half-heights of the head."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IRIS = ((62, 38, 22), (104, 70, 36), (92, 112, 62), (88, 122, 150), (70, 110, 1
 
 
 def draw_identity(rng: np.random.Generator) -> np.ndarray:
-  """[IDENTITY] of a new person."""
+  """[IDENTITY]: the parameters of a random person."""
   return np.array([rng.uniform(low, high) for low, high in _RANGES.values()])
 
 

@@ -1,4 +1,4 @@
-"""What of a talking head is not speech: pose, blinks, brows, gaze, smile, light; and what disturbs the mouth."""
+"""Motion that is not speech (pose, blinks, brows, gaze, smile, light), and the motion of the mouth."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from synclipmae_jax.data.synthtalk.grammar import Score, trajectory
 from synclipmae_jax.data.synthtalk.tracks import smooth, wander
 from synclipmae_jax.types import FPS
 
-# Angles in radians; x, y in image half-widths; blink 0 open .. 1 shut; lid > 0 is a wide eye, < 0 a squint; smirk lifts
-# one corner of the mouth; light in stops.
+# Angles are in radians; x, y in image half-widths; light in stops. blink is 0 (open) .. 1 (shut). lid > 0 is a wide
+# eye, lid < 0 a squint. smirk lifts one corner of the mouth.
 AMBIENT = ("yaw", "pitch", "roll", "x", "y", "blink_left", "blink_right", "lid", "brow", "brow_slant",
            "gaze_x", "gaze_y", "smile", "smirk", "light")  # fmt: skip
 
-# Where an expression takes the face: lid, brow, brow_slant, smile, smirk.
+# Values of an expression: lid, brow, brow_slant, smile, smirk.
 EXPRESSIONS = {
   "neutral": (0.0, 0.0, 0.0, 0.0, 0.0),
   "happy": (-0.25, 0.15, 0.0, 0.9, 0.0),
@@ -40,7 +40,7 @@ class Ambient:
 
 
 def ambient_motion(rng: np.random.Generator, frames: int) -> Ambient:
-  """One expression and some actions on a wandering head, for `frames` frames; it never hears the sound."""
+  """One expression, some actions and random head motion for `frames` frames, independent of the sound."""
   expression = list(EXPRESSIONS)[rng.integers(len(EXPRESSIONS))]
   strength = rng.uniform(0.6, 1.0)
   actions = tuple(name for name in ACTIONS if rng.random() < _ACTION_CHANCE)
@@ -93,9 +93,12 @@ def ambient_motion(rng: np.random.Generator, frames: int) -> Ambient:
 
 
 def mouth_motion(rng: np.random.Generator, score: Score, *, first: int, frames: int, chew: bool) -> np.ndarray:
-  """[frames, MOUTH] the visible mouth: the articulation of the score, sampled at the middle of each frame, and what
-  speech does not explain: the speaker's effort, restless jaw and lips, and chewing in the pauses if `chew`."""
-  step = 8  # of 5 ms in a frame
+  """[frames, MOUTH]: the visible mouth.
+
+  It is the articulation of the score, sampled at the middle of each frame, plus motion that is independent of the
+  speech: the effort of the speaker, random jaw and lip motion, and chewing in the pauses if `chew`.
+  """
+  step = 8  # steps of 5 ms per frame
   fine = (np.arange(-step, (frames + 1) * step) + first * step) / (FPS * step)
   coarticulation = rng.uniform(0.022, 0.032)
   effort = rng.uniform(0.8, 1.15)
@@ -121,5 +124,5 @@ def mouth_motion(rng: np.random.Generator, score: Score, *, first: int, frames: 
 
 
 def _bump(frame: np.ndarray, middle: float, half_width: float) -> np.ndarray:
-  """A smooth hill from 0 over 1 to 0 within `half_width` frames of its middle."""
+  """A smooth bump: 1 at `middle`, 0 at `half_width` frames from it and beyond."""
   return np.cos(np.clip((frame - middle) / half_width, -1, 1) * np.pi / 2) ** 2

@@ -1,4 +1,4 @@
-"""One articulatory state per phone: the same row of this table moves the mouth and shapes the sound."""
+"""One articulatory state per phone. The same row of this table defines the mouth and the sound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames from parameters: anti-aliased layers painted back to front, jitted over a batch of frames on the CPU."""
+"""Renders frames from parameters: anti-aliased layers, painted back to front, jitted over a batch of frames on CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FRAMES_PER_CALL = 25  # one second
 
 
 def render(clip: Clip, *, size: int) -> np.ndarray:
-  """uint8 [T, size, size, 3] the pictures of a clip; the same bits on the same machine."""
+  """uint8 [T, size, size, 3]: the pictures of a clip. The result is bit-identical on the same machine."""
   face = dict(zip(IDENTITY, clip.face.astype(np.float32), strict=True))
   scene = dict(zip(SCENE, clip.scene.astype(np.float32), strict=True))
   palette = {part: rgb[:, None, None] for part, rgb in colours(face).items()}
@@ -36,12 +36,12 @@ def _render(face, colour, scene, rows, *, size):
   grid = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (2 / size) - 1
   u, v = grid[None, :], grid[:, None]
   background = _background(u, v, scene)
-  # One frame at a time: its planes stay in the cache, a batch of them would not (twice the time, measured).
+  # One frame at a time, so that its planes fit into the cache. A batch of frames took twice the time.
   return jax.lax.map(lambda row: _frame(background, u, v, face, colour, scene, row), rows)
 
 
 def _frame(background, u, v, face, colour, scene, row):
-  """uint8 [3, S, S], one picture: body, hair, head, features, mouth, what hangs before it, light."""
+  """uint8 [3, S, S]: one picture, painted in the order body, hair, head, features, mouth, occluder, light."""
   names = phones.MOUTH + AMBIENT
   values = dict(zip(names, row[: len(names)], strict=True))
   mouth = {name: values[name] for name in phones.MOUTH}
@@ -62,13 +62,13 @@ def _frame(background, u, v, face, colour, scene, row):
 
 
 class _Painter:
-  """The picture so far; `paint` lays a colour over it where a signed distance is negative."""
+  """The picture so far. `paint` blends a colour over it; `cover` converts a signed distance to coverage."""
 
   def __init__(self, image, pixel):
     self.image, self.pixel = image, pixel
 
   def cover(self, distance, softness=0.0):
-    """Coverage 0..1 of each pixel by the inside of a distance field in head units."""
+    """Coverage 0..1 of each pixel by the inside (negative values) of a distance field in head units."""
     return jnp.clip(0.5 - distance / (self.pixel + softness), 0, 1)
 
   def paint(self, colour, alpha):
@@ -76,14 +76,14 @@ class _Painter:
 
 
 def _ellipse(x, y, rx, ry):
-  """Distance to an ellipse at the origin, exact on the boundary to first order."""
+  """Signed distance to an ellipse at the origin, exact at the boundary to first order."""
   near = _length(x / rx, y / ry)
   slope = _length(x / rx**2, y / ry**2)
   return near * (near - 1) / slope
 
 
 def _length(x, y):
-  return jnp.sqrt(x**2 + y**2 + 1e-9)  # jnp.hypot guards against overflow, at several times the cost
+  return jnp.sqrt(x**2 + y**2 + 1e-9)  # jnp.hypot also avoids overflow, but costs several times as much
 
 
 def _blob(x, y, radius):
@@ -97,13 +97,13 @@ def _rgb(red, green, blue):
 def _background(u, v, scene):
   top = _rgb(scene["top_r"], scene["top_g"], scene["top_b"])
   low = _rgb(scene["low_r"], scene["low_g"], scene["low_b"])
-  top, low = (0.4 * colour + 0.6 * colour.mean(axis=0) for colour in (top, low))  # rooms are muted
+  top, low = (0.4 * colour + 0.6 * colour.mean(axis=0) for colour in (top, low))  # less saturated, as rooms are
   wave = scene["pitch"] * (u * jnp.cos(scene["slant"]) + v * jnp.sin(scene["slant"])) + scene["phase"]
   return top + (low - top) * (0.5 + 0.5 * v) + scene["grating"] * jnp.sin(wave)
 
 
 def _paint_head(painter, x, y, u, v, face, colour, scene, mouth, ambient):
-  """Body, hair, ears, skin, fringe, beard. Returns the shading of the skin."""
+  """Paints body, hair, ears, skin, fringe and beard. Returns the shading of the skin."""
   skin, hair = colour["skin"], colour["hair"]
   half_width, half_height = geometry.jaw_line(y, face, mouth, jnp)
   nx, ny = x / half_width, y / half_height
@@ -113,7 +113,7 @@ def _paint_head(painter, x, y, u, v, face, colour, scene, mouth, ambient):
   )
   shade = 1 + scene["contrast"] * (1.15 * jnp.maximum(towards, 0) - 0.85)
 
-  # The crown of hair turns with the head's back, the body hardly follows the head.
+  # The hair at the crown turns with the back of the head. The body follows the head only partly.
   hx, hy = geometry.to_front(x, y, ambient, jnp, depth=-0.12)
   crown = _ellipse(hx, hy + 0.1, face["face_width"] + 0.13, face["face_height"] + 0.08)
   fall = jnp.maximum(jnp.abs(hx) - face["face_width"] - 0.1, jnp.maximum(hy - 1.2 * face["hair_length"], -hy - 0.1))
@@ -178,7 +178,7 @@ def _paint_nose(painter, fx, fy, face, scene):
 
 
 def _paint_mouth(painter, fx, fy, face, colour, mouth, ambient, shade):
-  """Lips around a dark cavity that holds upper teeth, tongue and lower teeth."""
+  """Paints the lips around a dark cavity with upper teeth, tongue and lower teeth."""
   curve = geometry.lips(fx, face, mouth, ambient, jnp)
   ends = jnp.abs(fx) - curve.half_width
   skin_shadow = _blob(fx * 0.8, fy - curve.outer_lower - 0.05, 0.11)
@@ -212,7 +212,7 @@ def _paint_mouth(painter, fx, fy, face, colour, mouth, ambient, shade):
 
 
 def _paint_microphone(painter, u, v, cx, cy):
-  """The occluder: a ball on a stick that comes from below."""
+  """Paints the occluder: a ball on a stick from below."""
   x, y = u - cx, v - cy
   stick = jnp.maximum(jnp.abs(x - 0.35 * cx * y) - 0.035, -y)
   painter.paint(_rgb(0.18, 0.18, 0.2), painter.cover(stick))

@@ -1,4 +1,4 @@
-"""Source-filter speech in numpy: pulses and noise, shaped every 5 ms by the articulation of the score."""
+"""Source-filter speech synthesis in numpy: pulses and noise, filtered every 5 ms by the articulation of the score."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from synclipmae_jax.data.synthtalk.grammar import Score, trajectory
 from synclipmae_jax.data.synthtalk.tracks import smooth, wander
 from synclipmae_jax.types import SAMPLE_RATE
 
-# A voice: pitch in Hz and its range as a fraction, vocal-tract scale of the formants, spectral tilt in dB per
-# octave, breath as a gain of noise, formant bandwidths relative to the usual ones.
+# Parameters of a voice: pitch in Hz, range of the pitch as a fraction, scale of the formants, spectral tilt in dB per
+# octave, gain of the breath noise, factor on the formant bandwidths.
 VOICE_RANGES = {
   "pitch": (90.0, 235.0),
   "pitch_range": (0.06, 0.20),
@@ -24,20 +24,20 @@ VOICE = tuple(VOICE_RANGES)
 _HOP = SAMPLE_RATE // 200  # 5 ms
 _WINDOW = 4 * _HOP
 _FFT = 512
-_PAD = (_FFT - _WINDOW) // 2  # room on both sides for the response of a zero-phase filter
+_PAD = (_FFT - _WINDOW) // 2  # padding on both sides for the response of a zero-phase filter
 _HZ = np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE)
-_FORMANT_BLUR = 0.018  # seconds: formants glide, voicing and bursts switch
+_FORMANT_BLUR = 0.018  # seconds; formants change more slowly than voicing and bursts
 _GATE_BLUR = 0.006
-_BURST = 0.6  # a stop is silent for this share of its duration
+_BURST = 0.6  # fraction of the duration of a stop that is silent
 
 
 def synthesise(
   score: Score, voice: np.ndarray, *, seconds: float, snr_db: float, rng: np.random.Generator
 ) -> np.ndarray:
-  """The sound of a score, float32 [seconds * 16000], peak below 1; `voice` is a row of `VOICE` values.
+  """The sound of a score, float32 [seconds * 16000], peak below 1. `voice` has the values of `VOICE`.
 
-  All filters have zero phase, so the sound neither leads nor lags the articulation that makes it. `snr_db` sets the
-  background noise against the mean power of the whole clip.
+  All filters have zero phase, so the sound neither leads nor lags the articulation. `snr_db` is the ratio of the mean
+  power of the whole clip to that of the background noise.
   """
   speaker = dict(zip(VOICE, voice, strict=True))
   samples = round(seconds * SAMPLE_RATE)
@@ -49,7 +49,7 @@ def synthesise(
 
   pulses = _frames(_pulses(speaker, length, rng))
   noise = _frames(rng.standard_normal(length))
-  # Loudness wanders by itself: the lips must not be readable from the level alone.
+  # The loudness varies independently, so that the mouth opening cannot be inferred from the level alone.
   loudness = np.exp(0.15 * wander(rng, hops, 25))
   tract = _resonances(sound, speaker)
   spectra = pulses * (tract * (voicing * loudness)[:, None])
@@ -62,7 +62,7 @@ def synthesise(
 
 
 def _gates(score: Score, times: np.ndarray) -> np.ndarray:
-  """[hops, 2] gains of voice and friction; a stop holds its breath until the burst."""
+  """[hops, 2]: gains of voice and friction. The friction of a stop is 0 until the burst."""
   where = score.at(times)
   ends = np.append(score.starts[1:], np.inf)
   finite_starts = np.maximum(score.starts, 0)
@@ -74,13 +74,13 @@ def _gates(score: Score, times: np.ndarray) -> np.ndarray:
 
 
 def _pulses(speaker: dict[str, float], length: int, rng: np.random.Generator) -> np.ndarray:
-  """[length] glottal pulses of unit power along a wandering pitch that knows nothing of the words."""
+  """[length]: glottal pulses of unit power. The pitch varies independently of the words."""
   melody = wander(rng, length // _HOP + 1, 25)
   hops = np.arange(len(melody)) * _HOP
   pitch = speaker["pitch"] * np.exp(speaker["pitch_range"] * np.interp(np.arange(length), hops, melody))
   phase = np.cumsum(pitch / SAMPLE_RATE)
   last = np.flatnonzero(np.floor(phase[1:]) > np.floor(phase[:-1]))
-  fraction = (np.floor(phase[last + 1]) - phase[last]) * SAMPLE_RATE / pitch[last]  # the pulse falls between samples
+  fraction = (np.floor(phase[last + 1]) - phase[last]) * SAMPLE_RATE / pitch[last]  # position between two samples
   height = np.sqrt(SAMPLE_RATE / pitch[last])
   pulses = np.zeros(length)
   pulses[last] += height * (1 - fraction)
@@ -89,14 +89,14 @@ def _pulses(speaker: dict[str, float], length: int, rng: np.random.Generator) ->
 
 
 def _frames(signal: np.ndarray) -> np.ndarray:
-  """[hops, _FFT // 2 + 1] spectra of windows that sum to one."""
+  """[hops, _FFT // 2 + 1]: spectra of overlapping windows that add up to 1."""
   windows = np.lib.stride_tricks.sliding_window_view(signal, _WINDOW)[::_HOP]
   hann = 0.25 * (1 - np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW))  # four overlapping windows add up to 1
   return np.fft.rfft(np.pad(windows * hann, [(0, 0), (_PAD, _PAD)]), axis=1)
 
 
 def _resonances(sound: dict[str, np.ndarray], speaker: dict[str, float]) -> np.ndarray:
-  """[hops, bins] magnitude of the vocal tract: five resonances and the tilt of the glottis."""
+  """[hops, bins]: magnitude of the vocal tract, five resonances and the tilt of the glottis."""
   constant = np.ones_like(sound["f1"])
   centres = (sound["f1"], sound["f2"], sound["f3"], 3500 * constant, 4500 * constant)
   tilt = (np.maximum(_HZ, 100) / 100) ** (speaker["tilt"] / 6.02)
@@ -108,7 +108,7 @@ def _resonances(sound: dict[str, np.ndarray], speaker: dict[str, float]) -> np.n
 
 
 def _friction(sound: dict[str, np.ndarray], gain: np.ndarray) -> np.ndarray:
-  """[hops, bins] magnitude of the noise made at a narrow place of the mouth."""
+  """[hops, bins]: magnitude of the friction noise."""
   away = (_HZ - sound["friction_hz"][:, None]) / sound["friction_bandwidth"][:, None]
   return gain[:, None] * np.exp(-0.5 * away**2)
 
@@ -121,7 +121,7 @@ def _overlap_add(pieces: np.ndarray) -> np.ndarray:
 
 
 def _background(speech: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
-  """Noise of a random colour, between white and brown, `snr_db` below the speech."""
+  """Noise with a random spectral slope between white and brown, `snr_db` below the speech."""
   spectrum = np.fft.rfft(rng.standard_normal(len(speech)))
   hz = np.fft.rfftfreq(len(speech), 1 / SAMPLE_RATE)
   noise = np.fft.irfft(spectrum * np.maximum(hz, 60) ** -rng.uniform(0, 1), len(speech))

@@ -1,7 +1,7 @@
-"""The Wan2.1 video diffusion transformer (Wan-Video/Wan2.1 wan/modules/model.py; checkpoints.md section 3.2).
+"""The Wan2.1 video diffusion transformer (Wan-Video/Wan2.1, wan/modules/model.py).
 
-Latents are channels-last here, [B, T, H, W, C]; tokens are patches of 1 x 2 x 2 of them, in the order (t, h, w). The
-residual stream, modulation, norms, time embedding and head are float32, the other matmuls `compute_dtype`.
+Latents are channels-last, [B, T, H, W, C]. A token is a patch of 1 x 2 x 2 latents; tokens are in the order (t, h, w).
+The residual stream, modulation, norms, time embedding and head are float32; the other matmuls are `compute_dtype`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from synclipmae_jax.models.layers import (
 from synclipmae_jax.sharding import constrain
 from synclipmae_jax.types import InputError
 
-PATCH = 2  # latent rows and columns of a token; it has one latent frame
+PATCH = 2  # latent rows and latent columns per token; a token has one latent frame
 EPSILON = 1e-6
 Grid = tuple[int, int, int]  # tokens along time, rows, columns
 Rope = tuple[Float[np.ndarray, "n half"], Float[np.ndarray, "n half"]]
@@ -37,29 +37,30 @@ Rope = tuple[Float[np.ndarray, "n half"], Float[np.ndarray, "n half"]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditioning:
-  """What every block is told besides its tokens."""
+  """The inputs of every block other than its tokens."""
 
   grid: Grid
   time: Float[Array, "b d"]
-  modulation: Float[Array, "b six d"]  # of the time, before each block adds its own
+  modulation: Float[Array, "b six d"]  # from the time embedding; each block adds its own parameters
   text: Float[Array, "b m d"]
   rope: Rope
 
 
 def standardise(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-  """LayerNorm without parameters, float32, the variance in two passes."""
+  """LayerNorm without parameters, in float32 with the two-pass variance."""
   x = x.astype(jnp.float32)
   x = x - x.mean(axis=-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + EPSILON)
 
 
 def rope_table(grid: Grid, head_width: int) -> Rope:
-  """Cosines and sines of the rotary angles of every token, one column a pair of channels.
+  """Cosines and sines of the rotary angles, one row per token and one column per pair of channels.
 
-  Of 128 channels 44 turn with time, 42 with the row, 42 with the column, each axis with frequencies of its own.
+  Of 128 channels, 44 encode time, 42 the row and 42 the column, each axis with its own frequencies.
+  Raises ValueError for an odd `head_width`.
   """
   if head_width % 2:
-    raise ValueError(f"rotary embedding turns pairs of channels, and a head has {head_width}")
+    raise ValueError(f"rotary embedding requires an even number of channels per head, got {head_width}")
   side = 2 * (head_width // 6)
   positions = np.indices(grid).reshape(3, -1, 1)
   angles = np.concatenate(
@@ -73,10 +74,10 @@ def rope_table(grid: Grid, head_width: int) -> Rope:
 
 
 def rotate(x: Float[Array, "b n d"], rope: Rope, *, heads: int) -> Float[Array, "b n d"]:
-  """Turns the channel pairs (0, 1), (2, 3), ... of each head by the tokens' angles.
+  """Rotates the channel pairs (0, 1), (2, 3), ... of each head by the angles of the tokens.
 
-  The pairs come out apart, all first members before all second ones: queries and keys share that order, so their
-  products do not notice, and nothing has to be interleaved again.
+  The output has all first members of the pairs before all second members. Queries and keys have the same order, so
+  their products do not change and the channels are not interleaved again.
   """
   cos, sin = (table[:, None] for table in rope)
   x = rearrange(x, "b n (h d two) -> two b n h d", h=heads, two=2)
@@ -87,8 +88,8 @@ def rotate(x: Float[Array, "b n d"], rope: Rope, *, heads: int) -> Float[Array, 
 def sinusoid(t: Float[Array, " b"], features: int) -> Float[Array, "b f"]:
   """[cos | sin] of t in [0, 1000] times 10000^-(i / half), to float32 precision.
 
-  A float32 product near 1000 is off by 3e-5. So the integer part of t meets frequencies of 11 bits, whose product is
-  exact, and what that leaves, less than 1, is joined by the addition theorem.
+  A float32 product near 1000 has an error of 3e-5. The integer part of t is therefore multiplied by frequencies of 11
+  bits, which is exact. The remainder of the angle, less than 1, is added by the addition theorem.
   """
   half = features // 2
   frequencies = 10000.0 ** -(np.arange(half) / half)
@@ -103,14 +104,14 @@ def sinusoid(t: Float[Array, " b"], features: int) -> Float[Array, "b f"]:
 
 
 def patchify(latents: Float[Array, "b t h w c"]) -> Float[Array, "b n p"]:
-  """Tokens before their embedding. Raises InputError where the patches do not tile the latents."""
+  """Latents -> tokens before their embedding. Raises InputError if height or width is odd."""
   if latents.shape[2] % PATCH or latents.shape[3] % PATCH:
     raise InputError(f"latents of {latents.shape[2]} x {latents.shape[3]} do not divide into patches of 2 x 2")
   return rearrange(latents, "b t (h p) (w q) c -> b (t h w) (p q c)", p=PATCH, q=PATCH)
 
 
 class RotarySelfAttention(SelfAttention):
-  """Self-attention whose queries and keys are RMS-normalised over the full width, float32, then rotated."""
+  """Self-attention. Queries and keys are RMS-normalised over the full width in float32, then rotated."""
 
   def __init__(self, width: int, heads: int, *, compute_dtype, rngs: nnx.Rngs):
     super().__init__(width, heads, compute_dtype=compute_dtype, rngs=rngs)
@@ -125,7 +126,7 @@ class RotarySelfAttention(SelfAttention):
 
 
 class NormedCrossAttention(CrossAttention):
-  """Cross-attention whose queries and keys are RMS-normalised over the full width, float32."""
+  """Cross-attention. Queries and keys are RMS-normalised over the full width in float32."""
 
   def __init__(self, width: int, heads: int, *, compute_dtype, rngs: nnx.Rngs):
     super().__init__(width, heads, compute_dtype=compute_dtype, rngs=rngs)
@@ -157,7 +158,7 @@ def tanh_gelu(x: Array) -> Array:
 
 
 class Block(nnx.Module):
-  """Self-attention and MLP, each shifted, scaled and gated by the time; between them cross-attention to the text."""
+  """Self-attention, cross-attention to the text, MLP. The time shifts, scales and gates the first and the last."""
 
   def __init__(self, width: int, heads: int, mlp_width: int, *, compute_dtype, rngs: nnx.Rngs):
     self.modulation = nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (6, width)))
@@ -182,7 +183,7 @@ def block_flops(tokens: int, text: int, width: int, mlp_width: int) -> int:
 
 
 class Head(nnx.Module):
-  """Tokens to the latent values of their patches."""
+  """Maps tokens to the latent values of their patches."""
 
   def __init__(self, width: int, out_features: int, *, rngs: nnx.Rngs):
     self.modulation = nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (2, width)))
@@ -197,7 +198,7 @@ class Head(nnx.Module):
 class Dit(nnx.Module):
   """The backbone. The defaults are Wan2.1-1.3B; parameters are float32.
 
-  `vace.wan_vace` runs it: `embed` and `condition`, then `transform` with the hints of the VACE path, then `predict`.
+  `vace.wan_vace` calls `embed` and `condition`, then `transform` with the hints of the VACE blocks, then `predict`.
   """
 
   def __init__(
@@ -231,14 +232,14 @@ class Dit(nnx.Module):
     self.head = Head(width, PATCH**2 * out_channels, rngs=rngs)
 
   def embed(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b n d"]:
-    """Noisy latents -> tokens, float32. Raises InputError where the patches do not tile the latents."""
+    """Noisy latents -> tokens, float32. Raises InputError if height or width is odd."""
     return self.patch_embedding(patchify(latents)).astype(jnp.float32)
 
   def condition(self, t: Float[Array, " b"], text: Float[Array, "b m d"], *, grid: Grid) -> Conditioning:
-    """Time t in [0, 1000] (the noise level times 1000) and umT5 embeddings cut to the prompt's own length.
+    """Conditioning of time t in [0, 1000] (noise level times 1000) and umT5 embeddings without padding.
 
-    The text is filled up with zeros to `text_length` and attended to whole: the model was trained with that padding,
-    and without it the output changes by 2 %. Raises InputError for a longer text.
+    The text is padded with zeros to `text_length` and attention includes the padding, as in the training of the model;
+    without the padding the output changes by 2 %. Raises InputError for a longer text.
     """
     missing = self.text_length - text.shape[1]
     if missing < 0:
@@ -258,9 +259,10 @@ class Dit(nnx.Module):
   def transform(
     self, x: Float[Array, "b n d"], conditioning: Conditioning, hints: Float[Array, "v b n d"], *, stride: int
   ) -> Float[Array, "b n d"]:
-    """All blocks; hint i is added after block i * stride.
+    """Applies all blocks and adds hint i after block i * stride.
 
-    The scan goes over whole groups of `stride` blocks with a hint each; a shorter last group follows it.
+    The scan runs over whole groups of `stride` blocks with one hint each. A shorter last group follows the scan.
+    Raises ValueError for another number of hints.
     """
     graph, leaves = nnx.split(self.blocks)
     block = rematerialise(lambda x, leaves: nnx.merge(graph, leaves)(x, conditioning), self.remat)
@@ -275,7 +277,9 @@ class Dit(nnx.Module):
 
     whole, rest = divmod(self.depth, stride)
     if len(hints) != whole + (rest > 0):
-      raise ValueError(f"{self.depth} blocks take {whole + (rest > 0)} hints, one in {stride}, not {len(hints)}")
+      raise ValueError(
+        f"{self.depth} blocks take {whole + (rest > 0)} hints, one per {stride} blocks, not {len(hints)}"
+      )
     grouped = jax.tree.map(
       lambda leaf: leaf[: whole * stride].reshape(whole, stride, *leaf.shape[1:]), leaves
     )
@@ -285,7 +289,7 @@ class Dit(nnx.Module):
     return x
 
   def predict(self, x: Float[Array, "b n d"], conditioning: Conditioning) -> Float[Array, "b t h w c"]:
-    """Tokens -> the model's output, float32: the velocity, noise minus clean latents."""
+    """Tokens -> the velocity (noise minus clean latents), float32."""
     t, h, w = conditioning.grid
     patches = self.head(x, conditioning.time)
     return rearrange(patches, "b (t h w) (p q c) -> b t (h p) (w q) c", t=t, h=h, w=w, p=PATCH, q=PATCH)

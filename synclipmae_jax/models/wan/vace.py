@@ -1,7 +1,7 @@
-"""VACE: blocks beside the Wan backbone that turn a masked video and references into hints for it.
+"""VACE: blocks beside the Wan backbone that compute hints for it from a masked video and references.
 
-Source: ali-vilab/VACE and Wan-Video/Wan2.1 wan/modules/vace_model.py; checkpoints.md section 3.2. It is a module of its
-own so that it can train while the backbone stays frozen.
+Source: ali-vilab/VACE and Wan-Video/Wan2.1, wan/modules/vace_model.py. `Vace` is a separate module, so that it can be
+trained while the backbone stays frozen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from synclipmae_jax.types import InputError
 
 
 class ZeroLinear(Linear):
-  """Dense layer that starts at zero: an untrained path leaves the backbone as it is."""
+  """Dense layer initialised to zero, so that untrained VACE blocks do not change the output of the backbone."""
 
   def __init__(self, width: int, *, compute_dtype, rngs: nnx.Rngs):
     super().__init__(width, width, compute_dtype=compute_dtype, rngs=rngs)
@@ -27,7 +27,7 @@ class ZeroLinear(Linear):
 
 
 class VaceBlock(Block):
-  """A block of the backbone and the projection of its output to a hint."""
+  """A block of the backbone with a projection of its output to a hint."""
 
   def __init__(self, width: int, heads: int, mlp_width: int, *, compute_dtype, rngs: nnx.Rngs):
     super().__init__(width, heads, mlp_width, compute_dtype=compute_dtype, rngs=rngs)
@@ -37,8 +37,8 @@ class VaceBlock(Block):
 class Vace(nnx.Module):
   """Hints for blocks 0, `stride`, 2 * `stride`, ... of the backbone. The defaults are VACE-1.3B (15 of 30 blocks).
 
-  The context has 96 channels: the latents of what is kept and of what is to be made, 16 each, and the mask unshuffled
-  8 x 8.
+  The context has 96 channels: 16 latent channels of the region to keep, 16 of the region to generate, and 64 of the
+  mask (8 x 8 pixels to channels).
   """
 
   def __init__(
@@ -73,14 +73,14 @@ class Vace(nnx.Module):
     scale: float | Float[Array, " v"] = 1.0,
     addition: Array | None = None,
   ) -> Float[Array, "v b n d"]:
-    """One hint for each of the blocks here, times `scale` (one for all, or one each).
+    """One hint per VACE block, times `scale` (one value for all, or one per block).
 
-    `x`: the backbone's embedded tokens, before its first block. `addition` (broadcastable to [B, N, D]) is added to the
-    context's tokens after their embedding.
+    `x` are the embedded tokens of the backbone before its first block. `addition` (broadcastable to [B, N, D]) is added
+    to the embedded context tokens. Raises InputError if the context and `x` have different numbers of tokens.
     """
     context = self.patch_embedding(patchify(context_latents)).astype(jnp.float32)
     if context.shape != x.shape:
-      raise InputError(f"a context of {context.shape[:2]} tokens beside latents of {x.shape[:2]}")
+      raise InputError(f"the context has {context.shape[:2]} tokens (batch, tokens), the latents have {x.shape[:2]}")
     if addition is not None:
       context = context + addition
     context = self.before_projection(context) + x

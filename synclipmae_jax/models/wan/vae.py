@@ -1,9 +1,9 @@
-"""The video autoencoder of Wan2.1: 17 frames of pixels <-> 5 frames of latents, an eighth of the size.
+"""The video autoencoder of Wan2.1: 17 frames of pixels <-> 5 frames of latents with an eighth of the height and width.
 
-Arithmetic of `WanVAE_` (Wan-Video/Wan2.1, wan/modules/vae.py), which diffusers calls `AutoencoderKLWan`. The reference
-walks through a video in groups of four frames and caches features from group to group; here the sequence goes through
-whole, which is the same sum: causal convolutions pad time with zeros, and the first frame bypasses the two resamplings
-of time. No caches, static shapes, one `jit`. Channels come last.
+Arithmetic of `WanVAE_` (Wan-Video/Wan2.1, wan/modules/vae.py; in diffusers `AutoencoderKLWan`). The reference processes
+a video in groups of four frames and caches features between groups. This module processes the whole sequence at once
+with the same result: causal convolutions pad time with zeros, and the first frame bypasses the two resamplings of time.
+It has no caches, static shapes and one `jit`. Channels are last.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ LATENT_STD = (
 
 
 class RMSNorm(nnx.Module):
-  """Channels scaled to the length sqrt(C), times a learnt factor; no mean is taken and nothing is added. Statistics in
-  float32; the square under the root is at least 1e-24 (the reference bounds the length at 1e-12)."""
+  """Scales the channels to the length sqrt(C), then by a learnt factor. There is no mean and no bias.
+
+  Statistics are float32. The sum of squares is at least 1e-24 (the reference bounds the length at 1e-12).
+  """
 
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     self.scale = nnx.Param(jnp.ones(width))
@@ -46,7 +48,7 @@ class RMSNorm(nnx.Module):
 
 
 class CausalConv(nnx.Conv):
-  """3-D convolution; output frame t sees input frames t-2..t (zeros before the first), `size` x `size` pixels."""
+  """3-D convolution of `size` x `size` pixels and three frames: output t depends on inputs t-2..t, zero before 0."""
 
   def __init__(self, width_in: int, width_out: int, *, size: int = 3, compute_dtype, rngs: nnx.Rngs):
     space = (size // 2, size // 2)
@@ -56,7 +58,7 @@ class CausalConv(nnx.Conv):
 
 
 class ResidualBlock(nnx.Module):
-  """x + conv(silu(norm(conv(silu(norm(x)))))); a linear shortcut where the width changes."""
+  """x + conv(silu(norm(conv(silu(norm(x)))))), with a linear shortcut if the width changes."""
 
   def __init__(self, width_in: int, width_out: int, *, compute_dtype, rngs: nnx.Rngs):
     options = {"compute_dtype": compute_dtype, "rngs": rngs}
@@ -100,8 +102,10 @@ class Middle(nnx.Module):
 
 
 class Downsample(nnx.Module):
-  """Half the height and width; with `temporal`, 1 + 2n frames become 1 + n. The first bypasses the convolution in time,
-  but is seen by it."""
+  """Halves height and width. With `temporal`, 1 + 2n frames become 1 + n.
+
+  The first frame bypasses the convolution in time, but is part of its input.
+  """
 
   def __init__(self, width: int, *, temporal: bool, compute_dtype, rngs: nnx.Rngs):
     options = {"padding": "VALID", "dtype": compute_dtype, "rngs": rngs}
@@ -116,8 +120,10 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-  """Twice the height and width, half the channels; with `temporal`, 1 + n frames become 1 + 2n. The first bypasses
-  the convolution in time, which does not even see it: zeros stand before the second."""
+  """Doubles height and width and halves the channels. With `temporal`, 1 + n frames become 1 + 2n.
+
+  The first frame bypasses the convolution in time and is not part of its input: zeros precede the second frame.
+  """
 
   def __init__(self, width: int, *, temporal: bool, compute_dtype, rngs: nnx.Rngs):
     self.time_conv = CausalConv(width, 2 * width, size=1, compute_dtype=compute_dtype, rngs=rngs) if temporal else None
@@ -131,7 +137,7 @@ class Upsample(nnx.Module):
 
 
 class Stage(nnx.Module):
-  """The residual blocks of one resolution, then the way to the next."""
+  """The residual blocks of one resolution, then the resampling to the next."""
 
   def __init__(self, width_in: int, width: int, *, blocks: int, resample, compute_dtype, rngs: nnx.Rngs):
     self.blocks = blocks
@@ -147,7 +153,7 @@ class Stage(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Pixels to features of `features` channels; `widths` from the highest resolution to the lowest."""
+  """Maps pixels to `features` channels. `widths` go from the highest resolution to the lowest."""
 
   def __init__(self, features: int, *, widths: Sequence[int], temporal_down, blocks: int, **options):
     self.stages = len(widths)
@@ -167,7 +173,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """Features to pixels; `widths` from the lowest resolution to the highest, one residual block more a stage."""
+  """Maps features to pixels. `widths` go from the lowest resolution to the highest; a stage has `blocks` + 1 blocks."""
 
   def __init__(self, features: int, *, widths: Sequence[int], temporal_up, blocks: int, **options):
     self.stages = len(widths)
@@ -190,11 +196,11 @@ class Decoder(nnx.Module):
 class Vae(nnx.Module):
   """The autoencoder. The defaults are the released Wan2.1 VAE (126.9 M parameters).
 
-  A stage has `base` channels times its entry of `multipliers`, and `blocks` residual blocks in the encoder; between two
-  stages height and width are halved, and time where `temporal_down` says so. `latent_mean` and `latent_std` are
-  constants, not parameters, one for each of the `latent` channels.
-  Parameters are float32, features `compute_dtype`; float32 is what the model's authors run.
-  Raises InputError where the statistics do not have `latent` entries.
+  Stage i has `base` * `multipliers[i]` channels and, in the encoder, `blocks` residual blocks. Height and width are
+  halved between two stages, and time too if `temporal_down[i]`. `latent_mean` and `latent_std` are constants, not
+  parameters, with one entry for each of the `latent` channels.
+  Parameters are float32, features are `compute_dtype`. The authors of the model run it in float32.
+  Raises InputError if the statistics do not have `latent` entries.
   """
 
   def __init__(
@@ -211,7 +217,7 @@ class Vae(nnx.Module):
     compute_dtype=jnp.float32,
   ):
     if not len(latent_mean) == len(latent_std) == latent:
-      raise InputError(f"{latent} latent channels need as many means and deviations as constants of the VAE")
+      raise InputError(f"latent_mean and latent_std need {latent} entries each, one per latent channel")
     self.latent, self.latent_mean, self.latent_std = latent, tuple(latent_mean), tuple(latent_std)
     self.space_stride, self.time_stride = 2 ** (len(multipliers) - 1), 2 ** sum(temporal_down)
     options = {"blocks": blocks, "compute_dtype": compute_dtype, "rngs": rngs}
@@ -221,8 +227,11 @@ class Vae(nnx.Module):
     self.post_quant_conv = Linear(latent, latent, compute_dtype=compute_dtype, rngs=rngs)
     self.decoder = Decoder(latent, widths=widths[::-1], temporal_up=temporal_down[::-1], **options)
 
-  def moments(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b s h2 w2 z2"]:
-    """Mean, then log-variance, of the latents' Gaussian, neither normalised nor clipped; shapes as for `encode`."""
+  def moments(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b s h2 w2 z2"]:
+    """Mean, then log-variance, of the Gaussian of the latents, neither normalised nor clipped.
+
+    Shapes and errors are those of `encode`.
+    """
     _, frames, height, width, channels = video.shape
     if channels != 3 or frames < 1 or height % self.space_stride or width % self.space_stride:
       raise InputError(
@@ -234,14 +243,17 @@ class Vae(nnx.Module):
   def encode(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b s h2 w2 z"]:
     """Normalised latents (the mode, no sampling) of RGB in [-1, 1]: S = (T - 1) // 4 + 1 frames of H/8 x W/8.
 
-    Frames after the last whole group of four are not seen, as in the reference: 18 and 20 frames give what 17 give.
-    Raises InputError where H or W is no multiple of 8.
+    Frames after the last whole group of four are ignored, as in the reference: 18 or 20 frames give the same latents as
+    17. Raises InputError if H or W is not a multiple of 8.
     """
     mean = self.moments(video)[..., : self.latent]
     return (mean - jnp.asarray(self.latent_mean, mean.dtype)) / jnp.asarray(self.latent_std, mean.dtype)
 
   def decode(self, latents: Float[Array, "b s h2 w2 z"]) -> Float[Array, "b t h w 3"]:
-    """RGB clipped to [-1, 1] of normalised latents: 4 (S - 1) + 1 frames."""
+    """RGB, clipped to [-1, 1], of normalised latents: 4 (S - 1) + 1 frames.
+
+    Raises InputError for another number of latent channels.
+    """
     if latents.shape[-1] != self.latent:
       raise InputError(f"the VAE decodes {self.latent} latent channels, not {latents.shape[-1]}")
     mean, std = (jnp.asarray(x, latents.dtype) for x in (self.latent_mean, self.latent_std))

@@ -1,4 +1,4 @@
-"""The Wan transformer and its VACE path: rotary embedding, hints, padding, gradients, the released shapes."""
+"""The Wan transformer with the VACE blocks at a tiny size: rotary embedding, hints, padding, gradients."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import functools
 import math
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from synclipmae_jax import sharding
-from synclipmae_jax.convert import donor
-from synclipmae_jax.convert.wan_vace import DONOR
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.wan.dit import Dit, patchify, rope_table, rotate, sinusoid
 from synclipmae_jax.models.wan.vace import Vace, wan_vace
@@ -22,12 +19,11 @@ from synclipmae_jax.types import InputError
 GRID = (2, 2, 3)  # tokens
 TEXT = 6
 BLOCK = dict(width=24, heads=2, mlp_width=32)
-FULL = {"dit": Functional(lambda rngs: Dit(rngs=rngs)), "vace": Functional(lambda rngs: Vace(rngs=rngs))}
 
 
 @functools.cache
 def models(depth: int = 3, stride: int = 2, **options) -> dict[str, Functional]:
-  """Tiny modules whose hints enter blocks 0, stride, 2 * stride, ..."""
+  """Tiny modules with hints for blocks 0, stride, 2 * stride, ..."""
   dit = dict(BLOCK, depth=depth, text_width=10, text_length=TEXT, time_features=16)
   vace = dict(BLOCK, depth=math.ceil(depth / stride), stride=stride, context_channels=96)
   return {
@@ -37,7 +33,7 @@ def models(depth: int = 3, stride: int = 2, **options) -> dict[str, Functional]:
 
 
 def drawn(functionals: dict[str, Functional], seed: int = 0) -> dict:
-  """Every parameter at random, those that start at zero or one too (by NumPy: nothing to compile)."""
+  """All parameters random, including those initialised to 0 or 1. NumPy draws them, without compilation."""
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -69,7 +65,7 @@ def _jitted(**sizes):
 
 
 def output(params, *args, scale=1.0, addition=0.0, depth=3, stride=2, **sizes) -> np.ndarray:
-  """What the model gives; one compilation for each of its sizes."""
+  """Output of the model, compiled once per size."""
   scale = np.broadcast_to(np.float32(scale), math.ceil(depth / stride))
   addition = np.broadcast_to(np.float32(addition), (1, math.prod(GRID), BLOCK["width"]))
   function = _jitted(depth=depth, stride=stride, **sizes)
@@ -77,10 +73,8 @@ def output(params, *args, scale=1.0, addition=0.0, depth=3, stride=2, **sizes) -
 
 
 def reference(params, latents, context, text, t, *, scale, stride) -> np.ndarray:
-  """The same in float64 NumPy: one block at a time, rotation by complex numbers, nothing fused or grouped."""
-  params, latents, context, text, t = jax.tree.map(
-    lambda leaf: np.asarray(leaf, np.float64), (params, latents, context, text, t)
-  )
+  """The same in float64 NumPy: one block at a time, rotation by complex numbers, nothing fused."""
+  params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
   dit, vace = params["dit"], params["vace"]
   batch, heads, head_width = len(latents), BLOCK["heads"], BLOCK["width"] // BLOCK["heads"]
   dense = lambda x, p: x @ p["kernel"] + p["bias"]
@@ -143,7 +137,7 @@ def without_hints(params: dict) -> dict:
   return params | {"vace": params["vace"] | {"blocks": params["vace"]["blocks"] | {"after_projection": silent}}}
 
 
-# ---- time and place
+# ---- positions and time
 
 
 @pytest.mark.parametrize("head_width, pairs", [(128, (22, 21, 21)), (12, (2, 2, 2)), (16, (4, 2, 2))])
@@ -160,7 +154,7 @@ def test_rotary_channels_are_split_among_time_rows_and_columns(head_width, pairs
       assert np.ptp(cos[..., part], axis=other).max() == 0
 
 
-def test_rotation_is_that_of_complex_pairs_and_only_distance_counts():
+def test_rotation_is_that_of_complex_pairs_and_depends_on_distance_only():
   grid, heads, head_width = (3, 4, 4), 2, 16
   rng = np.random.default_rng(0)
   q, k = rng.standard_normal((2, 1, 1, heads, head_width))
@@ -215,7 +209,7 @@ def test_the_model_equals_numpy(sizes):
   np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
-def test_a_path_without_hints_changes_nothing():
+def test_vace_blocks_without_hints_change_nothing():
   params = drawn(models())
   latents, context, text, t = inputs()
   silent = without_hints(params)
@@ -225,7 +219,7 @@ def test_a_path_without_hints_changes_nothing():
   assert np.abs(output(params, latents, context, text, t) - plain).max() > 0.1
   first = output(params, latents, context, text, t, scale=np.array([1.0, 0.0], np.float32))
   assert np.abs(first - plain).max() > 0.1
-  # A new path starts so, and with a context that has no say: both projections are zero.
+  # New VACE blocks have no effect and ignore the context, because both projections are initialised to zero.
   init = lambda key: dict(sharding.tree_paths(models()["vace"].init(key)))
   zeros = jax.jit(lambda key: {path: leaf for path, leaf in init(key).items() if "_projection" in path})(
     jax.random.key(0)
@@ -233,7 +227,7 @@ def test_a_path_without_hints_changes_nothing():
   assert len(zeros) == 4 and not any(np.any(leaf) for leaf in zeros.values())
 
 
-def test_an_addition_meets_the_context_after_its_embedding():
+def test_an_addition_is_added_to_the_embedded_context():
   params = drawn(models())
   latents, context, text, t = inputs()
   change = jnp.float32(np.random.default_rng(5).standard_normal((1, *context.shape[1:])))
@@ -243,7 +237,7 @@ def test_an_addition_meets_the_context_after_its_embedding():
   np.testing.assert_allclose(found, output(params, latents, context + change, text, t), atol=2e-5)
 
 
-def test_the_path_trains_beside_a_backbone_held_fixed():
+def test_vace_trains_with_a_frozen_backbone():
   functionals = models(depth=2, stride=1, remat="full")
   params = drawn(functionals)
 
@@ -254,7 +248,7 @@ def test_the_path_trains_beside_a_backbone_held_fixed():
   whole = gradient(params["vace"], params["dit"])
   moved = {path: np.abs(leaf).max() for path, leaf in sharding.tree_paths(whole)}
   assert all(np.isfinite(size) and size > 0 for size in moved.values()), moved
-  # The slope along the gradient, against the loss on both sides.
+  # The slope along the gradient, by central difference.
   length = math.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(whole)))
 
   def loss(step):
@@ -262,16 +256,16 @@ def test_the_path_trains_beside_a_backbone_held_fixed():
     return np.square(reference(params | {"vace": vace}, *inputs(), scale=np.ones(2), stride=1)).mean()
 
   assert (loss(1e-4) - loss(-1e-4)) / 2e-4 == pytest.approx(length, rel=1e-4)
-  # Where the hints start at zero, their projections learn first.
+  # If the hints are zero, only their projections have a gradient.
   start = gradient(without_hints(params)["vace"], params["dit"])
   moved = {path for path, leaf in sharding.tree_paths(start) if np.abs(leaf).max() > 0}
   assert moved == {"blocks/after_projection/kernel", "blocks/after_projection/bias"}
 
 
-# ---- what goes in
+# ---- inputs
 
 
-def test_text_is_filled_up_with_zeros():
+def test_text_is_padded_with_zeros():
   dit = models()["dit"].bind(drawn(models())["dit"])
   text = inputs(text=TEXT)[2].at[:, 4:].set(0)
   embedded = jax.jit(lambda text: dit.condition(jnp.zeros(2), text, grid=GRID).text)
@@ -287,127 +281,14 @@ def test_text_is_filled_up_with_zeros():
     (lambda latents, context, text: (latents, context, jnp.concatenate([text, text], axis=1)), "8 tokens"),
   ],
 )
-def test_what_does_not_fit_is_refused(cut, words):
+def test_inputs_that_do_not_fit_are_refused(cut, words):
   latents, context, text, t = inputs()
   functionals = models()
   with pytest.raises(InputError, match=words):
     jax.eval_shape(lambda params: forward(functionals, params, *cut(latents, context, text), t), drawn(functionals))
 
 
-def test_a_path_for_another_depth_is_refused():
+def test_hints_for_another_depth_are_refused():
   functionals = {"dit": models(depth=4)["dit"], "vace": models(depth=6)["vace"]}
-  with pytest.raises(ValueError, match="4 blocks take 2 hints, one in 2, not 3"):
+  with pytest.raises(ValueError, match="4 blocks take 2 hints, one per 2 blocks, not 3"):
     jax.eval_shape(lambda params: forward(functionals, params, *inputs()), drawn(functionals))
-
-
-# ---- the released size
-
-
-def released_shapes() -> dict[str, tuple[int, ...]]:
-  """Every tensor of Wan2.1-VACE-1.3B in the original naming, written out from its description."""
-  width, mlp_width = 1536, 8960
-  shapes: dict[str, tuple[int, ...]] = {"head.modulation": (1, 2, width)}
-
-  def dense(key, rows, *rest):
-    shapes[f"{key}.weight"], shapes[f"{key}.bias"] = (rows, *rest), (rows,)
-
-  dense("patch_embedding", width, 16, 1, 2, 2)
-  dense("vace_patch_embedding", width, 96, 1, 2, 2)
-  dense("text_embedding.0", width, 4096)
-  dense("text_embedding.2", width, width)
-  dense("time_embedding.0", width, 256)
-  dense("time_embedding.2", width, width)
-  dense("time_projection.1", 6 * width, width)
-  dense("head.head", 64, width)
-  dense("vace_blocks.0.before_proj", width, width)
-  for block in [f"blocks.{i}" for i in range(30)] + [f"vace_blocks.{i}" for i in range(15)]:
-    shapes[f"{block}.modulation"] = (1, 6, width)
-    for attention in ("self_attn", "cross_attn"):
-      for name in "qkvo":
-        dense(f"{block}.{attention}.{name}", width, width)
-      shapes[f"{block}.{attention}.norm_q.weight"] = shapes[f"{block}.{attention}.norm_k.weight"] = (width,)
-    dense(f"{block}.norm3", width)
-    dense(f"{block}.ffn.0", mlp_width, width)
-    dense(f"{block}.ffn.2", width, mlp_width)
-    if block.startswith("vace"):
-      dense(f"{block}.after_proj", width, width)
-  return shapes
-
-
-DIFFUSERS_NAMES = {
-  "text_embedding.0.": "condition_embedder.text_embedder.linear_1.",
-  "text_embedding.2.": "condition_embedder.text_embedder.linear_2.",
-  "time_embedding.0.": "condition_embedder.time_embedder.linear_1.",
-  "time_embedding.2.": "condition_embedder.time_embedder.linear_2.",
-  "time_projection.1.": "condition_embedder.time_proj.",
-  "head.head.": "proj_out.",
-  "head.modulation": "scale_shift_table",
-  "modulation": "scale_shift_table",
-  "self_attn.": "attn1.",
-  "cross_attn.": "attn2.",
-  ".o.": ".to_out.0.",
-  ".q.": ".to_q.",
-  ".k.": ".to_k.",
-  ".v.": ".to_v.",
-  "norm3.": "norm2.",
-  "ffn.0.": "ffn.net.0.proj.",
-  "ffn.2.": "ffn.net.2.",
-  "before_proj.": "proj_in.",
-  "after_proj.": "proj_out.",
-}
-
-
-def diffusers_key(key: str) -> str:
-  for original, theirs in DIFFUSERS_NAMES.items():
-    key = key.replace(original, theirs)
-  return key
-
-
-@pytest.mark.parametrize(
-  "naming, prefix", [("original", ""), ("original", "model.diffusion_model."), ("diffusers", "")]
-)
-def test_every_released_tensor_fills_its_place(naming, prefix):
-  rename = diffusers_key if naming == "diffusers" else str
-  shapes = {prefix + rename(key): shape for key, shape in released_shapes().items()}
-  assert len(shapes) == 1264
-  match = donor.match([DONOR], shapes | {"freqs": (1024, 64)})
-  assert match.naming.name == naming and match.dropped == ("freqs",)
-  sizes = donor.check(match, "the file")
-  assert match.plan.targets == donor.abstract_shapes(FULL)
-  assert (sizes["heads"], sizes["stride"]) == (12, 2)
-  assert set(match.keys) == set(released_shapes())
-  count = lambda item: sum(math.prod(s) for path, s in match.plan.targets.items() if path.startswith(item))
-  assert count("vace/") == 734_383_872 + 591_360
-  assert count("") == 2_153_972_032
-
-
-def test_every_leaf_has_a_place_on_a_mesh():
-  mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
-  placed = sharding.shardings({item: f.abstract for item, f in FULL.items()}, mesh, sharding.RULES)
-  kernel = placed["vace"]["blocks"]["mlp"]["up"]["kernel"]
-  assert kernel.shard_shape((15, 1536, 8960)) == (15, 1536 // 4, 8960)
-  assert placed["dit"]["blocks"]["modulation"].is_fully_replicated
-
-
-def test_flops_are_those_of_the_products():
-  dit, vace = (f.bind(f.abstract) for f in FULL.values())
-  shape = (1, 7, 16, 16)
-  args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((*shape, 16), (*shape, 96), (1, 512, 4096), (1,))]
-  jaxpr = jax.make_jaxpr(lambda params, *args: forward(FULL, params, *args))(
-    {item: f.abstract for item, f in FULL.items()}, *args
-  )
-  tokens = 7 * 8 * 8
-  assert products(jaxpr.jaxpr) == dit.flops(tokens) + vace.flops(tokens)
-
-
-def products(jaxpr) -> int:
-  """FLOPs of the matrix products, a scan's body as often as it runs."""
-  total = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "dot_general":
-      (contracted, _), _ = equation.params["dimension_numbers"]
-      depth = math.prod(equation.invars[0].aval.shape[i] for i in contracted)
-      total += 2 * depth * equation.outvars[0].aval.size
-    for inner in jax.extend.core.jaxprs_in_params(equation.params):
-      total += equation.params.get("length", 1) * products(inner)
-  return total

@@ -66,7 +66,7 @@ def test_shapes(vae, frames, groups):
   assert shape_of(vae, "decode", 2, groups, 2, 3, LATENT) == (2, 4 * (groups - 1) + 1, 16, 24, 3)
 
 
-def test_half_precision_goes_all_the_way_through():
+def test_half_precision_is_kept_from_input_to_output():
   half = Functional(lambda rngs: tiny(rngs=rngs, compute_dtype=jnp.bfloat16))
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.abstract))
   video = jax.ShapeDtypeStruct((1, 5, 16, 16, 3), jnp.float32)
@@ -75,7 +75,7 @@ def test_half_precision_goes_all_the_way_through():
   assert there.dtype == back.dtype == jnp.bfloat16
 
 
-def test_a_latent_sees_its_frames_and_those_before(encode):
+def test_a_latent_depends_on_its_frames_and_earlier_ones(encode):
   video = np.repeat(videos(1, 9), 3, axis=0)
   video[1, 5:] = videos(1, 4, seed=1)[0]
   video[2, :1] = videos(1, 1, seed=2)[0]
@@ -85,7 +85,7 @@ def test_a_latent_sees_its_frames_and_those_before(encode):
   assert (np.abs(first - whole).max(axis=(1, 2, 3)) > 1e-3).all()
 
 
-def test_frames_come_from_their_latent_and_those_before(decode, params):
+def test_frames_depend_on_their_latent_and_earlier_ones(decode, params):
   z = np.repeat(latents(1, 3), 3, axis=0)
   z[1, 2] = latents(1, 1, seed=1)[0]
   z[2, 1] = latents(1, 1, seed=2)[0]
@@ -102,9 +102,8 @@ def test_one_frame_is_the_first_of_many(vae, params, encode):
   np.testing.assert_allclose(alone, encode(video)[0][:, :1], atol=1e-5)
 
 
-def test_twice_the_frames_but_for_the_first():
-  """The convolution in time makes frames 2t - 1 and 2t out of the first and second half of its channels at t, and never
-  sees frame 0."""
+def test_all_frames_except_the_first_are_doubled():
+  """The convolution in time computes frames 2t - 1 and 2t from the two halves of its channels at t, without frame 0."""
   up = Functional(lambda rngs: Upsample(4, temporal=True, compute_dtype=jnp.float32, rngs=rngs))
   draw = np.random.RandomState(0)
   params = jax.tree.map(lambda leaf: draw.randn(*leaf.shape).astype(np.float32), up.abstract)
@@ -120,7 +119,7 @@ def test_twice_the_frames_but_for_the_first():
   np.testing.assert_array_equal(flat[1::2], flat[[1, 1]])
   np.testing.assert_array_equal(flat[2::2], flat[[2, 2]])
   params["time_conv"]["bias"] = np.ones(8, "f")
-  np.testing.assert_array_equal(run(params)[0][1:], flat[[1] * 4])  # 1 is what the first of a pair was made of
+  np.testing.assert_array_equal(run(params)[0][1:], flat[[1] * 4])  # 1 is the source of the first frame of a pair
 
 
 def test_latents_are_the_normalised_mode(encode):
@@ -140,7 +139,7 @@ def test_rms_norm_scales_channels_to_unit_mean_square():
   expected = x / np.sqrt((x**2).mean(axis=-1, keepdims=True)) * np.float32([1, 1, 1, 1, 3])
   np.testing.assert_allclose(norm(x), expected, rtol=1e-5)
   assert norm(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-  assert np.isfinite(jax.grad(lambda x: norm(x).sum())(jnp.zeros((1, 5)))).all()  # black frames may be zeros
+  assert np.isfinite(jax.grad(lambda x: norm(x).sum())(jnp.zeros((1, 5)))).all()  # black frames can give zeros
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 12, 16, 3), (1, 5, 16, 20, 3), (1, 0, 16, 16, 3), (1, 5, 16, 16, 4)])
@@ -152,11 +151,11 @@ def test_bad_videos_are_refused(vae, shape):
 def test_bad_latents_and_statistics_are_refused(vae):
   with pytest.raises(InputError, match="2 latent channels, not 3"):
     shape_of(vae, "decode", 1, 2, 2, 2, 3)
-  with pytest.raises(InputError, match="4 latent channels"):
+  with pytest.raises(InputError, match="latent_std need 4 entries each"):
     Functional(lambda rngs: tiny(rngs=rngs, latent=4))
 
 
-def test_every_device_has_the_whole_vae(vae):
+def test_the_vae_is_replicated_on_all_devices(vae):
   mesh = sharding.make_mesh({"data": 2, "fsdp": -1})
   placed = sharding.shardings({"vae": vae.abstract}, mesh, sharding.RULES)
   assert all(leaf.spec == PartitionSpec() for leaf in jax.tree.leaves(placed))
