@@ -13,9 +13,12 @@ class SyncModel(Protocol):
 
   name: str
   context_frames: int  # video frames that one token sees: the number after the model names in the paper's tables
-  # Comparison of an audio and a video token: "cosine", "l2" (minus the distance, not normalised), or, for a model that
-  # scores pairs, a function (audio [n, ...], video [n, ...]) -> scores [n], larger for a better match.
-  similarity: str | PairScores
+
+  @property
+  def similarity(self) -> str | PairScores:
+    """Comparison of an audio and a video token: "cosine", "l2" (minus the distance, not normalised), or, for a model
+    that scores pairs, a function (audio [n, ...], video [n, ...]) -> scores [n], larger for a better match."""
+    ...
 
   def embed(self, clip: EvalClip) -> tuple[Any, Any]:
     """(audio [T, ...], video [T, ...]), one token per frame of the clip, each on its own timeline.

@@ -48,7 +48,7 @@ class Linear(nnx.Linear):
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 
 
-def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
   """Exact GELU.
 
   In float32 it uses erf, as torch does: the erfc of `jax.nn.gelu` takes 2.5 times as long on a CPU. Other dtypes use

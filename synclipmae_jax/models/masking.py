@@ -15,7 +15,7 @@ FACE_PRIOR = (0.15, 0.15, 0.85, 0.9)
 MOUTH_PRIOR = (0.25, 0.62, 0.75, 0.95)
 
 
-def patchify(frames: UInt8[Array, "*b s s c"], patch: int) -> UInt8[Array, "*b n p"]:
+def patchify(frames: Shaped[Array, "*b s s c"], patch: int) -> Shaped[Array, "*b n p"]:
   """Pixels of every patch: [..., S, S, 3] -> [..., N, patch * patch * 3]; patches by row, channels vary fastest."""
   return rearrange(frames, "... (h p) (w q) c -> ... (h w) (p q c)", p=patch, q=patch)
 

@@ -255,7 +255,7 @@ class SyncLipMAEModel:
     hidden = centre_tokens(hidden, clip_frames=self.clip_frames, total_frames=total)
     return self._adapter.bind(trainable["audio_adapter"])(hidden).astype(jnp.float32)
 
-  def encode(self, trainable: Params, frames: UInt8[Array, "b t s s 3"], indices: Int[Array, "b t k"]) -> FrameTokens:
+  def encode(self, trainable: Params, frames: Frames, indices: Int[Array, "b t k"]) -> FrameTokens:
     """Runs the visual encoder on the given patches of each frame."""
     pixels = normalise_pixels(_to_unit(masking.take_patches(masking.patchify(frames, self.patch), indices)))
     return self._visual.bind(trainable["visual_encoder"])(pixels, indices)
@@ -279,7 +279,7 @@ class SyncLipMAEModel:
     )
     return 3 * trained + speech.flops(self.audio_frames)
 
-  def _recrop(self, keys: Key[Array, b], batch: Batch) -> Batch:
+  def _recrop(self, keys: Key[Array, " b"], batch: Batch) -> Batch:
     """Applies `crop_jitter` to the batch.
 
     Both windows of a record get the same jitter, because they exchange their identity tokens.
@@ -289,7 +289,7 @@ class SyncLipMAEModel:
     frames, boxes = jax.vmap(lambda k, f, b: crop_jitter(k, f, b, **self.crop_jitter))(keys, batch["frames"], boxes)
     return {**batch, "frames": frames, "face_box": boxes[:, 0], "mouth_box": boxes[:, 1]}
 
-  def _motion_mask(self, keys: Key[Array, b], batch: Batch) -> Int[Array, "b t k"]:
+  def _motion_mask(self, keys: Key[Array, " b"], batch: Batch) -> Int[Array, "b t k"]:
     """Visible patches of the motion view: face-preserving, or uniform in ablation A1."""
     weights = None
     if self.views != "uniform":
@@ -303,7 +303,7 @@ class SyncLipMAEModel:
   def _hidden_states(self, frozen: Params, waveform: Float[Array, "b n"]) -> Float[Array, "b t l c"]:
     return self._speech.bind(frozen["speech_encoder"])(waveform)
 
-  def _shuffle(self, identity: Float[Array, "b f d"], keys: Key[Array, b]) -> Float[Array, "b f d"]:
+  def _shuffle(self, identity: Float[Array, "b f d"], keys: Key[Array, " b"]) -> Float[Array, "b f d"]:
     """Permutes identity tokens among the frames of the two windows of a record, with probability `shuffle_probability`.
 
     The frames show the same subject in different motion. The permutation stays within a record, so that no data moves
@@ -338,7 +338,7 @@ def _to_unit(pixels: Array) -> Float[Array, "*b p"]:
   return pixels.astype(jnp.float32) / (255 if pixels.dtype == jnp.uint8 else 1)
 
 
-def _choose_frames(keys: Key[Array, b], *, frames: int, chosen: int) -> Int[Array, "b f"]:
+def _choose_frames(keys: Key[Array, " b"], *, frames: int, chosen: int) -> Int[Array, "b f"]:
   """Indices of the decoded frames of each clip, in order of time."""
   if chosen == frames:
     return jnp.broadcast_to(jnp.arange(frames), (len(keys), frames))

@@ -67,8 +67,7 @@ def test_result_stays_in_range_and_is_one_draw_per_clip(pixels):
 
 def square_clip(size=32):
   """Black frames with a white square at [8, 20) x [12, 20); boxes: that of the square, and an unknown one."""
-  frames = np.zeros((2, size, size, 3), np.uint8)
-  frames[:, 12:20, 8:20] = 255
+  frames = jnp.zeros((2, size, size, 3), jnp.uint8).at[:, 12:20, 8:20].set(255)
   known = np.tile(np.float32([8, 12, 20, 20]) / size, (2, 1))
   return frames, jnp.stack([known, np.full((2, 4), -1, np.float32)])
 

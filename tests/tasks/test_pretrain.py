@@ -131,11 +131,6 @@ def test_parameters_are_initialised_sharded():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), jax.device_get(state.trainable), whole)
 
 
-def test_an_unmatched_path_is_an_error():
-  with pytest.raises(KeyError, match="decoder/surprise"):
-    sharding.shardings({"decoder": {"surprise": np.zeros((4, 4))}}, mesh_of(8, data=8), sharding.RULES)
-
-
 def test_the_paper_preset_traces_and_is_sharded():
   """Without allocation: the loss of the paper-size model is traced, and the sharding rules place every leaf."""
   config = CONFIG.get_config("paper")

@@ -227,7 +227,7 @@ class Vae(nnx.Module):
     self.post_quant_conv = Linear(latent, latent, compute_dtype=compute_dtype, rngs=rngs)
     self.decoder = Decoder(latent, widths=widths[::-1], temporal_up=temporal_down[::-1], **options)
 
-  def moments(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b s h2 w2 z2"]:
+  def moments(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b s h2 w2 z2"]:
     """Mean, then log-variance, of the Gaussian of the latents, neither normalised nor clipped.
 
     Shapes and errors are those of `encode`.
