@@ -1,1 +1,1 @@
-"""Torch checkpoints to Orbax and back: `python -m synclipmae_jax.convert`. The only room that may import torch."""
+"""Torch checkpoints to Orbax and back: `python -m synclipmae_jax.convert`. Only this package imports torch."""

@@ -1,4 +1,4 @@
-"""Torch checkpoints of the donors -> Orbax checkpoints of ours, and back.
+"""Converts torch checkpoints of the donors to Orbax checkpoints of this package, and back.
 
     python -m synclipmae_jax.convert sapiens --src sapiens_0.3b_epoch_1600_clean.pth --dst weights/sapiens
     python -m synclipmae_jax.convert wav2vec2 --src wav2vec2-base/ --dst weights/wav2vec2 --verify
@@ -6,8 +6,8 @@
     python -m synclipmae_jax.convert export sapiens --src runs/demo --dst encoder.safetensors
     python -m synclipmae_jax.convert text-embeddings --src Wan2.1-VACE-1.3B/ --prompt "..." --dst weights/prompts
 
-Exit status: 0 done; 1 `inspect` does not know the file; 2 wrong input; 130 after Ctrl-C, 143 after SIGTERM, nothing
-half-written left.
+Exit status: 0 done; 1 `inspect` does not know the file; 2 wrong input; 130 after Ctrl-C, 143 after SIGTERM. A partial
+result is removed.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from synclipmae_jax.types import InputError
 
 
 def run() -> NoReturn:
-  """The process: `main`, and how it ends."""
+  """Runs `main` and ends the process with its exit status."""
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, stop)
-  # `main` says what is the matter; Orbax logs what it raises, and its writers report that it is gone, with tracebacks.
+  # `main` prints the error. Orbax would log it a second time, and its writer threads would print tracebacks.
   logging.set_verbosity(logging.FATAL)
   sys.unraisablehook = lambda _: None
   status = main()
   sys.stdout.flush()
-  os._exit(status)  # without the threads of an Orbax that failed: they may wait for minutes
+  os._exit(status)  # do not wait for the threads of a failed Orbax save: they may block for minutes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       return text_embeddings.main(argv[1:])
     args = _parser().parse_args(argv)
     return args.run(args)
-  except (InputError, OSError, MemoryError) as error:  # OSError: a full disk, a folder that may not be written
-    # A message may quote what is in a file: nothing of it may steer the terminal.
+  except (InputError, OSError, MemoryError) as error:  # OSError: a full disk, a folder without write permission
+    # A message may quote the content of a file: escape its control characters before they reach the terminal.
     shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
     print(f"convert: {shown}", file=sys.stderr)
     return 2
@@ -74,34 +74,34 @@ def _parser() -> argparse.ArgumentParser:
     described = f"{donor.title}. Licence: {donor.licence}. From {donor.origin}."
     command = commands.add_parser(donor.name, help=f"convert {donor.title}", description=described)
     command.add_argument("--src", required=True, help="file, or folder of a downloaded repository")
-    command.add_argument("--dst", required=True, help="new directory: an Orbax checkpoint with one item a part")
-    command.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the result (default float32)")
+    command.add_argument("--dst", required=True, help="new directory: an Orbax checkpoint with one item for each part")
+    command.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="result dtype (default float32)")
     command.add_argument("--verify", action="store_true", help="read the result back and compare it with the file")
     if donor.name in ("sapiens", "vit_mae"):
-      command.add_argument("--image-size", type=int, help="resize the positional table for square images of so many "
-                           "pixels (default: keep it; a run that starts from it resizes it for its own)")  # fmt: skip
+      command.add_argument("--image-size", type=int, help="resize the positional table for square images of this "
+                           "size in pixels (default: keep it; a run that starts from it resizes it)")  # fmt: skip
     _json(command)
     command.set_defaults(run=_convert, name=donor.name)
 
-  command = commands.add_parser("inspect", help="what a file is, which naming, how many parameters, what is of no use")
+  command = commands.add_parser("inspect", help="print format, naming, parameters and unused keys of a file")
   command.add_argument("file", help="file, or folder of a downloaded repository")
   _json(command)
   command.set_defaults(run=_inspect)
 
-  command = commands.add_parser("export", help="items of a checkpoint of ours, as safetensors in the donor's naming")
-  command.add_argument("name", choices=donors.NAMES, help="whose naming")
+  command = commands.add_parser("export", help="write checkpoint items as safetensors in the donor's naming")
+  command.add_argument("name", choices=donors.NAMES, help="donor whose naming is used")
   command.add_argument("--src", required=True, help="workdir, step of a checkpoint, or converted donor")
   command.add_argument("--dst", required=True, help="new file, NAME.safetensors")
   command.add_argument("--dtype", choices=tuple(DTYPES), help="default: as in the checkpoint")
   _json(command)
   command.set_defaults(run=_export)
 
-  commands.add_parser("text-embeddings", help="umT5 embeddings of prompts, made once, on the CPU, with transformers")
+  commands.add_parser("text-embeddings", help="umT5 embeddings of prompts, computed on the CPU with transformers")
   return parser
 
 
 def _json(command: argparse.ArgumentParser) -> None:
-  command.add_argument("--json", action="store_true", help="print one JSON object, and no progress bar")
+  command.add_argument("--json", action="store_true", help="print one JSON object and no progress bar")
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -123,14 +123,14 @@ def _told(done: Conversion, dst: str, verified: bool) -> str:
   lines = [f"{dst}: {donors.load(done.donor).title} ({done.naming}), {done.dtype}, licence {done.licence}"]
   lines += [f"  {item}: {_millions(count)} parameters" for item, count in done.items.items()]
   for what, entries in (
-    ("of no use here, dropped", done.dropped),
-    ("no weights, skipped", tuple(done.skipped)),
-    ("not bit for bit", done.lossy),
+    ("not used, dropped", done.dropped),
+    ("not weights, skipped", tuple(done.skipped)),
+    ("not exact", done.lossy),
   ):
     if entries:
       lines.append(f"  {what} ({len(entries)}): {', '.join(entries[:6])}{', ...' if len(entries) > 6 else ''}")
   if verified:
-    lines.append("  read back and compared with the file, tensor by tensor: the same")
+    lines.append("  verified: every tensor read back is equal to the tensor in the file")
   return "\n".join(lines)
 
 
@@ -160,7 +160,7 @@ def _inspect(args: argparse.Namespace) -> int:
       "skipped": dict(source.skipped),
       "donor": None,
     }
-    # Of a foreign file a few keys may agree by chance.
+    # A few keys of an unrelated file may match by chance.
     taken = len(source.shapes) - len(match.dropped) - len(match.plan.unused)
     if taken > len(source.shapes) / 2:
       found |= {
@@ -183,7 +183,7 @@ def _inspect(args: argparse.Namespace) -> int:
   types = ", ".join(f"{count} {name}" for name, count in found["dtypes"].items())
   print(f"  {found['tensors']} tensors ({types}), {_millions(found['parameters'])} parameters")
   if found["donor"] is None:
-    print(f"  not a checkpoint that can be converted; it begins with {', '.join(list(source.shapes)[:3])}")
+    print(f"  not a checkpoint that can be converted; its first keys are {', '.join(list(source.shapes)[:3])}")
     return 1
   print(f"  {found['title']} ({found['naming']}), licence {found['licence']}")
   if unused := found["unused"]:
@@ -201,7 +201,7 @@ def _millions(count: int) -> str:
 
 
 def _cost(cost: Cost) -> str:
-  peak = "" if cost.peak_gib is None else f", at most {cost.peak_gib:.2f} GiB of memory of its own"
+  peak = "" if cost.peak_gib is None else f", peak memory {cost.peak_gib:.2f} GiB"
   return f"  {cost.seconds:.1f} s{peak} for {cost.result_gib:.2f} GiB of weights"
 
 

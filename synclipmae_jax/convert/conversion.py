@@ -1,4 +1,4 @@
-"""A donor's file -> a checkpoint of ours, the proof that it is one, and the way back."""
+"""Converts a donor's file to a checkpoint, verifies the result, and exports a checkpoint to the donor's naming."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
-  """What was converted; the part `conversion` of the checkpoint's meta.json, and what the command prints.
+  """Description of a conversion: the entry `conversion` of the checkpoint's meta.json, and what the command prints.
 
-  `source`: sha256 by file name. `dropped`: keys of the file that are of no use here; `skipped`: entries that are no
-  weights, with the reason. `lossy`: what cannot come back bit for bit. `optional`: leaves that a model may initialise
-  itself, by regular expression, with the reason.
+  `source`: sha256 by file name. `dropped`: keys of the file that are not used; `skipped`: entries that are not
+  weights -> reason. `lossy`: what cannot be restored bit for bit. `optional`: regular expression of leaves that a model
+  may initialise itself -> reason.
   """
 
   donor: str
@@ -56,8 +56,10 @@ class Conversion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-  """Wall time, and the peak of anonymous memory (None where the system does not say): files mapped into memory do not
-  count, the system may drop them."""
+  """Wall time and peak anonymous memory (None where the system does not report it).
+
+  Memory-mapped files are not counted: the system may drop their pages.
+  """
 
   seconds: float
   peak_gib: float | None
@@ -74,11 +76,11 @@ def convert(
   verify: bool = False,
   progress: bool = False,
 ) -> tuple[Conversion, Cost]:
-  """Converts the weights in `src` to a checkpoint at `dst`, with one item for each part of ours that they fill.
+  """Converts the weights in `src` to a checkpoint at `dst`, with one item for each part of the model that they fill.
 
-  `image_size`: resize the positional tables to the grid of such images; by default they are kept, and a model that
-  takes them resizes them. `verify`: read the result back and compare it with the file, tensor by tensor.
-  Raises InputError, and leaves nothing at `dst`, for a file that is not this donor's, whole and finite.
+  `image_size`: resize the positional tables to the grid of images of this size (pixels); by default they are kept, and
+  a model that loads them resizes them. `verify`: read the result back and compare every tensor with the file.
+  Raises InputError, and leaves nothing at `dst`, for a file of another donor, an incomplete one, and NaN or infinity.
   """
   donor, dst = donors.load(name), Path(dst)
   if dtype not in DTYPES:
@@ -111,7 +113,7 @@ def convert(
       with _writing(place, result_bytes, progress):
         try:
           checkpoints.save_items(place, items, {"conversion": dataclasses.asdict(done)})
-        except Exception as error:  # whatever the file system raises, through several layers
+        except Exception as error:  # Orbax passes on file system errors of many types
           raise InputError(f"{dst} could not be written: {_reason(error)}") from error
       if verify:
         del items, leaves
@@ -124,8 +126,8 @@ def export(
 ) -> tuple[dict[str, int], tuple[str, ...], Cost]:
   """Writes items of a checkpoint (a step, a workdir, a converted donor) as safetensors in the donor's naming.
 
-  Returns the parameters by item and the leaves that the donor has no name for, which stay out. Raises InputError where
-  the checkpoint holds none of the donor's items, or one of another kind of model.
+  Returns the number of parameters by item and the leaves that are left out because the donor has no name for them.
+  Raises InputError if the checkpoint holds none of the donor's items, or an item of another kind of model.
   """
   from safetensors.numpy import save_file
 
@@ -154,20 +156,20 @@ def export(
 
 
 def recognise(donor: Donor, source: Source) -> Match:
-  """The donor's naming that fits the file best. Raises InputError for a file that is wholly another donor's."""
+  """The donor's naming that fits the file best. Raises InputError if the file fits another donor completely."""
   match = donors.match([donor], source.shapes)
   if match.plan.distance:
     other = donors.match([donors.load(name) for name in donors.NAMES], source.shapes)
     if other.donor is not donor and not other.plan.missing and other.plan.targets:
       raise InputError(
-        f"{_name(source)} is no {donor.title} checkpoint: its keys are those of {other.donor.title} "
-        f"({other.naming.name}), for which the command is `convert {other.donor.name}`"
+        f"{_name(source)} is not a {donor.title} checkpoint: its keys are those of {other.donor.title} "
+        f"({other.naming.name}), use `convert {other.donor.name}`"
       )
   return match
 
 
 def _exporting(donor: Donor, leaves: Mapping[str, np.ndarray], meta: Mapping[str, Any], src: str | Path) -> Naming:
-  """The first naming, or the first with the rules that the weights came by, that finds all it needs in the items."""
+  """The first naming whose leaves are all there; the rules of the original conversion are tried first."""
   held = {path.partition("/")[0] for path in leaves}
   came_in = meta.get("conversion", {}).get("naming")
   came_by = [naming.rules for naming in donor.namings if naming.name == came_in]
@@ -178,7 +180,7 @@ def _exporting(donor: Donor, leaves: Mapping[str, np.ndarray], meta: Mapping[str
     if not lacking[naming.name]:
       return naming
   fewest = min(lacking.values(), key=len)
-  raise InputError(f"{src} is no {donor.title}: it has no {', '.join(fewest[:6])}{', ...' if len(fewest) > 6 else ''}")
+  raise InputError(f"{src} is not {donor.title}: it has no {', '.join(fewest[:6])}{', ...' if len(fewest) > 6 else ''}")
 
 
 # The steps of a conversion
@@ -234,7 +236,10 @@ def _losses(match: Match, source: Source, dtype: str, resized: Mapping[str, Any]
 
 
 def _verify(place: Path, match: Match, source: Source, dtype: np.dtype, resized: set[str], progress: bool) -> None:
-  """Reads the result back and undoes the rules: bit for bit what the file holds. Lossy rules are applied once more."""
+  """Reads the result back and compares it with the file bit for bit. Raises InputError for a difference.
+
+  The rules are inverted; lossy rules are applied forward to the file instead.
+  """
   leaves = {
     path: leaf
     for item in {target.partition("/")[0] for target in match.plan.targets}
@@ -253,7 +258,7 @@ def _verify(place: Path, match: Match, source: Source, dtype: np.dtype, resized:
       else:
         got = rule.layout.inverse(*got)
       if not all(np.array_equal(a, b.astype(dtype)) for a, b in zip(got, want, strict=True)):
-        raise InputError(f"{', '.join(keys)} did not come back as written: nothing was kept")
+        raise InputError(f"verification failed for {', '.join(keys)}: the result was removed")
       bar.update(sum(tensor.nbytes for tensor in tensors))
 
 
@@ -261,7 +266,7 @@ def _check_room(dst: Path, needed: int) -> None:
   place = next(parent for parent in dst.absolute().parents if parent.exists())
   free = shutil.disk_usage(place).free
   if free < needed * 1.02 + 2**20:  # random weights do not compress
-    raise InputError(f"no room for {dst}: it takes {needed / GIB:.2f} GiB and {place} has {free / GIB:.2f} GiB left")
+    raise InputError(f"no space for {dst}: it needs {needed / GIB:.2f} GiB, and {place} has {free / GIB:.2f} GiB left")
 
 
 def _items(leaves: Mapping[str, np.ndarray]) -> dict[str, Params]:
@@ -287,11 +292,11 @@ def _reason(error: BaseException) -> str:
   while error.__cause__ is not None:
     error = error.__cause__
   reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-  full = os.strerror(errno.ENOSPC)  # which tensorstore says among five paths
+  full = os.strerror(errno.ENOSPC)  # tensorstore puts it between five paths
   return full if full in reason else reason
 
 
-# Watching
+# Progress and memory
 
 
 @contextlib.contextmanager
@@ -302,12 +307,12 @@ def _bar(what: str, total: int, progress: bool) -> Iterator[tqdm]:
 
 @contextlib.contextmanager
 def _writing(place: Path, total: int, progress: bool) -> Iterator[None]:
-  """A bar that follows the size of what is being written."""
+  """Progress bar over the bytes written so far."""
   written = lambda: sum(path.stat().st_size for path in place.parent.rglob("*") if path.is_file())
   with _bar("writing", total, progress) as bar:
 
     def update() -> None:
-      with contextlib.suppress(OSError):  # renamed between listing and asking
+      with contextlib.suppress(OSError):  # a file was renamed between listing and stat
         bar.update(min(written(), total) - bar.n)
 
     with _every(0.5, update) if progress else contextlib.nullcontext():
@@ -332,7 +337,7 @@ def _every(seconds: float, do: Callable[[], None]) -> Iterator[None]:
 
 
 class PeakMemory:
-  """Wall time and the highest anonymous memory of this process inside the block, sampled; None off Linux."""
+  """Wall time and sampled peak anonymous memory of this process inside the block; None on systems other than Linux."""
 
   def __enter__(self) -> PeakMemory:
     self.peak_gib: float | None = None

@@ -1,4 +1,4 @@
-"""Where a result is written: it is there whole, or not at all, whatever stops the process."""
+"""Writes a result atomically: the destination is complete or does not exist, even if the process is stopped."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _unfinished: set[Path] = set()
 
 def refuse_existing(dst: Path) -> None:
   if dst.exists() or dst.is_symlink():
-    raise InputError(f"{dst} exists already: name another destination")
+    raise InputError(f"{dst} already exists: name another destination")
 
 
 @contextlib.contextmanager
 def whole_or_nothing(dst: Path) -> Iterator[Path]:
-  """A path to write a file or a folder at, which becomes `dst` when the block ends well; otherwise nothing of it stays.
+  """Yields a path for a file or a folder; it is renamed to `dst` if the block succeeds, and deleted otherwise.
 
-  Raises InputError where `dst` exists, OSError where nothing can be made beside it: Orbax, which would find that out
-  last, then waits for minutes.
+  Raises InputError if `dst` exists, and OSError if its folder cannot be written. The check comes first because Orbax
+  would detect it late and then wait for minutes.
   """
   refuse_existing(dst)
   place = dst.with_name(f"{dst.name}.unfinished")
   dst.parent.mkdir(parents=True, exist_ok=True)
-  _discard(place)  # of a process that was killed
+  _discard(place)  # left by a process that was killed
   place.mkdir()
   _unfinished.add(place)
   try:
@@ -41,11 +41,11 @@ def whole_or_nothing(dst: Path) -> Iterator[Path]:
 
 
 def stop(number: int, _frame: object) -> NoReturn:
-  """Signal handler: ends the process here and now, with nothing half-written left.
+  """Signal handler: deletes unfinished results and ends the process at once.
 
-  An exception raised inside Orbax would be taken for one of its own, and its threads might wait for minutes.
+  It raises no exception: Orbax would treat it as its own error, and its threads might wait for minutes.
   """
-  kept = ", nothing was kept" if _unfinished else ""
+  kept = ", partial results were removed" if _unfinished else ""
   for place in tuple(_unfinished):
     with contextlib.suppress(OSError):
       _discard(place)
@@ -54,13 +54,16 @@ def stop(number: int, _frame: object) -> NoReturn:
 
 
 def _discard(place: Path) -> None:
-  """Orbax's threads write on after a failure, and make a folder that is gone anew: a file in its place stops them."""
+  """Deletes an unfinished result.
+
+  Orbax's threads keep writing after a failure and recreate a deleted folder. A file of the same name stops them.
+  """
   doomed = place.with_name(f"{place.name}.discarded")
   shutil.rmtree(doomed, ignore_errors=True)
   while place.is_dir():
     shutil.rmtree(doomed, ignore_errors=True)
     place.rename(doomed)
-    with contextlib.suppress(FileExistsError):  # a thread was faster: once more
+    with contextlib.suppress(FileExistsError):  # a thread recreated the folder: try again
       place.touch(exist_ok=False)
   shutil.rmtree(doomed, ignore_errors=True)
   place.unlink(missing_ok=True)

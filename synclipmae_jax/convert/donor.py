@@ -1,4 +1,4 @@
-"""Donors: whose weights we take, in which namings they come, and which of our items they fill."""
+"""Donors: sources of pretrained weights, the namings of their released files, and the checkpoint items they fill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Naming:
   """One way in which the tensors of a donor are named in released files.
 
   `rename`: pairs of a regular expression and its replacement, applied in order, from a file's key to the key that the
-  rules use. `drop`: regular expressions of (renamed) keys that are known to be of no use here.
+  rules use. `drop`: regular expressions of (renamed) keys that are known and not used.
   """
 
   name: str
@@ -34,10 +34,13 @@ class Naming:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Donor:
-  """`sizes` reads the modules' keyword arguments off the shapes of the target leaves; `modules` builds, by item, the
-  modules that these leaves must fill. `optional`: regular expressions of leaves `item/...` that may stay freshly
-  initialised, or be left out, when a model takes the item, each with its reason. `folders`, `file`: where the weights
-  lie in a released repository (see `open_source`)."""
+  """One source of weights.
+
+  `sizes`: shapes of the target leaves -> keyword arguments of the modules; `modules`: these arguments -> the module of
+  each item, which the leaves must fill. `optional`: regular expression of leaves `item/...` -> the reason why a model
+  may initialise them itself or leave them out. `folders`, `file`: location of the weights in a released repository (see
+  `open_source`).
+  """
 
   name: str
   title: str
@@ -56,7 +59,7 @@ class Donor:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """A naming laid over the keys of a file. `keys`: the rules' key -> the file's; `dropped`: keys of no use here."""
+  """A naming applied to the keys of a file. `keys`: key of the rules -> key of the file; `dropped`: unused keys."""
 
   donor: Donor
   naming: Naming
@@ -73,7 +76,7 @@ def load(name: str) -> Donor:
 
 
 def match(donors: Iterable[Donor], shapes: Mapping[str, Shape]) -> Match:
-  """The naming that agrees with most of the keys, whole or not."""
+  """The naming with the fewest missing and unused keys; the match may be incomplete."""
   matches = [_lay(donor, naming, shapes) for donor in donors for naming in donor.namings]
   return min(matches, key=lambda match: match.plan.distance)
 
@@ -88,7 +91,7 @@ def _lay(donor: Donor, naming: Naming, shapes: Mapping[str, Shape]) -> Match:
     if any(re.fullmatch(pattern, ours) for pattern in naming.drop):
       dropped.append(key)
     elif ours in keys:
-      keys[f"{key}, a second time"] = key  # a second key of this name: stays unused, and is so reported
+      keys[f"{key}, a second time"] = key  # a duplicate stays unused and is reported as such
     else:
       keys[ours] = key
   plan = Plan(naming.rules, {ours: shapes[key] for ours, key in keys.items()})
@@ -96,7 +99,7 @@ def _lay(donor: Donor, naming: Naming, shapes: Mapping[str, Shape]) -> Match:
 
 
 def check(match: Match, file: str) -> dict[str, Any]:
-  """Sizes of the model in the file. Raises InputError, with both sides of the difference, where it is no such model."""
+  """Sizes of the model in the file. Raises InputError, with both sides of the difference, if it does not fit."""
   plan, donor = match.plan, match.donor
   misfits = list(plan.misfits)
   sizes: dict[str, Any] = {}
@@ -105,15 +108,15 @@ def check(match: Match, file: str) -> dict[str, Any]:
       sizes = donor.sizes(plan.targets)
       expected = abstract_shapes(donor.modules(**sizes))
     except (ValueError, TypeError, LookupError, ArithmeticError, InputError) as error:
-      raise InputError(f"{file} has the keys of {donor.title}, but its shapes make no such model: {error}") from error
+      raise InputError(f"{file} has the keys of {donor.title}, but its shapes do not fit: {error}") from error
     items = {target.partition("/")[0] for target in plan.targets}
     expected = {leaf: shape for leaf, shape in expected.items() if leaf.partition("/")[0] in items}
     misfits = plan.against(expected)
     unfilled = [leaf for leaf in expected if leaf not in plan.targets and not donor.is_optional(leaf)]
     if unfilled and not misfits:
-      raise InputError(f"{file} ({donor.title}, {match.naming.name}) gives nothing for {', '.join(unfilled[:_SHOWN])}")
+      raise InputError(f"{file} ({donor.title}, {match.naming.name}) has no weights for {', '.join(unfilled[:_SHOWN])}")
   if plan.missing or plan.unused or misfits:
-    raise InputError(f"{file} is no {donor.title} checkpoint ({match.naming.name}):\n{_difference(match, misfits)}")
+    raise InputError(f"{file} is not {donor.title} ({match.naming.name}):\n{_difference(match, misfits)}")
   return sizes
 
 
@@ -128,7 +131,7 @@ def _difference(match: Match, misfits: list[Misfit]) -> str:
   sides = {
     "missing in the file": [named(key) for key in match.plan.missing],
     "only in the file": [named(key) for key in match.plan.unused],
-    "of another shape": [
+    "with another shape": [
       f"{named(misfit.key)}: {shape(misfit.found)} in the file, expected {shape(misfit.expected)}"
       + (f" as in {named(misfit.like)}" if misfit.like else "")
       for misfit in misfits
@@ -143,8 +146,8 @@ def _difference(match: Match, misfits: list[Misfit]) -> str:
 
 
 def root(count: int, what: str) -> int:
-  """The integer square root of a square. Raises InputError for another number."""
+  """The integer square root of `count`. Raises InputError if `count` is not a square."""
   side = math.isqrt(count)
   if side * side != count:
-    raise InputError(f"{what} has {count} entries, which make no square")
+    raise InputError(f"{what} has {count} entries, which is not a square number")
   return side

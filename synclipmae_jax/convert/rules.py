@@ -1,10 +1,9 @@
-"""Rules: which tensors of a donor fill which leaf of ours, and how they are laid out there.
+"""Rules: which tensors of a donor fill which leaf of a model, and in which layout.
 
-A rule names its source keys, its target leaves and a layout. `{i}` in a source key counts blocks: all of them fill one
-leaf, stacked on its first axis. A layout is a pair of inverse functions on the tensors of one block; one that loses
-something says what. Layouts only move numbers about (and fold a weight norm), so they run on any dtype, and the same
-functions, run on tensors of shape without memory, tell beforehand which shapes a file will give and which it should
-have had.
+A rule names its source keys, its target leaves and a layout. `{i}` in a source key is the block number: all blocks fill
+one leaf, stacked on its first axis. A layout is a pair of inverse functions on the tensors of one block; a lossy layout
+describes what it loses. Layouts only rearrange values (and fold a weight norm), so they run on any dtype. Run on
+broadcast tensors without memory, the same functions compute the shapes that a file gives and the shapes it should have.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ import numpy as np
 
 Shape = tuple[int, ...]
 Tensors = tuple[np.ndarray, ...]
-MAX_BLOCKS = 1024  # a larger block number in a key is no block number
+MAX_BLOCKS = 1024  # a larger number in a key is not a block number
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """`forward(*source tensors) -> target tensors` of one block, and `inverse` back. `lossy` says what is lost, if
-  anything."""
+  """`forward(*source tensors) -> target tensors` of one block, and its `inverse`. `lossy` describes a loss, else ''."""
 
   forward: Callable[..., Tensors]
   inverse: Callable[..., Tensors]
@@ -38,7 +36,7 @@ SAME = Layout(lambda x: (x,), lambda x: (x,))
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """`source` keys -> `target` leaves (paths `item/module/.../leaf`). An `optional` rule may find nothing."""
+  """`source` keys -> `target` leaves (paths `item/module/.../leaf`). The keys of an `optional` rule may be absent."""
 
   source: str | tuple[str, ...]
   target: str | tuple[str, ...]
@@ -81,7 +79,7 @@ def fused(count: int) -> Layout:
 
 
 def fused_bias(count: int) -> Layout:
-  """`count` biases (out,) one behind the other."""
+  """`count` biases (out,), concatenated."""
   return Layout(
     lambda *biases: (np.concatenate(biases),),
     lambda bias: tuple(np.split(bias, count)),
@@ -89,12 +87,12 @@ def fused_bias(count: int) -> Layout:
 
 
 def ones(*, before: int = 0, after: int = 0) -> Layout:
-  """Axes of length 1 that the donor has in front of, or behind, the axes of ours: (1, 1, d) -> (d)."""
+  """Removes axes of length 1, `before` at the front and `after` at the end: with before=2, (1, 1, d) -> (d)."""
 
   def drop(x: np.ndarray) -> Tensors:
     kept = x.shape[before : x.ndim - after]
     if x.ndim < before + after or math.prod(x.shape) != math.prod(kept):
-      raise ValueError(f"expected {before} axes of length 1 in front and {after} behind")
+      raise ValueError(f"expected {before} axes of length 1 at the front and {after} at the end")
     return (x.reshape(kept),)
 
   return Layout(drop, lambda x: (x.reshape((1,) * before + x.shape + (1,) * after),))
@@ -121,29 +119,29 @@ def _square_patch(kernel: np.ndarray) -> Tensors:
   return patch_kernel(size=(side, side), channels=3).inverse(kernel)
 
 
-# (out, 3, p, p) -> (p * p * 3, out): rows, columns, channels. The patch size is read off the shapes.
+# (out, 3, p, p) -> (p * p * 3, out): rows, columns, channels. The patch size comes from the shapes.
 IMAGE_PATCHES = Layout(lambda x: patch_kernel(size=2 * x.shape[-1:], channels=3).forward(x), _square_patch)
 
 
-# A naming of a donor, laid over the keys of one file
+# A naming of a donor, applied to the keys of one file
 
 
 @dataclasses.dataclass(frozen=True)
 class Misfit:
-  """A source key whose shape is not what the model, as the other shapes describe it, needs."""
+  """A source key whose shape does not fit the model that the other shapes describe."""
 
   key: str
   found: Shape
-  expected: Shape | str  # a sentence where no shape can be named
+  expected: Shape | str  # a sentence if no shape can be given
   like: str = ""  # the same tensor of another block, which has the expected shape
 
 
 class Plan:
-  """Which rule takes which keys of a file, known from the keys and shapes alone.
+  """Assignment of the keys of a file to rules, from the keys and shapes alone.
 
   Attributes:
     missing: keys that a rule needs and the file lacks. unused: keys of the file that no rule takes.
-    targets: shape of every target leaf, by path. misfits: keys whose shapes differ from their neighbours'.
+    targets: shape of every target leaf, by path. misfits: keys whose shapes differ from those of the other blocks.
   """
 
   def __init__(self, rules: Sequence[Rule], shapes: Mapping[str, Shape]):
@@ -167,7 +165,7 @@ class Plan:
 
   @property
   def distance(self) -> int:
-    """How many keys do not agree: 0 for a file of this naming."""
+    """Number of missing and unused keys: 0 for a file of this naming."""
     return len(self.missing) + len(self.unused)
 
   def _lay(self, rule: Rule, depth: int | None) -> None:
@@ -186,7 +184,7 @@ class Plan:
     back: list[Shape | str]
     try:
       leaves = rule.layout.forward(*map(_nothing, usual))
-      back = [x.shape for x in rule.layout.inverse(*leaves)]  # another, where numpy has broadcast or cut something off
+      back = [x.shape for x in rule.layout.inverse(*leaves)]  # differs if numpy broadcast or cut something off
     except (ValueError, IndexError) as error:
       leaves, back = None, [f"another shape ({error})"] * len(usual)
     misfits += [Misfit(key, found, wanted) for key, found, wanted in zip(example, usual, back, strict=True)]
@@ -196,7 +194,7 @@ class Plan:
       self.targets |= {target: stack + leaf.shape for target, leaf in zip(rule.targets, leaves, strict=True)}
 
   def against(self, expected: Mapping[str, Shape]) -> list[Misfit]:
-    """Source keys whose shapes do not give the `expected` target shapes."""
+    """Source keys whose shapes do not lead to the `expected` target shapes."""
     misfits = []
     for rule, depth in self.steps:
       if all(self.targets.get(target) == expected.get(target) for target in rule.targets):
@@ -226,8 +224,11 @@ class Plan:
     taken: Callable[[str, np.ndarray], None] = lambda key, tensor: None,
     laid: Callable[[Sequence[str], np.ndarray], None] = lambda keys, value: None,
   ) -> dict[str, np.ndarray]:
-    """The target leaves by path. One tensor is read at a time and shown to `taken` before it is used; what the tensors
-    `keys` became, in its final type, is shown to `laid`."""
+    """The target leaves by path. Tensors are read one at a time.
+
+    `taken(key, tensor)` is called for every source tensor before it is used, and `laid(keys, value)` for every value,
+    in its final dtype, that the tensors `keys` were converted to.
+    """
     leaves = {target: np.empty(shape, dtype) for target, shape in self.targets.items()}
     for rule, i in self.blocks():
       tensors, keys = [], _at(rule.sources, i)
@@ -241,14 +242,14 @@ class Plan:
     return leaves
 
   def blocks(self) -> Iterator[tuple[Rule, int | None]]:
-    """Every rule, a stacked one once for each of its blocks."""
+    """Every rule; a stacked rule once for each of its blocks."""
     for rule, depth in self.steps:
       for i in [None] if depth is None else range(depth):
         yield rule, i
 
 
 def invert(rules: Iterable[Rule], leaves: Mapping[str, np.ndarray]) -> dict[str, Callable[[], np.ndarray]]:
-  """The donor's tensors by key, each made when it is called for. Rules without their leaves are passed over."""
+  """Functions that compute the donor's tensors, by key. Rules whose leaves are absent are skipped."""
   tensors: dict[str, Callable[[], np.ndarray]] = {}
   for rule in rules:
     if any(target not in leaves for target in rule.targets):
@@ -284,7 +285,7 @@ def _stem(pattern: str) -> str:
 
 
 def _depths(rules: Sequence[Rule], shapes: Mapping[str, Shape]) -> dict[str, int]:
-  """Number of blocks by what stands before their number, from the keys that a rule takes."""
+  """Number of blocks by the part of the key before the block number."""
   depths = {_stem(rule.sources[0]): 0 for rule in rules if rule.stacked}
   for stem in depths:
     of_stem = [re.escape(s) for rule in rules for s in rule.sources if "{i}" in s and _stem(s) == stem]

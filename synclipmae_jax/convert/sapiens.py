@@ -13,19 +13,19 @@ from synclipmae_jax.convert.rules import IMAGE_PATCHES, LINEAR, Layout, Rule, Sh
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.visual_encoder import VisualEncoder
 
-# (1, 1 + n, d) -> the class token's own position [1, d] and the table of the patches [n, d].
+# (1, 1 + n, d) -> the position of the class token [1, d] and the table of the patches [n, d].
 POSITION_WITH_CLASS = Layout(
   lambda x: (x[0, :1], x[0, 1:]),
   lambda first, table: (np.concatenate([first, table])[None],),
 )
 NO_PROMPTS = {"visual_encoder/prompt_tokens": "the donor has no prompt tokens"}
 CLASS_TOKEN = {r"visual_encoder/class_(token|position)": "only one of the two sides has a class token"}
-# What this package adds to a ViT; there is something to take only in files that `export` wrote.
+# This package adds prompt tokens to the ViT; only files written by `export` contain them.
 PROMPT_TOKENS = Rule("prompt_tokens", "visual_encoder/prompt_tokens", ones(before=1), optional=True)
 
 
 def encoder_sizes(leaves: Mapping[str, Shape]) -> dict[str, Any]:
-  """Keyword arguments of VisualEncoder; the number of heads is no shape, so it is that of heads 64 wide."""
+  """Keyword arguments of VisualEncoder. Shapes do not show the number of heads: heads of width 64 are assumed."""
   depth, width, mlp_width = leaves["visual_encoder/blocks/mlp/up/kernel"]
   patch = root(leaves["visual_encoder/patch_embedding/kernel"][0] // 3, "the patch kernel")
   grid = root(leaves["visual_encoder/position"][0], "the positional table")
@@ -75,8 +75,8 @@ _WITH_CLASS = (
 )
 _WITHOUT_CLASS = (Rule("pos_embed", "visual_encoder/position", ones(before=1)),)
 
-# The cleaned file is the bare backbone; the mmengine file and TorchScript carry `backbone.`, the former also the
-# decoder of its own pretraining.
+# The cleaned file holds the backbone alone. The mmengine and TorchScript files use the prefix `backbone.`; the mmengine
+# file also holds the decoder of its pretraining.
 _FILES: dict[str, Any] = dict(
   rename=((r"^backbone\.", ""),), drop=(r"(neck|head|data_preprocessor|target_generator)\..*",)
 )

@@ -1,4 +1,4 @@
-"""StableSyncNet (LatentSync): with attention as released with LatentSync, and without."""
+"""StableSyncNet (LatentSync), with attention (as released with LatentSync) and without."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _encoder(name: str, config: Mapping[str, Any]) -> Iterator[Rule]:
       source, f"{ours}/residual_{i}", shortcut=widths[i] != widths[i + 1], downsample=factor != 1
     )
     number += 1
-    if config["attn_blocks"][i]:  # attention counts among the blocks
+    if config["attn_blocks"][i]:  # attention has a block number too
       yield from _attention(f"{name}.down_blocks.{number}", f"{ours}/attention_{i}")
       number += 1
   yield from _norm(f"{name}.norm_out", f"{ours}/norm_out")
@@ -69,7 +69,7 @@ def _rules(config: Mapping[str, Mapping[str, Any]]) -> tuple[Rule, ...]:
 
 
 def _sizes(leaves: Mapping[str, Shape]) -> dict[str, Any]:
-  """Widths and attention are read off the leaves; strides are no shape, and those of the released models."""
+  """Widths and attention come from the leaves. Shapes do not show strides: those of the released models are used."""
 
   def encoder(name: str) -> dict[str, Any]:
     ours = f"stable_syncnet/{name}"
@@ -100,5 +100,5 @@ DONOR = Donor(
   ),
   sizes=_sizes,
   modules=_modules,
-  file="stable_syncnet.pt",  # beside the diffusion model's
+  file="stable_syncnet.pt",  # the repository also holds the diffusion model
 )

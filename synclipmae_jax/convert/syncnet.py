@@ -11,17 +11,17 @@ from synclipmae_jax.convert.rules import CONV2D, LINEAR, Layout, Rule, Shape
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.types import InputError
 
-# Where the convolutions stand in the original's Sequentials: activations and poolings count too.
+# Indices of the convolutions in the original's Sequentials, which also count activations and poolings.
 _CONVS = (0, 4, 8, 11, 14, 18)
 
 
 def _spanning(frames: int) -> Layout:
-  """A convolution that spans all its `frames`: (out, c, frames, rows, columns) -> (rows, columns, frames * c, out), the
+  """A convolution over all `frames`: (out, c, frames, rows, columns) -> (rows, columns, frames * c, out), the
   channel fastest."""
 
   def forward(x):
     if x.shape[2:3] != (frames,):
-      raise ValueError(f"expected a kernel that sees {frames} frames")
+      raise ValueError(f"expected a kernel over {frames} frames")
     kernel = x.transpose(3, 4, 2, 1, 0)
     return (kernel.reshape(*kernel.shape[:2], -1, x.shape[0]),)
 
@@ -52,12 +52,12 @@ def _tower(source: str, target: str, first: Layout, layout: Layout) -> Iterator[
 
 
 def _sizes(leaves: Mapping[str, Shape]) -> dict[str, Any]:
-  """Of several image sizes that leave the last kernel what it is, the released one, else the smallest."""
+  """Several image sizes give the same last kernel: the released size is used if it fits, else the smallest."""
   scale = leaves["syncnet/lips/conv_0/bias"][0] / LIPS[0][0]
   if (channels := leaves["syncnet/audio/conv_0/bias"][0]) != round(scale * AUDIO[0][0]):
-    raise InputError(f"{channels} channels of sound do not go with {scale:g} times the pictures' channels")
+    raise InputError(f"{channels} audio channels do not match a lip tower scaled by {scale:g}")
   side = leaves["syncnet/lips/conv_5/kernel"][0]
-  image_size = IMAGE_SIZE if side == 6 else 19 + 32 * side  # the layers before it shrink 32 pixels to one, 51 the first
+  image_size = IMAGE_SIZE if side == 6 else 19 + 32 * side  # the first row takes 51 pixels, every further row 32
   return {"image_size": image_size, "scale": scale, "width": leaves["syncnet/lips/out/bias"][0]}
 
 

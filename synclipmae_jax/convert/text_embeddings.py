@@ -1,13 +1,14 @@
-"""umT5-xxl embeddings of prompts: an offline step, on the CPU, with transformers. The encoder itself is not ported.
+"""umT5-xxl embeddings of prompts, computed offline on the CPU with transformers. The encoder itself is not ported.
 
     python -m synclipmae_jax.convert text-embeddings --src Wan2.1-VACE-1.3B/ --prompt "A person talks." --dst DIR
 
-The prompts of dubbing are few and fixed, the encoder has 5.7 G parameters: it runs once, and DIR keeps what it said, as
-item `text_embeddings` with one leaf [n, 4096] for each prompt, `prompt_0000` on; n is the number of tokens of that
-prompt. The diffusion transformer takes them padded with zeros to 512, and looks at the padding too.
+Dubbing uses few, fixed prompts, and the encoder has 5.7 G parameters. It therefore runs once. DIR holds the item
+`text_embeddings` with one leaf [n, 4096] for each prompt, from `prompt_0000` on; n is the number of tokens of the
+prompt. The diffusion transformer takes them padded with zeros to 512 and attends to the padding too.
 
-As in Wan (wan/modules/t5.py): html entities are resolved twice and white space is made single spaces (Wan also runs
-ftfy, which repairs broken Unicode; here the prompt is taken as it is), at most 512 tokens, in the type of the weights.
+As in Wan (wan/modules/t5.py), HTML entities are resolved twice, white space is reduced to single spaces, at most 512
+tokens are used, and the encoder runs in the dtype of its weights. Wan also repairs broken Unicode with ftfy; this
+module does not.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _RENAME = (
 
 @dataclasses.dataclass(frozen=True)
 class TextEmbeddings:
-  """`prompts` as the encoder saw them; `embeddings`: [n, 4096] of each; `source`, `tokenizer`: sha256 by file name."""
+  """`prompts` after cleaning; `embeddings`: [n, 4096] for each; `source`, `tokenizer`: sha256 by file name."""
 
   prompts: tuple[str, ...]
   embeddings: tuple[np.ndarray, ...]
@@ -72,9 +73,10 @@ def text_embeddings(
 ) -> TextEmbeddings:
   """Embeds prompts with the encoder in `src`; nothing is downloaded.
 
-  `src`: a diffusers repository of Wan (text_encoder/, tokenizer/), an original one, or the encoder's file or folder
-  alone; `tokenizer`: folder of google/umt5-xxl's, where it is not found beside. bfloat16 weights stay bfloat16: 11.4 GB
-  for umT5-xxl. Raises InputError for missing packages, no prompts, or files that are no umT5 encoder.
+  `src`: a repository of Wan in diffusers' form (text_encoder/, tokenizer/) or in the original form, or the encoder's
+  file or folder alone; `tokenizer`: folder of the google/umt5-xxl tokenizer, if it does not lie beside the encoder.
+  bfloat16 weights stay bfloat16: 11.4 GB for umT5-xxl. Raises InputError for missing packages, missing prompts, and
+  files that are not a umT5 encoder.
   """
   if not prompts:
     raise InputError("no prompts: at least one is needed")
@@ -86,7 +88,7 @@ def text_embeddings(
   except ImportError as error:
     raise InputError(f"this step runs a torch model: `pip install torch` ({error})") from None
   if not Path(src).exists():
-    raise InputError(f"{src} is not there")
+    raise InputError(f"{src} does not exist")
   src = Path(src) / _ORIGINAL if (Path(src) / _ORIGINAL).is_file() else Path(src)
   folder = _find_tokenizer(src) if tokenizer is None else Path(tokenizer)
   tokenize = _open_tokenizer(transformers, folder)
@@ -99,7 +101,7 @@ def text_embeddings(
       hashes = source.sha256(progress=bar.update)
     embeddings = []
     for prompt in tqdm(prompts, desc="embedding", disable=not progress, leave=False):
-      # One at a time, so without padding: the same as padded, masked and cut, in fewer tokens.
+      # One at a time and without padding: equal to padding, masking and cutting, with fewer tokens.
       tokens = tokenize(prompt, max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
       if (largest := int(tokens.input_ids.max())) >= encoder.config.vocab_size:
         raise InputError(f"{folder} is not the tokenizer of {src}: token {largest} of {encoder.config.vocab_size}")
@@ -128,26 +130,26 @@ def save_text_embeddings(dst: str | Path, made: TextEmbeddings) -> None:
 
 
 def clean(prompt: str) -> str:
-  """The prompt as the tokenizer gets it."""
+  """The prompt as it is passed to the tokenizer."""
   return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
 def main(argv: Sequence[str]) -> int:
-  """The command `text-embeddings`; its exit status. Raises InputError for the command line to print."""
+  """Runs the command `text-embeddings`; returns its exit status. Raises InputError."""
   description, _, details = (__doc__ or "").partition("\n\n")
   parser = argparse.ArgumentParser(
     prog="python -m synclipmae_jax.convert text-embeddings", description=description, epilog=details,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   parser.add_argument("--src", required=True, help="repository of Wan (diffusers' or original), or the encoder alone")
-  parser.add_argument("--tokenizer", help="folder of google/umt5-xxl's tokenizer (default: found beside the encoder)")
-  parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-  parser.add_argument("--prompts-file", help="UTF-8 text, one prompt a line; after those of --prompt")
+  parser.add_argument("--tokenizer", help="folder of the google/umt5-xxl tokenizer (default: beside the encoder)")
+  parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
+  parser.add_argument("--prompts-file", help="UTF-8 text with one prompt per line; appended to those of --prompt")
   parser.add_argument("--dst", required=True, help="new directory: an Orbax checkpoint with item text_embeddings")
-  parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the result (default float32)")
-  parser.add_argument("--json", action="store_true", help="print one JSON object, and no progress bar")
+  parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="result dtype (default float32)")
+  parser.add_argument("--json", action="store_true", help="print one JSON object and no progress bar")
   args = parser.parse_args(argv)
-  refuse_existing(Path(args.dst))  # before the encoder has run for minutes
+  refuse_existing(Path(args.dst))  # first, because the encoder runs for minutes
   prompts = args.prompt + (_lines(args.prompts_file) if args.prompts_file else [])
   progress = sys.stderr.isatty() and not args.json
   made = text_embeddings(src=args.src, prompts=prompts, tokenizer=args.tokenizer, dtype=args.dtype, progress=progress)
@@ -179,7 +181,7 @@ def _find_tokenizer(src: Path) -> Path:
 
 def _open_tokenizer(transformers, folder: Path):
   if not folder.is_dir():
-    raise InputError(f"{folder} is no folder with a tokenizer")
+    raise InputError(f"{folder} is not a folder with a tokenizer")
   try:
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except (OSError, ValueError, ImportError) as error:
@@ -188,7 +190,7 @@ def _open_tokenizer(transformers, folder: Path):
 
 
 def _open_encoder(torch, transformers, source: Source, src: Path):
-  """transformers' encoder with the weights of `source`, its sizes read off their shapes."""
+  """The encoder of transformers with the weights of `source`; its sizes come from their shapes."""
   keys = {}
   for key in source.shapes:
     name = key
@@ -198,7 +200,7 @@ def _open_encoder(torch, transformers, source: Source, src: Path):
   if "shared.weight" not in keys and "encoder.embed_tokens.weight" in keys:
     keys["shared.weight"] = keys["encoder.embed_tokens.weight"]
   if "shared.weight" in keys:
-    keys["encoder.embed_tokens.weight"] = keys["shared.weight"]  # one table; some files have both names, some have one
+    keys["encoder.embed_tokens.weight"] = keys["shared.weight"]  # one table, stored under one name or under both
   shapes = {name: source.shapes[key] for name, key in keys.items()}
   layer = "encoder.block.0.layer."
   try:
@@ -213,13 +215,13 @@ def _open_encoder(torch, transformers, source: Source, src: Path):
       encoder = transformers.UMT5EncoderModel(config).eval()
   except (KeyError, ValueError, IndexError, ZeroDivisionError):
     begin = ", ".join(list(source.shapes)[:3])
-    raise InputError(f"{src} is no umT5 encoder in Wan's or transformers' naming: it begins with {begin}") from None
+    raise InputError(f"{src} is not a umT5 encoder of Wan or transformers: its first keys are {begin}") from None
   wanted = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
   if shapes != wanted:
     lacking, extra = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
     other = sorted(name for name in set(wanted) & set(shapes) if wanted[name] != shapes[name])
     raise InputError(
-      f"{src} is no umT5 encoder: {len(lacking)} tensors are missing {lacking[:2]}, {len(extra)} are not known "
+      f"{src} is not a umT5 encoder: {len(lacking)} tensors are missing {lacking[:2]}, {len(extra)} are not known "
       f"{extra[:2]}, {len(other)} have another shape {other[:2]}"
     )
   weights = {name: _to_torch(torch, source.read(key)) for name, key in keys.items() if name != "shared.weight"}
@@ -229,7 +231,7 @@ def _open_encoder(torch, transformers, source: Source, src: Path):
 
 
 def _to_torch(torch, array: np.ndarray):
-  """bfloat16 stays what it is; float16, in which umT5 overflows, becomes float32."""
+  """bfloat16 is kept; float16 becomes float32, because umT5 overflows in float16."""
   if array.dtype == ml_dtypes.bfloat16:
     return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
   return torch.from_numpy(np.ascontiguousarray(array, np.float32))

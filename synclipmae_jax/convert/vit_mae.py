@@ -1,6 +1,7 @@
 """ViTMAE base and large (He et al. 2022): a warm start of the visual encoder and of the decoder.
 
-The decoder's blocks become the self-attentions and MLPs of ours; the cross-attention between them has no donor.
+The decoder's blocks fill the self-attentions and MLPs of the model's decoder. Its cross-attention stays freshly
+initialised.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from synclipmae_jax.models.functional import Functional
 DECODER_POSITION = Layout(
   lambda x: (x[0, 1:],),
   lambda table: (np.pad(table, ((1, 0), (0, 0)))[None],),
-  lossy="the decoder's position of the class token, zeros in the released files, is dropped",
+  lossy="the decoder's position of the class token (zeros in the released files) is dropped",
 )
 
 
@@ -43,7 +44,7 @@ def _sizes(leaves: Mapping[str, Shape]) -> dict[str, Any]:
     token_width=sizes["width"],
     width=width,
     depth=depth,
-    heads=width // math.gcd(width, 32),  # no shape: 16 heads of 32 in the released models
+    heads=width // math.gcd(width, 32),  # not in the shapes; the released models have 16 heads of width 32
     mlp_width=mlp_width,
   )
   return sizes | {"decoder": decoder}
@@ -65,7 +66,7 @@ def _norm(source: str, target: str) -> tuple[Rule, Rule]:
 
 
 def _block(prefix: str, names: Mapping[str, str], attention: str, mlp: str, norms: tuple[str, str]) -> tuple[Rule, ...]:
-  """One transformer block, whose query, key and value are one tensor (`qkv`) or three (`q k v`)."""
+  """One transformer block; `names["qkv"]` lists one fused tensor or three (query, key, value)."""
   qkv = [f"{prefix}.{name}" for name in names["qkv"].split()]
   weight, bias = (LINEAR, SAME) if len(qkv) == 1 else (fused(3), fused_bias(3))
   return (
@@ -136,8 +137,8 @@ _ORIGINAL = dict(
   down="mlp.fc2",
 )
 _TO_HUB: dict[str, Any] = dict(
-  # Files on the hub keep the names of transformers 4, which the rules use; version 5 has others in memory, and saves a
-  # freshly built decoder under a third.
+  # Files on the hub have the names of transformers 4, which the rules use. Version 5 has other names in memory, and
+  # saves a freshly built decoder under further ones.
   rename=(
     (r"^(?=(embeddings|encoder|layers|layernorm)\.)", "vit."),
     (r"^vit\.layers\.", "vit.encoder.layer."),
@@ -174,7 +175,7 @@ DONOR = Donor(
   optional=NO_PROMPTS
   | CLASS_TOKEN
   | {
-    r"decoder/embed_patches/.*": "it takes the tokens of an encoder of the donor's width",
+    r"decoder/embed_patches/.*": "its input width is that of the donor's encoder",
     r"decoder/embed_prompts/.*": "the donor has no prompt tokens",
     r"decoder/blocks/prompted_mlp/(norm_)?cross/.*": "the donor has no cross-attention",
   },

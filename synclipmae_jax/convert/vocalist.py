@@ -1,4 +1,4 @@
-"""VocaLiST (vskadandale/vocalist): the judge of pairs."""
+"""VocaLiST (vskadandale/vocalist), which scores audio-visual pairs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ DONOR = Donor(
     Naming(
       "VocaLiST",
       _RULES,
-      # Of fairseq: a version number, and a tensor of no content that told the device. The counters are no weights.
+      # fairseq stores a version number and an empty tensor that marks the device. The counters are not weights.
       drop=(r"\w+_transformer\.(version|embed_positions\._float_tensor)", r".*\.num_batches_tracked"),
     ),
   ),

@@ -1,5 +1,5 @@
-"""Wan2.1-VACE (Wan-Video/Wan2.1, `VaceWanModel`; diffusers `WanVACETransformer3DModel`): the backbone and the VACE
-path, two items."""
+"""Wan2.1-VACE (Wan-Video/Wan2.1, `VaceWanModel`; diffusers `WanVACETransformer3DModel`). The backbone and the
+VACE path are two items."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ RULES = (
   *_dense("time_projection.1", "dit/time_projection"),
   *_blocks("blocks.{i}", "dit/blocks"),
   Rule("head.modulation", "dit/head/modulation", ones(before=1)),
-  *_dense("head.head", "dit/head/projection"),  # its outputs have the channel fastest already
+  *_dense("head.head", "dit/head/projection"),  # the channel is already the fastest axis of its outputs
   *_dense("vace_patch_embedding", "vace/patch_embedding", _patches(CONTEXT_CHANNELS)),
   *_dense("vace_blocks.0.before_proj", "vace/before_projection"),
   *_blocks("vace_blocks.{i}", "vace/blocks"),
@@ -74,7 +74,7 @@ _FROM_DIFFUSERS = (
   (r"\.attn2\.", ".cross_attn."),
   (r"\.to_([qkv])\.", r".\1."),
   (r"\.to_out\.0\.", ".o."),
-  (r"\.norm2\.", ".norm3."),  # the one before cross-attention, the only one with parameters: third there, second here
+  (r"\.norm2\.", ".norm3."),  # the norm before cross-attention: third in the original, second in diffusers
   (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
   (r"\.ffn\.net\.2\.", ".ffn.2."),
   (r"^proj_out\.", "head.head."),
@@ -83,11 +83,11 @@ _FROM_DIFFUSERS = (
   (r"^scale_shift_table$", "head.modulation"),
   (r"\.scale_shift_table$", ".modulation"),
 )
-_ROTARY_TABLES = (r"freqs|rope\..*",)  # buffers, computed here
+_ROTARY_TABLES = (r"freqs|rope\..*",)  # buffers; the model computes them
 
 
 def _sizes(leaves: Mapping[str, Shape]) -> dict[str, Any]:
-  """Keyword arguments of both modules. The number of heads is no shape: released models have heads 128 wide."""
+  """Keyword arguments of both modules. Shapes do not show the number of heads: released heads have width 128."""
   depth, width, mlp_width = leaves["dit/blocks/mlp/up/kernel"]
   hints = leaves["vace/blocks/mlp/up/kernel"][0]
   return dict(

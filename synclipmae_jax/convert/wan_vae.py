@@ -1,4 +1,4 @@
-"""The Wan2.1 VAE: the original file's names, and diffusers' led back to them. Both hold the same 194 tensors."""
+"""The Wan2.1 VAE in the original naming and in that of diffusers. Both files hold the same 194 tensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _norm(source: str, target: str, *, axes: int = 3) -> Rule:
 
 
 def _residual(source: str, target: str, *, shortcut: bool = False) -> Iterator[Rule]:
-  # The numbers count the activations and the dropout of the original's Sequential too.
+  # The indices of the original's Sequential also count activations and dropout.
   yield _norm(f"{source}.residual.0", f"{target}/norm_0")
   yield from _layer(f"{source}.residual.2", f"{target}/conv_0", CONV3D)
   yield _norm(f"{source}.residual.3", f"{target}/norm_1")
@@ -88,7 +88,7 @@ _FROM_DIFFUSERS = (
   (r"\.norm2\.", ".residual.3."),
   (r"\.conv2\.", ".residual.6."),
   (r"\.conv_shortcut\.", ".shortcut."),
-  # Only now, since the two names below are also those of a residual block's convolutions above.
+  # After the rules above: `conv1` is also the name of a convolution of a residual block.
   (r"\.conv_in\.", ".conv1."),
   (r"\.norm_out\.", ".head.0."),
   (r"\.conv_out\.", ".head.2."),
@@ -109,7 +109,7 @@ def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 def _modules(*, base: int, latent: int, multipliers: tuple[int, ...]) -> dict[str, Functional]:
   sizes: dict[str, Any] = {"base": base, "latent": latent, "multipliers": multipliers}
-  if latent != len(LATENT_MEAN):  # another model than the release: its statistics are in no file of weights
+  if latent != len(LATENT_MEAN):  # not the released model: weights files do not hold the statistics
     sizes |= {"latent_mean": (0.0,) * latent, "latent_std": (1.0,) * latent}
   return {"vae": Functional(lambda rngs: Vae(rngs=rngs, **sizes))}
 
@@ -123,5 +123,5 @@ DONOR = Donor(
   sizes=_sizes,
   modules=_modules,
   folders=("vae",),
-  file="Wan2.1_VAE.pth",  # beside the transformer's
+  file="Wan2.1_VAE.pth",  # the repository also holds the transformer
 )

@@ -28,7 +28,7 @@ def _unfold(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return norm.astype(kernel.dtype), v
 
 
-WEIGHT_NORM = Layout(_fold, _unfold, lossy="weight norm folded: g and v come back with the same product")
+WEIGHT_NORM = Layout(_fold, _unfold, lossy="weight norm is folded: export restores g and v with the same product")
 
 
 def _sizes(leaves: Mapping[str, Shape]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _sizes(leaves: Mapping[str, Shape]) -> dict[str, Any]:
   return dict(
     width=width,
     depth=depth,
-    heads=width // math.gcd(width, 64),  # no shape: 64 wide each
+    heads=width // math.gcd(width, 64),  # not in the shapes; heads have width 64
     mlp_width=mlp_width,
     conv_width=leaves["speech_encoder/projection/kernel"][0],
     pos_kernel=pos_kernel,
@@ -102,7 +102,7 @@ DONOR = Donor(
         (r"\.parametrizations\.weight\.original0$", ".weight_g"),
         (r"\.parametrizations\.weight\.original1$", ".weight_v"),
       ),
-      # masked_spec_embed serves training only; the quantizer is ForPreTraining's, lm_head ForCTC's.
+      # masked_spec_embed is for training only, the quantizer for ForPreTraining, lm_head for ForCTC.
       drop=(r"masked_spec_embed", r"(quantizer|project_hid|project_q|lm_head|dropout_features)\..*"),
     ),
     Naming(

@@ -1,14 +1,14 @@
-"""One file of weights, recognised by its content and read without running anything that is in it.
+"""Reads one weights file. The format is recognised by content, and no code in the file is run.
 
-    safetensors          mapped; `read` copies one tensor
-    torch                torch.load(weights_only=True), mapped; files older than torch 1.6 are read whole
-    torchscript          its own reader below: mapped, needs no torch
+    safetensors          memory-mapped; `read` copies one tensor
+    torch                torch.load(weights_only=True), memory-mapped; files older than torch 1.6 are read whole
+    torchscript          the reader below: memory-mapped, without torch
 
-A pickle is a program. Before torch sees one, it is taken apart (`pickletools`, which executes nothing) and every name
-it would look up must be one that weights need, or one of the bookkeeping classes below. Those are replaced by stand-ins
-that take any argument and keep none. Anything else is refused by name.
+A pickle is a program. `pickletools` parses it without executing it before torch loads it. Every name that it looks up
+must be one that weights need or one of the bookkeeping classes below. Stand-ins that accept any argument and keep none
+replace the bookkeeping classes. Any other name is refused, and the message names it.
 
-TorchScript is not loaded with `torch.jit.load`: that runs the `__setstate__` methods in the file, which may open files.
+TorchScript is not loaded with `torch.jit.load`: it runs the `__setstate__` methods in the file, which may open files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import re
 import struct
 import warnings
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2's names, which torch's protocol 2 still uses
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2 names, used by pickle protocol 2
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -37,14 +37,14 @@ from synclipmae_jax.types import InputError
 
 WEIGHT_TYPES = ("float16", "bfloat16", "float32", "float64")
 
-# What a torch file's outer dictionary calls its weights: mmengine; fairseq and the original MAE.
+# Keys of the weights in a torch file's outer dictionary: mmengine; fairseq and the original MAE.
 _CONTAINERS = ("state_dict", "model")
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _FOREIGN = (
-  (rb"version https://git-lfs", "a Git LFS pointer, not the weights: run `git lfs pull`, or download the file itself"),
-  (rb"\s*<(!doctype|html|\?xml)", "a web page, not weights (a log-in or an error page?): download it again"),
+  (rb"version https://git-lfs", "a Git LFS pointer, not the weights: run `git lfs pull` or download the file"),
+  (rb"\s*<(!doctype|html|\?xml)", "a web page, not weights (perhaps a log-in or error page): download the file again"),
   (rb"\s*[\[{]", "JSON text, not weights"),
   (rb"GGUF", "a GGUF file, not a torch checkpoint"),
   (rb"\x89HDF", "an HDF5 file (Keras, TensorFlow), not a torch checkpoint"),
@@ -52,12 +52,12 @@ _FOREIGN = (
   (rb"\x1f\x8b|BZh|\xfd7zXZ|.{257}ustar", "an archive: unpack it first"),
 )
 
-# Names that torch's weights-only unpickler reads itself; it decides about those of torch one by one.
+# Names that torch's weights-only unpickler accepts; it checks each name of torch itself.
 _WEIGHTS = re.compile(
   r"torch\.[\w.]+|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(bytearray|set|complex)"
 )
-# Names of bookkeeping that released checkpoints carry: fairseq's arguments and meters, mmengine's message hub (its
-# history buffers hold numpy arrays, and methods of their own through getattr). Only ever replaced, never looked up.
+# Bookkeeping in released checkpoints: arguments and meters of fairseq, the message hub of mmengine (its history buffers
+# hold numpy arrays and refer to their own methods through getattr). These names are replaced, never looked up.
 _BOOKKEEPING = re.compile(
   r"argparse\.Namespace|collections\.(deque|defaultdict)|builtins\.(getattr|bool|int|float|str|dict|list|tuple)"
   r"|numpy\.(_?core\.multiarray\.(_reconstruct|scalar)|ndarray|dtype|dtypes\.\w+|bool_?|u?int\d+|float\d+)"
@@ -66,7 +66,7 @@ _BOOKKEEPING = re.compile(
 
 
 class Tensor(NamedTuple):
-  """A tensor of a file, not read yet."""
+  """A tensor in a file, not yet read."""
 
   shape: tuple[int, ...]
   dtype: str  # one of WEIGHT_TYPES
@@ -76,26 +76,26 @@ class Tensor(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
   kind: str  # "safetensors", "torch" or "torchscript"
-  container: str  # the part of the file that was taken: "" the whole, "state_dict" or "model"
+  container: str  # the part of the file that is used: "" for all of it, "state_dict" or "model"
   tensors: dict[str, Tensor]
-  skipped: dict[str, str]  # what is not a weight, and why: counters, position ids, bookkeeping
+  skipped: dict[str, str]  # entries that are not weights (counters, position ids, bookkeeping) -> reason
 
 
 def open_weights(path: Path) -> WeightsFile:
-  """Opens one file. Raises InputError, with what the file looks like, where it holds no weights that can be read."""
+  """Opens one file. Raises InputError, with the format that the file appears to have, if it has no readable weights."""
   try:
     return _open(path)
   except InputError:
     raise
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-  except Exception as error:  # hostile or cut short: whatever bytes can bring about in the readers below
+  except Exception as error:  # malicious or truncated bytes can raise any exception in the readers below
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0][:200]
-    raise InputError(f"{path} is cut short or damaged ({reason}): download it again") from None
+    raise InputError(f"{path} is truncated or damaged ({reason}): download it again") from None
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Named arrays of numbers as one safetensors file."""
+  """Writes named numeric arrays to one safetensors file."""
   save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
 
@@ -108,12 +108,12 @@ def _open(path: Path) -> WeightsFile:
       return _open_torch(path, names, mapped=False)
     if _PICKLE.match(head):
       _stand_ins(path, _globals(file))
-      raise InputError(f"{path} is a Python pickle that torch.save did not write: refused, nothing was run")
+      raise InputError(f"{path} is refused: it is a Python pickle that torch.save did not write (no code was run)")
   if head.startswith(b"PK\x03\x04"):
     return _open_zip(path)
   if not head:
     raise InputError(f"{path} is empty")
-  if head[8:9] != b"{" or struct.unpack("<Q", head[:8])[0] > 1 << 30:  # safetensors: length of the header, the header
+  if head[8:9] != b"{" or struct.unpack("<Q", head[:8])[0] > 1 << 30:  # not: header length, JSON header
     for pattern, looks in _FOREIGN:
       if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
         raise InputError(f"{path} is {looks}")
@@ -143,10 +143,10 @@ def _open_zip(path: Path) -> WeightsFile:
     entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
     if {"archive_format", "serialized_exported_program.json"} & ({*entries} | {*archive.namelist()}):
       raise InputError(
-        f"{path} is a torch.export program, which is not read: take the plain checkpoint of the same model instead "
-        "(of Sapiens-0.3B: sapiens_0.3b_epoch_1600_clean.pth)"
+        f"{path} is a torch.export program, which is not supported: use the plain checkpoint of the same model "
+        "(for Sapiens-0.3B: sapiens_0.3b_epoch_1600_clean.pth)"
       )
-    # torch compresses nothing that is read here, so that is no larger than the file.
+    # torch does not compress these entries, so reading them takes no more memory than the file has bytes.
     read = {name: entry for name, entry in entries.items() if name == "data.pkl" or name.startswith("data/")}
     if "data.pkl" not in read or any(entry.compress_type != zipfile.ZIP_STORED for entry in read.values()):
       raise InputError(f"{path} is a zip archive, but not one that torch.save wrote")
@@ -162,12 +162,12 @@ def _open_zip(path: Path) -> WeightsFile:
 
 
 def _globals(file: IO[bytes]) -> set[str]:
-  """Every `module.name` that one pickle would look up, found by taking it apart; leaves `file` at its end."""
+  """Every `module.name` that one pickle would look up, found by parsing it; leaves `file` at the end of the pickle."""
   names, memo, pushed = set(), {}, collections.deque([None, None], maxlen=2)
   for opcode, argument, position in pickletools.genops(file):
     if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
       index = len(memo) if argument is None else int(argument)
-      if index > position:  # would make the memo allocate what it likes
+      if index > position:  # would allocate a memo of any size
         raise ValueError("a memo number larger than the file")
       memo[index] = pushed[-1]
     elif opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
@@ -183,7 +183,7 @@ def _full_name(module: str, name: str) -> str:
 
 
 class _Inert:
-  """Stands in for an object of bookkeeping: takes any argument and any state, keeps none."""
+  """Stand-in for a bookkeeping object: accepts any argument and any state, and keeps none."""
 
   def __new__(cls, *arguments):
     return object.__new__(cls)
@@ -196,11 +196,11 @@ class _Inert:
 
 
 def _stand_ins(path: Path, names: Iterable[str]) -> list[tuple[Callable, str]]:
-  """Stand-ins for the bookkeeping among `names`. Raises InputError for a name that is no business of weights."""
+  """Stand-ins for the bookkeeping among `names`. Raises InputError for a name that weights do not need."""
   refused = sorted(name for name in names if not (_WEIGHTS.fullmatch(name) or _BOOKKEEPING.fullmatch(name)))
   if refused:
     raise _wants_to_run(path, *refused)
-  # The unpickler fills plain dicts and lists only, so these two are what it fills.
+  # The unpickler fills only plain dicts and lists, so these two classes become those.
   special = {"collections.defaultdict": lambda *_: {}, "collections.deque": lambda *_: []}
   return [(special.get(name) or type(name, (_Inert,), {}), name) for name in names if _BOOKKEEPING.fullmatch(name)]
 
@@ -214,15 +214,15 @@ def _open_torch(path: Path, names: Iterable[str], *, mapped: bool) -> WeightsFil
     import torch
   except ImportError:
     raise InputError(
-      f"{path} is a torch file, which torch itself reads: `pip install torch` (safetensors files need none)"
+      f"{path} is a torch file and needs torch: `pip install torch` (safetensors files do not need it)"
     ) from None
   if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):  # CVE-2025-32434, CVE-2026-24747
     raise InputError(f"torch {torch.__version__} does not read untrusted files safely: `pip install 'torch>=2.10'`")
   try:
     with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings(action="ignore"):
       loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-  except pickle.UnpicklingError as error:  # the text around the reason recommends weights_only=False
-    reason = str(error).partition("WeightsUnpickler error: ")[2] or "no pickle of weights"
+  except pickle.UnpicklingError as error:  # the rest of the text recommends weights_only=False
+    reason = str(error).partition("WeightsUnpickler error: ")[2] or "not a pickle of weights"
     if name := re.search(r"GLOBAL (\S+)", reason):
       raise _wants_to_run(path, name[1]) from None
     raise ValueError(reason) from None
@@ -250,7 +250,7 @@ def _open_torch(path: Path, names: Iterable[str], *, mapped: bool) -> WeightsFil
 
 
 def _unwrap(path: Path, loaded: Any, tensor: type) -> tuple[str, dict]:
-  """The dictionary of tensors and its name in `loaded`. `dict.items`, for a pickle may shadow the methods."""
+  """The dictionary of tensors and its name in `loaded`. Uses `dict.items` because a pickle may shadow the methods."""
 
   def holds_tensors(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(leaf, tensor) for _, leaf in dict.items(value))
@@ -262,14 +262,14 @@ def _unwrap(path: Path, loaded: Any, tensor: type) -> tuple[str, dict]:
   if holds_tensors(loaded):
     return "", loaded
   held = f" of {', '.join(map(str, dict.keys(loaded)))}"[:120] if isinstance(loaded, dict) else ""
-  raise InputError(f"{path} holds no dictionary of tensors, but a {type(loaded).__name__}{held}")
+  raise InputError(f"{path} holds a {type(loaded).__name__}{held}, not a dictionary of tensors")
 
 
 def _from_torch(value) -> np.ndarray:
   import torch
 
   value = value.detach()
-  if value.dtype == torch.bfloat16:  # unknown to numpy
+  if value.dtype == torch.bfloat16:  # numpy has no bfloat16
     return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
   return value.numpy()
 
@@ -287,7 +287,7 @@ class _ScriptModule:
 
 
 class _ScriptUnpickler(pickle.Unpickler):
-  """Builds modules and tensors, the latter as views of the mapped file; looks up nothing else."""
+  """Builds modules, and tensors as views of the mapped file. Refuses all other names."""
 
   _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
@@ -305,17 +305,17 @@ class _ScriptUnpickler(pickle.Unpickler):
     if (module, name) == ("collections", "OrderedDict"):
       return lambda *_: {}
     if module == "torch" and name in self._STORAGES:
-      return name  # not the type: a type could be called
+      return name  # the name and not the type, because the pickle could call a type
     if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-      return lambda *arguments: _strided(*arguments)  # a pickle may set attributes of what it is given
-    if module == "torch.jit._pickle":  # typed lists and dicts: the value, and a description of its type
+      return lambda *arguments: _strided(*arguments)  # a pickle may set attributes of it
+    if module == "torch.jit._pickle":  # typed lists and dicts: the value and a description of its type
       return lambda value, *_: value
     raise _wants_to_run(self._path, _full_name(module, name))
 
   def persistent_load(self, identifier: tuple) -> np.ndarray:
     _, storage, key, _, size = identifier
     dtype, entry = np.dtype(self._STORAGES[storage]), self._entries[f"data/{key}"]
-    # The local header repeats the name, and pads its extra field so that the data are aligned.
+    # The local header repeats the name and pads its extra field to align the data.
     name, extra = struct.unpack("<HH", self._bytes[entry.header_offset + 26 : entry.header_offset + 30].tobytes())
     start = entry.header_offset + 30 + name + extra
     if size * dtype.itemsize > entry.file_size:
@@ -352,8 +352,8 @@ def _open_torchscript(path: Path, file: IO[bytes], entries: Mapping[str, zipfile
 
 def _wants_to_run(path: Path, *names: str) -> InputError:
   wanted = ", ".join(f"`{ascii(name)[1:-1]}`" for name in names[:3]) + (", ..." if len(names) > 3 else "")
-  return InputError(f"{path} wants to run {wanted} when it is read: refused, nothing was run")
+  return InputError(f"{path} is refused: reading it would run {wanted} (no code was run)")
 
 
 def _unsupported(path: Path, key: str, kind: str) -> InputError:
-  return InputError(f"{path}: tensor {key!r} is {kind}; weights of type {', '.join(WEIGHT_TYPES)} are read")
+  return InputError(f"{path}: tensor {key!r} is {kind}; supported types are {', '.join(WEIGHT_TYPES)}")

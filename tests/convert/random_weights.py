@@ -1,4 +1,4 @@
-"""Random weights by key: the same on every machine, in any order, and of a size that keeps activations sane."""
+"""Random weights by key: equal on every machine and in any order, scaled so that activations stay moderate."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarra
 
 
 def donor_weights(name: str, sizes: Mapping[str, Any], naming: int = 0) -> dict[str, np.ndarray]:
-  """A donor's file of random numbers: shapes from our modules through the inverse rules, names from the rules."""
+  """Tensors of a donor's file with random values; shapes from the modules through the inverse rules."""
   that = donor.load(name)
   leaves = {
     path: np.broadcast_to(np.float32(0), leaf.shape)

@@ -1,4 +1,4 @@
-"""Whole conversions at tiny size, without torch: what is written, the way back, and every kind of bad input."""
+"""Whole conversions at tiny size, without torch: the result, the export, and every kind of bad input."""
 
 import json
 import math
@@ -46,9 +46,9 @@ def rewrite(path, tensors):
   return path
 
 
-# Without its class token Sapiens has a test of its own; a naming that only renames comes back as the one it becomes.
+# Not here: Sapiens without its class token (own test), and namings that only rename keys.
 @pytest.mark.parametrize("name, naming", [("sapiens", 0), ("wav2vec2", 0), *(("vit_mae", n) for n in range(4))])
-def test_there_and_back_is_bit_exact_but_for_what_is_lossy(name, naming, tmp_path):
+def test_conversion_and_export_are_exact_except_for_lossy_rules(name, naming, tmp_path):
   tensors = donor_weights(name, SIZES[name], naming)
   source = rewrite(tmp_path / "source.safetensors", tensors)
   done, cost = convert(name, src=source, dst=tmp_path / "item", verify=True)
@@ -64,8 +64,8 @@ def test_there_and_back_is_bit_exact_but_for_what_is_lossy(name, naming, tmp_pat
     np.testing.assert_array_equal(back[key][:, 1:], tensors[key][:, 1:])
 
 
-def test_an_export_says_in_whose_names_it_is(tmp_path):
-  """A naming that only renames comes back as the one whose names the rules have."""
+def test_an_export_records_its_naming(tmp_path):
+  """An export of a naming that only renames keys uses the names of the rules."""
   tensors = donor_weights("wav2vec2", SIZES["wav2vec2"])
   fairseq = {
     re.sub("^feature_projection.layer_norm", "layer_norm", re.sub("^feature_projection.projection", "post_extract_proj",
@@ -99,7 +99,7 @@ def test_a_file_without_a_class_token_gives_an_item_without(tmp_path, sapiens):
   assert all(np.array_equal(value, tensors[key]) for key, value in load_file(tmp_path / "back.safetensors").items())
 
 
-def test_what_the_checkpoint_says_of_itself(tmp_path, sapiens):
+def test_the_metadata_of_a_converted_checkpoint(tmp_path, sapiens):
   source, tensors = sapiens
   convert("sapiens", src=source, dst=tmp_path / "item", dtype="bfloat16")
   meta = checkpoints.load_meta(tmp_path / "item")
@@ -125,7 +125,7 @@ def test_a_positional_table_is_kept_or_resized(tmp_path, sapiens):
     convert("sapiens", src=source, dst=tmp_path / "x", image_size=100)
 
 
-def test_a_trained_encoder_takes_its_prompt_tokens_along(tmp_path, sapiens):
+def test_prompt_tokens_of_a_trained_encoder_are_kept(tmp_path, sapiens):
   source, _ = sapiens
   convert("sapiens", src=source, dst=tmp_path / "item")
   trained = checkpoints.load_item(tmp_path / "item", "visual_encoder") | {"prompt_tokens": np.ones((3, 32), np.float32)}
@@ -140,7 +140,7 @@ def test_a_trained_encoder_takes_its_prompt_tokens_along(tmp_path, sapiens):
 
 
 def refused(capsys, tmp_path, *words) -> str:
-  """What the command says when it refuses."""
+  """The error message of a refused command."""
   assert main([*map(str, words), "--dst", str(tmp_path / "out")]) == 2
   assert not list(tmp_path.glob("out*"))
   captured = capsys.readouterr()
@@ -168,10 +168,10 @@ def test_an_extra_key_is_named(capsys, tmp_path, sapiens):
     ("layers.1.attn.qkv.weight", (96, 31), "[96, 32]"),
     ("ln1.weight", (33,), "[32]"),
     ("cls_token", (1, 1, 8), "[1, 1, 32]"),
-    ("pos_embed", (2, 17, 32), "[1, 17, 32]"),  # the second would be cut off
+    ("pos_embed", (2, 17, 32), "[1, 17, 32]"),  # the second row would be cut off
   ],
 )
-def test_a_shape_that_differs_is_told_from_both_sides(capsys, tmp_path, sapiens, key, shape, expected):
+def test_a_shape_that_differs_is_reported_from_both_sides(capsys, tmp_path, sapiens, key, shape, expected):
   _, tensors = sapiens
   tensors[key] = np.ones(shape, np.float32)
   said = refused(capsys, tmp_path, "sapiens", "--src", rewrite(tmp_path / "a.safetensors", tensors))
@@ -179,7 +179,7 @@ def test_a_shape_that_differs_is_told_from_both_sides(capsys, tmp_path, sapiens,
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_numbers_that_are_none_are_refused(capsys, tmp_path, sapiens, bad):
+def test_numbers_that_are_not_finite_are_refused(capsys, tmp_path, sapiens, bad):
   _, tensors = sapiens
   tensors["layers.1.ffn.layers.1.weight"][3, 4] = bad
   said = refused(capsys, tmp_path, "sapiens", "--src", rewrite(tmp_path / "a.safetensors", tensors))
@@ -196,7 +196,7 @@ def test_numbers_that_the_result_cannot_hold_are_refused(capsys, tmp_path, sapie
   assert f"ln1.weight in a.safetensors would hold NaN or infinity as {dtype}" in said
 
 
-def test_a_weight_norm_of_nothing_is_refused(capsys, tmp_path):
+def test_a_weight_norm_of_zero_is_refused(capsys, tmp_path):
   tensors = donor_weights("wav2vec2", SIZES["wav2vec2"])
   tensors["encoder.pos_conv_embed.conv.weight_v"][:, :, 3] = 0
   said = refused(capsys, tmp_path, "wav2vec2", "--src", rewrite(tmp_path / "a.safetensors", tensors))
@@ -204,7 +204,7 @@ def test_a_weight_norm_of_nothing_is_refused(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("first", ["", "backbone."])
-def test_a_key_that_is_there_twice_is_named(capsys, tmp_path, sapiens, first):
+def test_a_duplicate_key_is_named(capsys, tmp_path, sapiens, first):
   _, tensors = sapiens
   other = {"": "backbone.", "backbone.": ""}[first]
   tensors = {first + key: tensor for key, tensor in tensors.items()}
@@ -213,7 +213,7 @@ def test_a_key_that_is_there_twice_is_named(capsys, tmp_path, sapiens, first):
   assert re.search(r"only in the file \(1\):\n    (backbone\.)?cls_token\n", said)
 
 
-def test_a_name_that_would_steer_the_terminal_is_refused(capsys, tmp_path, sapiens):
+def test_control_characters_in_a_name_are_refused(capsys, tmp_path, sapiens):
   _, tensors = sapiens
   tensors["head.\x1b[2J\nconvert: fine"] = np.ones(1, np.float32)
   said = refused(capsys, tmp_path, "sapiens", "--src", rewrite(tmp_path / "a.safetensors", tensors))
@@ -229,26 +229,26 @@ def test_another_donor_s_file_is_recognised(capsys, tmp_path, sapiens):
 def test_a_truncated_file_is_refused(capsys, tmp_path, sapiens):
   source, _ = sapiens
   source.write_bytes(source.read_bytes()[:-1000])
-  assert "cut short" in refused(capsys, tmp_path, "sapiens", "--src", source)
+  assert "truncated" in refused(capsys, tmp_path, "sapiens", "--src", source)
 
 
-def test_a_file_that_is_not_there(capsys, tmp_path):
-  assert "is not there" in refused(capsys, tmp_path, "sapiens", "--src", tmp_path / "none.pth")
+def test_a_missing_file(capsys, tmp_path):
+  assert "does not exist" in refused(capsys, tmp_path, "sapiens", "--src", tmp_path / "none.pth")
 
 
-def test_an_existing_destination_is_left_alone(capsys, tmp_path, sapiens):
+def test_an_existing_destination_is_not_changed(capsys, tmp_path, sapiens):
   source, _ = sapiens
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "file").write_text("mine")
   assert main(["sapiens", "--src", str(source), "--dst", str(tmp_path / "mine")]) == 2
-  assert "exists already" in capsys.readouterr().err and (tmp_path / "mine" / "file").read_text() == "mine"
+  assert "already exists" in capsys.readouterr().err and (tmp_path / "mine" / "file").read_text() == "mine"
 
 
 def test_no_room_on_the_disk(capsys, tmp_path, sapiens, monkeypatch):
   source, _ = sapiens
   usage = shutil.disk_usage(tmp_path)
   monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-  assert "no room for" in refused(capsys, tmp_path, "sapiens", "--src", source)
+  assert "no space for" in refused(capsys, tmp_path, "sapiens", "--src", source)
 
 
 def test_a_destination_that_cannot_be_made(capsys, tmp_path, sapiens):
@@ -257,7 +257,7 @@ def test_a_destination_that_cannot_be_made(capsys, tmp_path, sapiens):
   assert "convert: [Errno" in capsys.readouterr().err and source.is_file()
 
 
-def test_a_disk_that_fills_up_meanwhile(capsys, tmp_path, sapiens, monkeypatch):
+def test_a_disk_that_fills_up_during_the_conversion(capsys, tmp_path, sapiens, monkeypatch):
   source, _ = sapiens
 
   def full(*args):
@@ -278,10 +278,10 @@ def test_verify_catches_a_result_that_differs(capsys, tmp_path, sapiens, monkeyp
 
   monkeypatch.setattr(checkpoints, "save_items", wrong)
   said = refused(capsys, tmp_path, "sapiens", "--src", source, "--verify")
-  assert "ln1.bias did not come back" in said
+  assert "verification failed for ln1.bias" in said
 
 
-def test_an_export_of_what_is_not_there(capsys, tmp_path, sapiens):
+def test_an_export_of_missing_items(capsys, tmp_path, sapiens):
   source, _ = sapiens
   convert("sapiens", src=source, dst=tmp_path / "item")
   run = lambda *words: (main([*map(str, words)]), capsys.readouterr().err)
@@ -290,14 +290,14 @@ def test_an_export_of_what_is_not_there(capsys, tmp_path, sapiens):
   code, said = run("export", "sapiens", "--src", tmp_path / "item", "--dst", tmp_path / "o.pth")
   assert code == 2 and "ends in .safetensors" in said
   code, said = run("export", "sapiens", "--src", tmp_path / "nothing", "--dst", tmp_path / "o.safetensors")
-  assert code == 2 and "no whole checkpoint" in said
+  assert code == 2 and "no complete checkpoint" in said
   assert not list(tmp_path.glob("o.*"))
 
 
 # The command line
 
 
-def test_inspect_tells_what_a_file_is(capsys, tmp_path, sapiens):
+def test_inspect_reports_the_kind_of_a_file(capsys, tmp_path, sapiens):
   source, tensors = sapiens
   assert main(["inspect", str(source), "--json"]) == 0
   found = json.loads(capsys.readouterr().out)
@@ -328,8 +328,8 @@ def test_help_lists_donors_licences_and_origins(capsys):
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path):
-  """A real process, stopped while it writes: neither the destination nor what was being written stays. Killed, it
-  leaves no destination, and the same command works again."""
+  """A process that is stopped while it writes leaves neither the destination nor partial files. A killed process leaves
+  no destination, and the same command then succeeds."""
   tensors = donor_weights("sapiens", SIZES["sapiens"])
   rewrite(tmp_path / "s.safetensors", tensors)
   code = (
@@ -350,7 +350,8 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path):
     _, said = process.communicate(timeout=30)
     assert process.returncode == status
     if number != signal.SIGKILL:
-      assert said == "\nconvert: stopped by a signal, nothing was kept\n" and not list(tmp_path.glob("out*"))
+      assert said == "\nconvert: stopped by a signal, partial results were removed\n"
+      assert not list(tmp_path.glob("out*"))
   assert list(tmp_path.glob("out*")) and not (tmp_path / "out").exists()
   assert main([*words, "--verify"]) == 0
   assert [path.name for path in tmp_path.glob("out*")] == ["out"]

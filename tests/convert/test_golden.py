@@ -1,4 +1,4 @@
-"""Converted donors against what their torch classes once computed (tests/golden/make.py), without torch."""
+"""Converted donors against stored outputs of their torch classes (tests/golden/make.py), without torch."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ DIT_TOLERANCE = 2e-5
 
 
 class Golden:
-  """The arrays of one file; `modules` and `items` of a conversion of its weights."""
+  """The arrays of one golden file, and `modules` and `items` of a conversion of its weights."""
 
   def __init__(self, name, folder, **options):
     with np.load(GOLDEN / f"{name}.npz") as file:
@@ -53,7 +53,7 @@ def assert_close(found, expected, tolerance=TOLERANCE):
 
 
 def encoded(golden):
-  """All tokens but the class token's, in the order of the sequence."""
+  """All tokens except the class token, in the order of the sequence."""
   arrays = golden.arrays
   encoder = golden.modules()["visual_encoder"]
   params = golden.items["visual_encoder"] | {"prompt_tokens": arrays["prompts"]}
@@ -66,7 +66,7 @@ def encoded(golden):
 
 
 def test_sapiens(golden):
-  """The table of 4 x 4 patches resized to 6 x 6, of which a few are seen."""
+  """The table of 4 x 4 patches is resized to 6 x 6; a few patches are visible."""
   golden = golden("sapiens", image_size=48)
   assert_close(encoded(golden), golden.arrays["tokens"])
 
@@ -79,7 +79,7 @@ def test_wav2vec2(golden):
 
 
 def test_vit_mae(golden):
-  """Its decoder knows no prompt tokens: what our attention to them adds is zero here, as are all leaves it has not."""
+  """The donor's decoder has no prompt tokens: all leaves that it lacks are zero, so attention to them adds zero."""
   golden = golden("vit_mae")
   arrays = golden.arrays
   assert_close(encoded(golden), arrays["tokens"])

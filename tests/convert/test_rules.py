@@ -1,4 +1,4 @@
-"""Layouts and their inverses, against plain products and convolutions; what is known from keys and shapes alone."""
+"""Layouts and their inverses against plain products and convolutions; plans from keys and shapes alone."""
 
 import numpy as np
 import pytest
@@ -45,14 +45,14 @@ def test_a_patch_kernel_is_its_convolution():
   np.testing.assert_allclose(patch.reshape(-1) @ kernel, np.einsum("ochw,hwc->o", weight, patch), rtol=1e-5)
 
 
-def test_fused_kernels_stand_in_the_order_of_the_rule():
+def test_fused_kernels_have_the_order_of_the_rule():
   parts = [tensor(4, 6) for _ in range(3)]
   x = tensor(6)
   joined = x @ rules.fused(3).forward(*parts)[0]
   np.testing.assert_allclose(joined, np.concatenate([part @ x for part in parts]), rtol=1e-5, atol=1e-6)
 
 
-def test_a_folded_weight_norm_does_not_know_how_long_v_was():
+def test_a_folded_weight_norm_is_independent_of_the_length_of_v():
   g, v = np.abs(tensor(1, 1, 4)), tensor(6, 3, 4)
   (kernel,) = WEIGHT_NORM.forward(g, v)
   np.testing.assert_allclose(np.linalg.norm(kernel, axis=(1, 2)), g.ravel(), rtol=1e-6)
@@ -78,7 +78,7 @@ def plan_of(tensors):
   return Plan(RULES, {key: value.shape for key, value in tensors.items()})
 
 
-def test_blocks_fill_one_stacked_leaf_and_come_back():
+def test_blocks_fill_one_stacked_leaf_and_are_restored():
   tensors = weights()
   plan = plan_of(tensors)
   assert plan.distance == 0 and not plan.misfits
@@ -92,18 +92,18 @@ def test_blocks_fill_one_stacked_leaf_and_come_back():
   assert all(np.array_equal(back[key], tensors[key]) for key in tensors)
 
 
-def test_an_optional_rule_takes_what_is_there():
+def test_an_optional_rule_may_find_nothing():
   tensors = weights() | {"extra": tensor(3)}
   assert plan_of(tensors).targets["item/extra"] == (3,)
 
 
-def test_a_hole_in_the_blocks_is_missing_and_not_a_shorter_stack():
+def test_a_gap_in_the_blocks_is_missing_and_not_a_shorter_stack():
   tensors = weights()
   del tensors["layer.1.q"], tensors["layer.2.weight"]
   assert set(plan_of(tensors).missing) == {"layer.1.q", "layer.2.weight"}
 
 
-def test_unknown_keys_and_absurd_block_numbers_are_unused():
+def test_unknown_keys_and_too_large_block_numbers_are_unused():
   tensors = weights() | {"head.weight": tensor(1), "layer.99999999.weight": tensor(4, 2), "layer.x.weight": tensor(1)}
   plan = plan_of(tensors)
   assert set(plan.unused) == {"head.weight", "layer.99999999.weight", "layer.x.weight"} and not plan.missing
@@ -121,7 +121,7 @@ def test_a_block_that_differs_from_the_others_is_named_with_both_shapes(odd, usu
   [
     (rules.fused(2), [(3, 4), (5, 4)], [(4, 4), (4, 4)]),
     (rules.fused_bias(2), [(3,), (5,)], [(4,), (4,)]),
-    (WEIGHT_NORM, [(6, 1, 1), (6, 3, 4)], [(1, 1, 4), (6, 3, 4)]),  # a norm of every output, not of every tap
+    (WEIGHT_NORM, [(6, 1, 1), (6, 3, 4)], [(1, 1, 4), (6, 3, 4)]),  # a norm for every output, not for every tap
     (POSITION_WITH_CLASS, [(2, 5, 8)], [(1, 5, 8)]),
   ],
 )

@@ -1,4 +1,4 @@
-"""StableSyncNet and VocaLiST: every tensor of a released file has its place, and comes back bit for bit."""
+"""StableSyncNet and VocaLiST: every tensor of a released file is converted and exported bit for bit."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from synclipmae_jax.types import InputError
 
 
 def narrow(config):
-  """32 groups to normalise take 32 channels; neighbours are alike where they are in the released model."""
+  """A norm of 32 groups needs 32 channels; neighbours are equal where they are equal in the released model."""
   widths = {"audio_encoder": (32, 64, 32, 64, 32, 64, 32), "visual_encoder": (64, 32, 64, 64, 32, 64, 32, 32)}
   return {name: encoder | {"block_out_channels": widths[name]} for name, encoder in config.items()}
 
@@ -30,7 +30,7 @@ SMALL = {
 
 
 def parameters(name, sizes):
-  """Of the model, not the statistics of its batch norms."""
+  """Number of parameters without the statistics of the batch norms."""
   shapes = abstract_shapes(load(name).modules(**sizes))
   return sum(int(np.prod(shape)) for path, shape in shapes.items() if not path.endswith(("norm/mean", "norm/var")))
 
@@ -47,13 +47,13 @@ def weights(naming):
 
 
 @pytest.mark.parametrize("naming", SMALL)
-def test_there_and_back_is_bit_exact(naming, tmp_path, capsys):
+def test_conversion_and_export_are_exact(naming, tmp_path, capsys):
   name, _, sizes = SMALL[naming]
   tensors, of_no_use = weights(naming), {}
   if name == "vocalist":
     of_no_use = {
       "av_transformer.version": np.float32([2]), "vid_prenet.0.conv_block.1.num_batches_tracked": np.int64([7]),
-      "va_transformer.embed_positions._float_tensor": np.float32([np.nan]),  # memory that nobody filled
+      "va_transformer.embed_positions._float_tensor": np.float32([np.nan]),  # uninitialised memory
     }  # fmt: skip
   source = tmp_path / "source.safetensors"
   save_file(tensors | of_no_use, source)
@@ -73,7 +73,7 @@ def test_there_and_back_is_bit_exact(naming, tmp_path, capsys):
 
 
 def test_keys_of_the_released_files():
-  """A few that were written down from the authors' classes."""
+  """A few keys, copied from the authors' classes."""
   syncnet = weights("syncnet_16_pixel_attn")
   for key, shape in {
     "visual_encoder.conv_in.weight": (64, 48, 3, 3),
@@ -101,7 +101,7 @@ def test_keys_of_the_released_files():
     assert vocalist[key].shape == shape, key
 
 
-def test_a_file_of_the_other_one_is_named(tmp_path):
+def test_a_file_of_the_other_donor_is_recognised(tmp_path):
   save_file(weights("VocaLiST"), tmp_path / "source.safetensors")
   with pytest.raises(InputError, match="keys are those of VocaLiST"):
     convert("stable_syncnet", src=tmp_path / "source.safetensors", dst=tmp_path / "item")

@@ -11,7 +11,7 @@ DONOR = load("syncnet")
 
 
 def released(scale=1.0, side=6, width=1024):
-  """Keys and shapes of syncnet_v2.model, and of narrower models of its kind."""
+  """Keys and shapes of syncnet_v2.model and of narrower variants."""
   shapes = {}
   wide = lambda channels: round(scale * channels)
 
@@ -34,7 +34,7 @@ def released(scale=1.0, side=6, width=1024):
   return shapes
 
 
-def test_every_tensor_of_the_released_file_has_its_place():
+def test_every_tensor_of_the_released_file_is_converted():
   shapes = released()
   statistics = sum(shape[0] for key, shape in shapes.items() if "running" in key)
   assert sum(map(np.prod, shapes.values())) == 13_631_616 + statistics
@@ -51,7 +51,7 @@ def test_other_sizes(side, image_size):
   assert sizes == {"image_size": image_size, "scale": 0.25, "width": 64}
 
 
-def test_there_and_back_is_bit_exact(tmp_path):
+def test_conversion_and_export_are_exact(tmp_path):
   tensors = random_weights(released(scale=0.0625, side=1, width=8))
   counted = {"netfclip.1.num_batches_tracked": np.int64(3)}
   save_file(tensors | {key: np.asarray(value) for key, value in counted.items()}, tmp_path / "file.safetensors")
@@ -65,7 +65,7 @@ def test_there_and_back_is_bit_exact(tmp_path):
 
 
 def test_the_first_kernel_is_its_convolution():
-  """Of one window: three dimensions over five frames are two over fifteen channels, the frames slowest."""
+  """For one window, a 3-D convolution over five frames equals a 2-D one over fifteen channels, frames slowest."""
   random = np.random.default_rng(0)
   weight, window = random.normal(size=(4, 3, 5, 7, 7)), random.normal(size=(5, 7, 7, 3))
   rule = next(rule for rule in DONOR.namings[0].rules if rule.sources == ("netcnnlip.0.weight",))

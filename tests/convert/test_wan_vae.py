@@ -12,7 +12,7 @@ SIZES = {"base": 96, "latent": 16, "multipliers": (1, 2, 4, 4)}
 
 
 def released(base=96, latent=16):
-  """Keys and shapes of Wan2.1_VAE.pth, and of smaller models of its kind."""
+  """Keys and shapes of Wan2.1_VAE.pth and of smaller variants."""
   shapes = {}
 
   def layer(key, out, *kernel):
@@ -65,7 +65,7 @@ def released(base=96, latent=16):
   return shapes
 
 
-def test_every_tensor_of_the_released_file_has_its_place():
+def test_every_tensor_of_the_released_file_is_converted():
   shapes = released()
   assert (len(shapes), sum(map(np.prod, shapes.values()))) == (194, 126_892_531)
   found = match([DONOR], shapes)
@@ -74,7 +74,7 @@ def test_every_tensor_of_the_released_file_has_its_place():
   assert found.plan.targets == abstract_shapes(DONOR.modules(**SIZES))
 
 
-def test_there_and_back_is_bit_exact():
+def test_conversion_and_export_are_exact():
   draw = np.random.RandomState(0)
   tensors = {key: draw.randn(*shape).astype(np.float32) for key, shape in released(base=2, latent=3).items()}
   plan = match([DONOR], {key: tensor.shape for key, tensor in tensors.items()}).plan

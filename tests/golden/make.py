@@ -1,10 +1,10 @@
-"""Writes the goldens: what the donors' own torch classes make of random weights, at tiny size.
+"""Writes the golden files: outputs of the donors' torch classes with random weights, at tiny size.
 
     python tests/golden/make.py        (needs torch, transformers and diffusers; seconds on a CPU)
 
 Each `<donor>.npz` holds `meta` (JSON: the shape of every tensor by its name in a released file, from which
-tests/convert/random_weights.py makes the tensors anew, and `sizes` that no shape tells), the inputs, and the outputs of
-the reference. tests/convert/test_golden.py compares ours with them, without torch.
+tests/convert/random_weights.py makes the tensors again, and `sizes` that shapes do not show), the inputs, and the
+outputs of the reference. tests/convert/test_golden.py compares this package with them, without torch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def write(name: str, tensors: Mapping[str, np.ndarray], arrays: Mapping[str, Any
 
 
 def fill(model: torch.nn.Module, released: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, np.ndarray]:
-  """Random weights seeded by the `released` names of the model's tensors; returns them under those names."""
+  """Fills the model with random weights seeded by the `released` names of its tensors; returns them by those names."""
   state = model.state_dict()
   names = released({key: key for key in state})  # released -> in memory
   tensors = random_weights({key: tuple(state[name].shape) for key, name in names.items()})
@@ -50,7 +50,7 @@ def fill(model: torch.nn.Module, released: Callable[[dict[str, Any]], dict[str, 
 
 
 def with_prompts(model: torch.nn.Module, embeddings: torch.Tensor, prompts: np.ndarray) -> np.ndarray:
-  """Encoded tokens, three prompt tokens before the others, without that of the class token."""
+  """Encoded tokens without the class token, with three prompt tokens first."""
   prompts = torch.from_numpy(prompts).expand(len(embeddings), -1, -1)
   return np.delete(references.through_layers(model, torch.cat([prompts, embeddings], dim=1)), 3, axis=1)
 
@@ -126,7 +126,7 @@ def wan_vae() -> None:
   channels_first = lambda x: torch.from_numpy(np.moveaxis(x, -1, 1).copy())
   moments = model.encode(channels_first(video)).latent_dist.parameters.moveaxis(1, -1)
   decoded = model.decode(channels_first(latents)).sample.moveaxis(1, -1)
-  assert (decoded.abs() == 1).float().mean() < 0.1  # it is clipped
+  assert (decoded.abs() == 1).float().mean() < 0.1  # the output is clipped
   write("wan_vae", tensors, dict(video=video, latents=latents, moments=moments, decoded=decoded))
 
 

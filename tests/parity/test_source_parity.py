@@ -1,4 +1,4 @@
-"""Files that torch itself wrote, in every layout that releases come in, against torch's own values."""
+"""Files written by torch, in every released layout, against the values of torch."""
 
 import argparse
 import collections
@@ -21,7 +21,7 @@ from synclipmae_jax.types import InputError  # noqa: E402
 
 @pytest.fixture
 def state():
-  """A state dict with what occurs in one: both precisions, ties, transposed views, counters."""
+  """A state dict with typical content: both precisions, tied tensors, transposed views, counters."""
   generator = torch.Generator().manual_seed(0)
   weight = torch.randn(6, 4, generator=generator)
   return collections.OrderedDict(
@@ -45,7 +45,7 @@ def refusal(path) -> str:
   with pytest.raises(InputError) as error:
     open_source(path)
   assert "\n" not in str(error.value) and len(str(error.value)) < 600
-  assert "weights_only" not in str(error.value)  # torch recommends to switch it off
+  assert "weights_only" not in str(error.value)  # torch recommends disabling it
   return str(error.value)
 
 
@@ -77,13 +77,13 @@ def test_a_torch_file_is_read(tmp_path, state, container, layout):
     assert_holds(source, state)
 
 
-def test_state_dict_goes_before_model_and_the_dictionary_itself(tmp_path, state):
+def test_state_dict_precedes_model_and_the_dictionary_itself(tmp_path, state):
   flat = {"model": {"b": torch.ones(2)}, "a": torch.ones(3)}
   assert set(open_source(save(tmp_path / "a.pth", flat, "zip")).shapes) == {"b"}
   assert set(open_source(save(tmp_path / "a.pth", flat | {"state_dict": {"c": torch.ones(1)}}, "zip")).shapes) == {"c"}
   nested = {"model": {"encoder": {"a": torch.ones(2)}}}
-  assert "holds no dictionary of tensors, but a dict of model" in refusal(save(tmp_path / "a.pth", nested, "zip"))
-  assert "holds no dictionary of tensors, but a Tensor" in refusal(save(tmp_path / "a.pth", torch.ones(2), "zip"))
+  assert "holds a dict of model, not a dictionary of tensors" in refusal(save(tmp_path / "a.pth", nested, "zip"))
+  assert "holds a Tensor, not a dictionary of tensors" in refusal(save(tmp_path / "a.pth", torch.ones(2), "zip"))
 
 
 def test_sharded_torch_files_are_read(tmp_path):
@@ -95,11 +95,11 @@ def test_sharded_torch_files_are_read(tmp_path):
   assert source.kind == "torch (2 shards)" and source.shapes == {"a": (2,), "b": (3,)}
 
 
-# Bookkeeping beside the weights
+# Bookkeeping next to the weights
 
 
 def foreign(module: str, name: str, **attributes):
-  """A class that pickles as `module.name`, for the time of the test."""
+  """A class that pickles as `module.name` during the test."""
   made = type(name, (), {"__module__": module, "__qualname__": name, **attributes})
   for i, _ in enumerate(module.split(".")):
     sys.modules.setdefault(".".join(module.split(".")[: i + 1]), types.ModuleType("foreign"))
@@ -138,7 +138,7 @@ def test_an_mmengine_file_is_read(tmp_path, state, layout, forget_modules):
   history = foreign("mmengine.logging.history_buffer", "HistoryBuffer", mean=lambda self: 0.0)
   history.mean.__module__, history.mean.__qualname__ = history.__module__, "HistoryBuffer.mean"
   buffer = history()
-  # mmengine's buffers carry their own methods: pickle writes those as getattr(HistoryBuffer, 'mean').
+  # mmengine's buffers refer to their own methods: pickle writes them as getattr(HistoryBuffer, 'mean').
   buffer.__dict__.update(_log_history=np.arange(3.0), _max_length=1000, statistics_methods={"mean": history.mean})
   hub = {"log_scalars": {"train/loss": buffer}, "runtime_info": {"iter": np.int64(3), "recent": collections.deque([1])}}
   value = {"meta": {"epoch": 1600, "cfg": "model = dict()"}, "state_dict": state, "message_hub": hub}
@@ -150,7 +150,7 @@ def test_an_mmengine_file_is_read(tmp_path, state, layout, forget_modules):
   assert_holds(source, state)
 
 
-def test_a_numpy_array_among_the_weights_is_no_weight(tmp_path):
+def test_a_numpy_array_among_the_weights_is_skipped(tmp_path):
   source = open_source(save(tmp_path / "a.pth", {"a": torch.ones(2), "b": np.ones(2)}, "zip"))
   assert source.skipped == {"b": "numpy._core.multiarray._reconstruct, not a tensor"}
 
@@ -179,13 +179,13 @@ def test_a_call_is_refused_wherever_it_hides(tmp_path, layout, hidden):
     "state": {"args": functools.reduce(lambda inner, _: [inner], range(50), call), "model": state},
   }[hidden]
   sentence = refusal(save(tmp_path / "a.pth", value, layout))
-  assert f"wants to run `{os.system.__module__}.system` when it is read: refused, nothing was run" in sentence
+  assert f"is refused: reading it would run `{os.system.__module__}.system` (no code was run)" in sentence
   assert not marker.exists()
 
 
-def test_functions_of_torch_are_torchs_to_refuse(tmp_path):
+def test_functions_of_torch_are_refused_by_torch(tmp_path):
   value = {"a": torch.ones(2), "b": Call(torch.hub.load_state_dict_from_url, "http://127.0.0.1:9/")}
-  assert "wants to run `torch.hub.load_state_dict_from_url` when it" in refusal(save(tmp_path / "a.pth", value, "zip"))
+  assert "would run `torch.hub.load_state_dict_from_url` (no code" in refusal(save(tmp_path / "a.pth", value, "zip"))
 
 
 def rewritten(path, pickled: bytes):
@@ -201,31 +201,31 @@ def rewritten(path, pickled: bytes):
 @pytest.mark.parametrize(
   "program",
   [
-    # getattr is on the list for mmengine's sake: it finds nothing, and what stands in for it keeps nothing.
+    # getattr is allowed for mmengine only. Its stand-in returns nothing and keeps nothing.
     b"cargparse\nNamespace\nX\x08\0\0\0__dict__\x86R",
     b"cargparse\nNamespace\nX\x0b\0\0\0__globals__\x86R",
-    # Setting attributes of a class, an object and a function that stand in.
+    # Setting attributes of stand-ins for a class, an object and a function.
     b"cargparse\nNamespace\n}X\x07\0\0\0__new__K\x01sb",
     b"cargparse\nNamespace\n)\x81}X\x09\0\0\0__class__K\x01sb",
     b"ccollections\ndefaultdict\n}X\x0c\0\0\0__defaults__K\x01sb",
-    # Calling what a stand-in returned, and an instruction that weights do not need.
+    # Calling the result of a stand-in, and an instruction that weights do not need.
     b"cargparse\nNamespace\n)\x81(I1\n.",
     b"cargparse\nNamespace\n)\x81)R",
   ],
 )
 def test_the_stand_ins_cannot_be_abused(tmp_path, program):
-  """Nothing but a harmless object or a refusal comes of it, and the stand-ins of the next file are as new."""
+  """The result is a harmless object or a refusal, and the stand-ins of the next file are not affected."""
   for prefix in (b"\x80\x02}X\x01\0\0\0x", b"\x80\x02}X\x01\0\0\0xcbuiltins\ngetattr\n0"):
     path = save(tmp_path / "a.pth", {"a": torch.ones(2)}, "zip")
     sentence = refusal(rewritten(path, prefix + program + b"s."))
-    assert "cut short or damaged" in sentence or "holds no dictionary of tensors, but a dict of x" in sentence
+    assert "truncated or damaged" in sentence or "holds a dict of x" in sentence
   value = {"model": {"a": torch.ones(2)}, "args": argparse.Namespace(a=1), "d": collections.defaultdict(list)}
   assert open_source(save(tmp_path / "b.pth", value, "zip")).shapes == {"a": (2,)}
 
 
 def test_methods_that_a_pickle_shadows_are_not_called(tmp_path):
   state = collections.OrderedDict(a=torch.ones(2))
-  state.Items = state.Get = state.Keys = collections.OrderedDict  # travel as the dictionary's attributes
+  state.Items = state.Get = state.Keys = collections.OrderedDict  # stored as attributes of the dictionary
   path = save(tmp_path / "a.pth", state, "zip")
   with zipfile.ZipFile(path) as archive:
     pickled = archive.read("a/data.pkl")
@@ -245,15 +245,15 @@ def test_tensors_of_other_kinds_are_refused_by_name(tmp_path):
     "float8_e4m3fn": plain.to(torch.float8_e4m3fn),
   }.items():
     path = save(tmp_path / "a.pth", {"fine": plain, "odd": value}, "zip")
-    assert f"a.pth: tensor 'odd' is {kind}; weights of type float16, bfloat16, float32" in refusal(path)
+    assert f"a.pth: tensor 'odd' is {kind}; supported types are float16, bfloat16, float32" in refusal(path)
 
 
 @pytest.mark.parametrize("layout", ["zip", "legacy"])
-def test_cut_files_are_named(tmp_path, state, layout):
+def test_truncated_files_are_refused(tmp_path, state, layout):
   whole = save(tmp_path / "a.pth", state, layout).read_bytes()
   for length in {*range(len(whole) // 20, len(whole), len(whole) // 20), len(whole) - 1}:
     (tmp_path / "cut.pth").write_bytes(whole[:length])
-    assert "cut.pth is cut short or damaged" in refusal(tmp_path / "cut.pth")
+    assert "cut.pth is truncated or damaged" in refusal(tmp_path / "cut.pth")
 
 
 def test_a_storage_that_claims_more_than_the_file_holds_is_refused(tmp_path):
@@ -262,10 +262,10 @@ def test_a_storage_that_claims_more_than_the_file_holds_is_refused(tmp_path):
     pickled = archive.read("a/data.pkl")
   claim = pickled.replace(b"Kdtq", b"J\xff\xff\xff\x7ftq", 1).replace(b"Kd\x85", b"J\xff\xff\xff\x7f\x85", 1)
   assert len(claim) == len(pickled) + 6
-  assert "is cut short or damaged" in refusal(rewritten(path, claim))
+  assert "is truncated or damaged" in refusal(rewritten(path, claim))
 
 
-def test_without_torch_the_sentence_says_how(tmp_path):
+def test_without_torch_the_message_names_the_package(tmp_path):
   path = save(tmp_path / "a.pth", {"a": torch.ones(2)}, "zip")
   code = (
     "import sys; sys.modules['torch'] = None\n"
@@ -273,10 +273,10 @@ def test_without_torch_the_sentence_says_how(tmp_path):
     f"try: open_source({str(path)!r})\nexcept ValueError as error: print(error)"
   )
   said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-  assert "a.pth is a torch file, which torch itself reads: `pip install torch` (safetensors files need none)" in said
+  assert "a.pth is a torch file and needs torch: `pip install torch` (safetensors files do not need it)" in said
 
 
-def test_a_torch_with_known_holes_is_not_used(tmp_path, monkeypatch):
+def test_a_torch_with_known_vulnerabilities_is_not_used(tmp_path, monkeypatch):
   path = save(tmp_path / "a.pth", {"a": torch.ones(2)}, "zip")
   monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
   assert "torch 2.9.1+cpu does not read untrusted files safely: `pip install 'torch>=2.10'`" in refusal(path)
@@ -312,7 +312,7 @@ def test_torchscript_is_read(tmp_path, make):
 
 
 class Opens(torch.nn.Module):
-  """Opens a file when torch.jit.load reads it: the reason for a reader of our own."""
+  """Opens a file when torch.jit.load reads it. This is the reason for a separate reader."""
 
   def __init__(self, path):
     super().__init__()
@@ -349,7 +349,7 @@ def test_an_exported_program_is_refused_with_advice(tmp_path):
   program = torch.export.export(Linear(2, 3), (torch.ones(1, 2),))
   path = tmp_path / "a_bfloat16.pt2"
   torch.export.save(program, path)
-  assert "is a torch.export program, which is not read: take the plain checkpoint" in refusal(path)
+  assert "is a torch.export program, which is not supported: use the plain checkpoint" in refusal(path)
 
 
 # Memory
@@ -376,7 +376,7 @@ print(peak - start)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_reading_takes_the_memory_of_one_tensor(tmp_path, name):
+def test_reading_needs_the_memory_of_one_tensor(tmp_path, name):
   from safetensors.torch import save_file
 
   tensors = {f"layers.{i}": torch.full((1024, 4096), i, dtype=torch.bfloat16) for i in range(16)}  # 16 of 8 MiB

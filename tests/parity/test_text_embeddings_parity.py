@@ -1,4 +1,4 @@
-"""umT5 at a tiny size: both namings, both precisions, against transformers' own call on a padded batch."""
+"""umT5 at tiny size: both namings, both precisions, against transformers on a padded batch."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from synclipmae_jax.types import InputError  # noqa: E402
 
 WORDS = "a person talking to the camera with clear lip motion & < >".split()
 PROMPTS = ("a person talking to the camera", "clear  lip\n motion &amp;lt; nowhere else", "")
-ORIGINAL = (  # transformers' names -> those of Wan's file
+ORIGINAL = (  # names of transformers -> names in Wan's file
   (r"^shared\.", "token_embedding."),
   (r"^encoder\.final_layer_norm\.", "norm."),
   (
@@ -35,7 +35,7 @@ ORIGINAL = (  # transformers' names -> those of Wan's file
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-  """A diffusers repository with a random encoder and a tokenizer of words; returns (folder, encoder, tokenizer)."""
+  """A diffusers repository with a random encoder and a word tokenizer; returns (folder, encoder, tokenizer)."""
   folder = tmp_path_factory.mktemp("wan")
   vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: i + 3 for i, word in enumerate(WORDS)}
   words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -56,7 +56,7 @@ def made(tmp_path_factory):
 
 
 def original_state(encoder) -> dict:
-  """The encoder's weights under the names of Wan's own file."""
+  """The encoder's weights under the names of Wan's file."""
   state = {}
   for key, value in encoder.state_dict().items():
     if key != "encoder.embed_tokens.weight":
@@ -69,7 +69,7 @@ def original_state(encoder) -> dict:
 
 @pytest.fixture
 def original(made, tmp_path):
-  """A repository in Wan's own arrangement, bfloat16 as released."""
+  """A repository in Wan's original layout, bfloat16 as released."""
   folder, encoder, _ = made
   state = {key: value.bfloat16() for key, value in original_state(encoder).items()}
   torch.save(state, tmp_path / "models_t5_umt5-xxl-enc-bf16.pth")
@@ -79,7 +79,7 @@ def original(made, tmp_path):
 
 
 def reference(encoder, tokenizer) -> list[np.ndarray]:
-  """As Wan and diffusers call it: padded to 512, masked, cut to the true length."""
+  """The call in Wan and diffusers: padded to 512, masked, cut to the true length."""
   batch = tokenizer(
     [clean(prompt) for prompt in PROMPTS], padding="max_length", max_length=512, truncation=True, return_tensors="pt"
   )
@@ -143,7 +143,7 @@ def test_the_command_writes_a_checkpoint(original, tmp_path, capsys):
   assert conversion["licence"] == "Apache-2.0" and conversion["naming"] == "Wan"
   assert conversion["prompts"]["prompt_0001"] == "clear lip"
   assert list(conversion["source"]) == ["models_t5_umt5-xxl-enc-bf16.pth"]
-  with pytest.raises(InputError, match="exists already: name another destination"):
+  with pytest.raises(InputError, match="already exists: name another destination"):
     main(command)
 
 
@@ -161,19 +161,19 @@ def refusal(**arguments) -> str:
 def test_bad_input_is_named(made, tmp_path, monkeypatch):
   folder, encoder, _ = made
   assert "no prompts" in refusal(src=folder, prompts=[])
-  assert "nowhere is not there" in refusal(src=tmp_path / "nowhere", prompts=["a"])
+  assert "nowhere does not exist" in refusal(src=tmp_path / "nowhere", prompts=["a"])
   assert "unknown dtype 'float8'" in refusal(src=folder, prompts=["a"], dtype="float8")
   state = original_state(encoder)
   torch.save(state, tmp_path / "a.pth")
   assert "no tokenizer beside" in refusal(src=tmp_path / "a.pth", prompts=["a"])
   tokens = {"prompts": ["a"], "tokenizer": folder / "tokenizer"}
-  assert "is no folder with a tokenizer" in refusal(src=folder, prompts=["a"], tokenizer=tmp_path / "none")
+  assert "is not a folder with a tokenizer" in refusal(src=folder, prompts=["a"], tokenizer=tmp_path / "none")
   (tmp_path / "empty").mkdir()
   assert "holds no tokenizer that transformers can open" in refusal(
     src=folder, prompts=["a"], tokenizer=tmp_path / "empty"
   )
   torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
-  assert "a.pth is no umT5 encoder in Wan's or transformers' naming: it begins with a" in refusal(
+  assert "a.pth is not a umT5 encoder of Wan or transformers: its first keys are a" in refusal(
     src=tmp_path / "a.pth", **tokens
   )
   torch.save(
