@@ -1,4 +1,4 @@
-"""Checkpoints, by Orbax alone: `format` (on disk), `reading` (without a run), `policy` (of a run)."""
+"""Checkpoints with Orbax: `format` (files on disk), `reading` (without a run), `policy` (of a run)."""
 
 from synclipmae_jax.checkpoints.format import manifest_hash, save_items, tree_hash
 from synclipmae_jax.checkpoints.policy import Checkpointer

@@ -1,13 +1,13 @@
 """The format of a checkpoint on disk: one item per top-level part of the parameters, and a manifest of hashes.
 
-    <step>/<item>/...       parameters of one part; `opt_state` is an item like them
-    <step>/meta.json        step, hash of the frozen parameters, versions, and the run's own stamp
+    <step>/<item>/...       parameters of one part; `opt_state` is also an item
+    <step>/meta.json        step, hash of the frozen parameters, versions, and the run's stamp
     <step>/checksums.json   sha256 of every file above: written last, verified first
     <step>/scores.json      the evaluators' scores of this step, written after the evaluation
 
-A step is written under another name and renamed when its manifest is complete. A process killed at any moment therefore
-leaves whole steps and debris, never half a step. Orbax itself loads a file with a flipped byte without an error, which
-is why the hashes exist. No other room imports Orbax.
+A step is written under a temporary name and renamed when its manifest is complete. A killed process therefore leaves
+complete steps and temporary files, never a partial step. The hashes exist because Orbax loads a file with a flipped
+byte without an error. No other package imports Orbax.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def save_items(directory: str | Path, items: Mapping[str, Params], meta: Mapping[str, Any]) -> None:
-  """Writes one step directory, with its manifest, and returns when it is whole (converters).
+  """Writes one step directory with its manifest and returns when it is complete (used by converters).
 
-  The arrays may be as large as half the memory: they are not copied first, since nobody changes them meanwhile. What a
-  failed or interrupted save has written is removed.
+  The arrays are not copied first, so they may take half of the memory; the caller must not change them during the save.
+  The files of a failed or interrupted save are removed. Raises InputError if `directory` exists.
   """
   place = epath.Path(directory).absolute()
   if place.exists():
@@ -55,12 +55,12 @@ def save_items(directory: str | Path, items: Mapping[str, Params], meta: Mapping
 
 
 def manifest_hash(directory) -> str:
-  """sha256 of the manifest of a step: it changes with any byte of its files."""
+  """sha256 of the manifest of a step; it depends on every byte of the files of the step."""
   return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
 
 
 def tree_hash(tree: Params) -> str:
-  """sha256 over paths, dtypes, shapes and values; '' for a tree without leaves. The same on any mesh."""
+  """sha256 over paths, dtypes, shapes and values; '' for a tree without leaves. Independent of the mesh."""
   leaves = sharding.tree_paths(tree)
   digest = hashlib.sha256()
   for path, leaf in leaves:
@@ -72,14 +72,14 @@ def tree_hash(tree: Params) -> str:
 
 
 def start_save(directory, items: Mapping[str, Any], meta: Mapping[str, Any]) -> Callable[[], None]:
-  """Copies the arrays and begins to write; the returned function ends it: manifest, then the final name."""
+  """Copies the arrays and starts writing. The returned function writes the manifest and renames the step."""
   partial = directory.parent / f"{directory.name}.saving"
   response = ocp.save_checkpointables_async(partial, with_leaves(items), overwrite=True)
 
   def finish() -> None:
     response.result()
     if jax.process_index() == 0:
-      # Orbax writes into it where it stands: a checkpoint is given away, the folders of a machine are not.
+      # Orbax writes the directory's path into this file. A published checkpoint must not contain local paths.
       if (note := partial / "commit_success.txt").exists():
         note.write_text("")
       write_json(partial / META, meta)
@@ -90,12 +90,12 @@ def start_save(directory, items: Mapping[str, Any], meta: Mapping[str, Any]) -> 
 
 
 def with_leaves(items: Mapping[str, Any]) -> dict[str, Any]:
-  """Orbax refuses an empty item, and hangs after refusing it."""
+  """The items with leaves: Orbax refuses an empty item and then hangs."""
   return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 
 
 def _checksums(directory, names: Sequence[str] | None = None) -> dict[str, str]:
-  """sha256 by relative path; all files, but for the manifest itself and the scores, which come later."""
+  """sha256 by relative path, of all files except the manifest and the scores, which are written later."""
   if names is None:
     names = sorted(_files(directory))
   sums = {}
@@ -114,12 +114,12 @@ def _files(directory, prefix: str = "") -> list[str]:
 
 
 def damage_of(directory, *, verify: bool = True) -> str:
-  """What is wrong with a step, in a few words; '' when it agrees with its manifest (not `verify`: in names alone)."""
+  """The damage of a step in a few words; '' if it agrees with its manifest (without `verify`: in file names only)."""
   manifest = read_json(directory / MANIFEST)
   if not manifest or not isinstance(manifest, dict):
     return f"no readable {MANIFEST}"
   if elsewhere := [name for name in manifest if name.startswith("/") or ".." in name.split("/")]:
-    return f"{MANIFEST} names a file elsewhere, {elsewhere[0]}"  # which might be a device without an end
+    return f"{MANIFEST} names a file outside the step, {elsewhere[0]}"  # it might be an endless device
   there = {name: digest for name, digest in manifest.items() if (directory / name).exists()}
   sums = _checksums(directory, list(there)) if verify else there
   missing = sorted(set(manifest) - set(sums))
@@ -137,7 +137,7 @@ def saved_shapes(directory) -> dict[str, Any]:
 
 
 def refuse_difference(complaint: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-  """Raises InputError with both sides of the difference in keys, shapes and types."""
+  """Raises InputError with both sides of a difference in keys, shapes or dtypes."""
   saved, wanted = _describe(saved), _describe(wanted)
   if saved == wanted:
     return
@@ -173,7 +173,7 @@ def steps_in(directory) -> list[int]:
 def read_json(path) -> Any:
   try:
     return json.loads(path.read_text())
-  except (OSError, ValueError):  # absent, unreadable, or cut short
+  except (OSError, ValueError):  # absent, unreadable or truncated
     return None
 
 
@@ -188,10 +188,10 @@ def versions() -> dict[str, str]:
 
 
 def load_items(directory, abstract: Mapping[str, Any]) -> dict[str, Any]:
-  """Items of a step as `abstract` says, each leaf placed by its sharding; items without leaves pass through."""
+  """Items of a step, each leaf placed by its sharding in `abstract`; items without leaves are returned unchanged."""
   return {**abstract, **ocp.load_checkpointables(directory, with_leaves(abstract))}
 
 
 def load_one(directory, item: str, abstract: Params) -> Params:
-  """One item; a leaf `...` of `abstract` is left unread."""
+  """One item; leaves that are `...` in `abstract` are not read."""
   return ocp.load_checkpointables(directory, {item: abstract})[item]

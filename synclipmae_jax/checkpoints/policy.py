@@ -1,7 +1,7 @@
-"""The checkpoints of one training run: what is saved, what is kept, and how a run finds its way back.
+"""The checkpoints of one training run: saving, retention and restoring.
 
     WORKDIR/checkpoints/<step>/     see `checkpoints.format`
-    WORKDIR/checkpoints/frozen/     frozen parameters, saved once; those by reference stand in the meta data only
+    WORKDIR/checkpoints/frozen/     frozen parameters, saved once; those by reference are only in the metadata
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from synclipmae_jax.checkpoints.format import (
 from synclipmae_jax.checkpoints.reading import FROZEN
 from synclipmae_jax.types import InputError, Params
 
-_LOOK_SECONDS = 5  # between two looks, while a save of many processes is waited for
+_LOOK_SECONDS = 5  # polling interval while several processes wait for a save
 
 
 class Checkpointer:
-  """The checkpoints of one training run: saves in the background, keeps the last and the best, restores what is whole.
+  """The checkpoints of one training run: saves in the background, keeps the last and the best, restores complete steps.
 
-  Every process of the run calls every method; process 0 alone writes manifests and deletes.
+  Every process of the run calls every method. Only process 0 writes manifests and deletes.
   """
 
   def __init__(
@@ -53,7 +53,7 @@ class Checkpointer:
     stamp: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
   ):
-    """`keep_best` steps are kept beside the last ones by `best_metric` of their scores; `stamp` goes into meta.json."""
+    """Keeps the `keep_last` newest steps and the `keep_best` steps by `best_metric`; `stamp` goes into meta.json."""
     if keep_last < 1 or best_mode not in ("max", "min"):
       raise InputError(f"keep_last must be at least 1 and best_mode max or min, got {keep_last} and {best_mode!r}")
     if keep_best and not best_metric:
@@ -67,7 +67,7 @@ class Checkpointer:
     self._saving_name = ""
     if jax.process_index() == 0:
       self.directory.mkdir(parents=True, exist_ok=True)
-      for path in self.directory.iterdir():  # debris of a process that was killed while saving
+      for path in self.directory.iterdir():  # left by a process that was killed while saving
         if not path.name.isdecimal() and path.name != FROZEN and not path.name.endswith(".damaged"):
           path.rmtree() if path.is_dir() else path.unlink()
     self._barrier("opened")
@@ -75,7 +75,7 @@ class Checkpointer:
   # Saving
 
   def save(self, items: Mapping[str, Any], step: int, *, frozen_hash: str = "") -> None:
-    """Starts saving `items` as `step`; returns once their arrays are copied, so that the next step may donate them."""
+    """Starts saving `items` as `step`. Returns when their arrays are copied, so that the next step may donate them."""
     self.wait()
     meta = {**self.stamp, "step": step, "frozen_sha256": frozen_hash, "versions": versions()}
     self._start(str(step), items, meta)
@@ -85,7 +85,7 @@ class Checkpointer:
     try:
       finish = start_save(self.directory / name, items, meta)
       self._saving = self._worker.submit(self._finish_and_prune, finish)
-    except Exception as error:  # on this process alone, perhaps: `wait` tells the others
+    except Exception as error:  # the other processes may succeed: `wait` informs them
       self._saving.set_exception(error)
 
   def _finish_and_prune(self, finish: Callable[[], None]) -> None:
@@ -93,35 +93,35 @@ class Checkpointer:
     self._prune()
 
   def wait(self) -> None:
-    """Returns when nothing is being saved any more.
+    """Returns when no save is in progress.
 
-    Raises InputError, on every process, where one of them could not finish the save.
+    Raises InputError on every process if one of them could not finish the save.
     """
     if self._saving is None:
       return
     saving, self._saving = self._saving, None
     outcomes: list[str | None] = [None]
-    while None in outcomes:  # from time to time all look whether one has failed: the others' saves would wait for it
+    while None in outcomes:  # poll, because the saves of the others wait for a process that failed
       concurrent.futures.wait([saving], timeout=_LOOK_SECONDS if jax.process_count() > 1 else None)
-      error = saving.exception() if saving.done() else None  # whatever the file system raises, through several layers
+      error = saving.exception() if saving.done() else None  # Orbax passes on file system errors of many types
       outcomes = sharding.gather((_reason(error) if error else "") if saving.done() else None)
       if reasons := [reason for reason in outcomes if reason]:
-        kept = f"the last whole one is step {self.steps()[-1]}" if self.steps() else "there is none before it"
+        kept = f"the last complete one is step {self.steps()[-1]}" if self.steps() else "there is no earlier one"
         raise InputError(
           f"checkpoint {self._saving_name} could not be written to {self.directory} ({reasons[0]}); {kept}"
         ) from error
 
   def score(self, step: int, scores: Mapping[str, Any]) -> None:
-    """Notes the scores of a saved step and forgets steps that are now neither among the last nor among the best."""
+    """Stores the scores of a saved step and deletes the steps that are neither among the last nor among the best."""
     self.wait()
     if jax.process_index() == 0:
       write_json(self.directory / str(step) / SCORES, scores)
       self._prune()
 
   def save_frozen(self, frozen: Params, frozen_hash: str) -> None:
-    """Saves the frozen parameters unless they are there already.
+    """Saves the frozen parameters unless they are saved already.
 
-    `frozen_hash` is that of all frozen parameters, those that the checkpoint keeps by reference included.
+    `frozen_hash` covers all frozen parameters, including those that the checkpoint keeps by reference.
     """
     directory = self.directory / FROZEN
     meta = read_json(directory / META) or {}
@@ -145,7 +145,7 @@ class Checkpointer:
   def last_whole_step(self) -> int | None:
     """Newest step that agrees with its manifest; None for a fresh workdir.
 
-    A damaged step is named, with its damage, and set aside as `<step>.damaged`. Raises InputError where all are.
+    A damaged step is reported and renamed to `<step>.damaged`. Raises InputError if all steps are damaged.
     """
     found = -1
     if jax.process_index() == 0:
@@ -155,7 +155,7 @@ class Checkpointer:
         if not damage:
           found = step
           break
-        self._say(f"checkpoint {step} is damaged ({damage}); set aside, trying the one before it")
+        self._say(f"checkpoint {step} is damaged ({damage}) and was renamed; trying the previous one")
         aside = self.directory / f"{step}.damaged"
         if aside.exists():
           aside.rmtree()
@@ -163,21 +163,21 @@ class Checkpointer:
       found = -2 if steps and found < 0 else found
     found = int(_from_first_process(np.int64(found)))
     if found == -2:
-      raise InputError(f"every checkpoint in {self.directory} is damaged; start in another workdir or delete them")
+      raise InputError(f"every checkpoint in {self.directory} is damaged; use another workdir or delete them")
     return None if found < 0 else found
 
   def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Items of `step`, placed as `abstract` says (any mesh). Raises InputError where they differ in kind."""
+    """Items of `step`, placed as in `abstract` (any mesh). Raises InputError if keys, shapes or dtypes differ."""
     directory = self.directory / str(step)
     refuse_difference(f"{directory} was made with another model", saved_shapes(directory), abstract)
     return load_items(directory, abstract)
 
   def restore_frozen(self, abstract: Params) -> Params | None:
-    """Frozen parameters as saved; None where they are missing, or damaged (which is said)."""
+    """The saved frozen parameters; None if they are missing or damaged. Damage is reported."""
     directory = self.directory / FROZEN
     missing = not directory.exists()
     if jax.process_index() == 0 and not missing and (damage := damage_of(directory)):
-      self._say(f"the frozen parameters in {directory} are damaged ({damage}); making them anew")
+      self._say(f"the frozen parameters in {directory} are damaged ({damage}); creating them again")
       directory.rmtree()
       missing = True
     if _from_first_process(np.bool_(missing)):
@@ -201,7 +201,7 @@ class Checkpointer:
       )
       keep |= {step for _, step in ranked[-self._keep_best :]}
     for step in set(steps) - keep:
-      # Renamed first: killed in the middle of a deletion, it must not look like a damaged checkpoint.
+      # Rename first: an interrupted deletion must not look like a damaged checkpoint.
       (self.directory / str(step)).rename(self.directory / f"{step}.deleting").rmtree()
 
   def _barrier(self, name: str) -> None:
@@ -209,7 +209,7 @@ class Checkpointer:
       multihost_utils.sync_global_devices(f"checkpointer {name}")
 
   def close(self) -> None:
-    """Waits for a save under way, without raising."""
+    """Waits for a save in progress, without raising."""
     if self._saving is not None:
       concurrent.futures.wait([self._saving])
     self._worker.shutdown(wait=False)

@@ -1,4 +1,4 @@
-"""Reading checkpoints without the run that wrote them: the newest whole step, one item alone, the meta data."""
+"""Reads checkpoints without the run that wrote them: the newest complete step, a single item, the metadata."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ FROZEN = "frozen"  # folder beside the steps
 
 
 def resolve_step(directory: str | os.PathLike, *, say: Callable[[str], None] = print, verify: bool = True) -> Path:
-  """Directory of a whole step: `directory` itself, or the newest whole step of a workdir or `checkpoints` folder.
+  """Directory of a complete step: `directory` itself, or the newest one of a workdir or `checkpoints` folder.
 
-  Damaged steps are passed over by name; without `verify` files need only be there. Read-only. Raises InputError where
-  nothing whole is found.
+  Damaged steps are reported and skipped; without `verify` files must exist but are not hashed. Read-only. Raises
+  InputError if no complete step is found.
   """
   folder = epath.Path(directory).absolute()
   if (folder / MANIFEST).exists():
@@ -45,7 +45,7 @@ def resolve_step(directory: str | os.PathLike, *, say: Callable[[str], None] = p
     folder = folder / "checkpoints"
   for step in reversed(steps_in(folder)):
     if damage := damage_of(folder / str(step), verify=verify):
-      say(f"checkpoint {step} is damaged ({damage}); trying the one before it")
+      say(f"checkpoint {step} is damaged ({damage}); trying the previous one")
     else:
       return folder / str(step)
   raise InputError(f"no whole checkpoint in {folder}")
@@ -53,7 +53,7 @@ def resolve_step(directory: str | os.PathLike, *, say: Callable[[str], None] = p
 
 @dataclasses.dataclass(frozen=True)
 class SavedItem:
-  """One item of a checkpoint, found and not yet read. `leaves`: nested dicts of what has a shape and a dtype."""
+  """One item of a checkpoint, not yet read. `leaves`: nested dicts of objects with a shape and a dtype."""
 
   name: str
   directory: Path  # of the step, or of the frozen parameters beside the steps
@@ -61,19 +61,19 @@ class SavedItem:
   meta: Mapping[str, Any]
 
   def refuse_difference(self, saved: Params, wanted: Params) -> None:
-    """Raises InputError with both sides where `saved`, of this item, differs from what the model has."""
+    """Raises InputError, with both sides of the difference, if `saved` (of this item) differs from `wanted`."""
     complaint = f"item {self.name!r} of {self.directory} does not fit"
     refuse_difference(complaint, {self.name: saved}, {self.name: wanted})
 
   def load(self, abstract: Params) -> Params:
-    """The leaves as `abstract` says: numpy, or placed by a ShapeDtypeStruct's sharding; `...` leaves one unread."""
+    """The leaves as in `abstract`: numpy, or placed by a ShapeDtypeStruct's sharding; `...` skips a leaf."""
     return load_one(self.directory, self.name, abstract)
 
 
 def find_item(directory: str | Path, item: str, *, verify: bool = True) -> SavedItem:
-  """`item` in a workdir or a step. Frozen items stand beside the steps, or in the directory that the meta data name.
+  """`item` in a workdir or a step. Frozen items are beside the steps, or in the directory named in the metadata.
 
-  Raises InputError where the item is not there or not whole.
+  Raises InputError if the item is missing or damaged.
   """
   step = resolve_step(directory, verify=verify)
   holder = next((place for place in (step, step.parent / FROZEN) if (place / item).is_dir()), None)
@@ -85,27 +85,27 @@ def find_item(directory: str | Path, item: str, *, verify: bool = True) -> Saved
   if holder != step and (damage := damage_of(holder, verify=verify)):
     raise InputError(f"checkpoint {holder} is damaged ({damage})")
   leaves = saved_shapes(holder)[item]
-  if not jax.tree.leaves(leaves):  # what Orbax makes of metadata that it cannot read
-    raise InputError(f"checkpoint {holder} is damaged (what is in {item!r} cannot be read)")
+  if not jax.tree.leaves(leaves):  # Orbax returns this for unreadable metadata
+    raise InputError(f"checkpoint {holder} is damaged ({item!r} cannot be read)")
   return SavedItem(item, holder, leaves, read_json(holder / META) or {})
 
 
 def find_reference(item: str, reference: Mapping[str, Any], *, owner: str, verify: bool = True) -> SavedItem:
   """A frozen item that `owner` keeps by reference: `directory` and `manifest_sha256` of the checkpoint that holds it.
 
-  Raises InputError where the directory is gone or holds other files than it did.
+  Raises InputError if the directory is missing or its files have changed.
   """
   directory = Path(reference["directory"])
   if not directory.is_dir():
-    raise InputError(f"the frozen {item} of {owner} is kept by reference, and {directory} is not there")
+    raise InputError(f"the frozen {item} of {owner} is kept by reference, but {directory} does not exist")
   found = find_item(directory, item, verify=verify)
   if manifest_hash(found.directory) != reference["manifest_sha256"]:
-    raise InputError(f"the frozen {item} of {owner} is kept by reference, and {directory} holds other parameters now")
+    raise InputError(f"the frozen {item} of {owner} is kept by reference, but {directory} holds other parameters")
   return found
 
 
 def list_items(directory: str | Path) -> list[str]:
-  """Items of a step, or of the newest whole one of a workdir, the frozen ones and those by reference included."""
+  """Items of a step, or of the newest complete one of a workdir, including frozen items and those by reference."""
   step = resolve_step(directory)
   return items_of(step) + items_of(step.parent / FROZEN) + sorted(_references(step))
 
@@ -117,14 +117,14 @@ def _references(step: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def load_item(directory: str | Path, item: str, abstract: Params | None = None) -> Params:
-  """One item (`visual_encoder`, `speech_encoder`, ...) alone, as nested dicts; the others are not read.
+  """A single item (`visual_encoder`, `speech_encoder`, ...) as nested dicts; other items are not read.
 
-  `directory`: as for `find_item`. Without `abstract` the leaves are numpy arrays; with it (ShapeDtypeStructs, sharded
-  or not) they must agree key by key and are placed as it says.
+  `directory`: as for `find_item`. Without `abstract` the leaves are numpy arrays. With `abstract` (ShapeDtypeStructs,
+  sharded or not) all keys must agree, and the leaves are placed by its shardings.
   """
   saved = find_item(directory, item)
   if abstract is None:
-    # A broadcast scalar describes a numpy leaf without taking memory for it.
+    # A broadcast scalar describes a numpy leaf without allocating memory.
     abstract = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), saved.leaves)
   else:
     saved.refuse_difference(saved.leaves, abstract)
@@ -132,7 +132,7 @@ def load_item(directory: str | Path, item: str, abstract: Params | None = None) 
 
 
 def load_meta(directory: str | Path) -> dict[str, Any]:
-  """meta.json of a step (or of the newest whole one), with the evaluators' scores, if any, under `metrics`."""
+  """meta.json of a step (or of the newest complete one), with the evaluators' scores, if any, under `metrics`."""
   step = epath.Path(directory).absolute()
   step = step if (step / META).exists() else resolve_step(directory)
   return {**read_json(step / META), "metrics": read_json(step / SCORES) or {}}

@@ -1,9 +1,9 @@
-"""Starting from other checkpoints: which leaf of an item comes from where, and a report that says it.
+"""Initialises items from other checkpoints and reports the origin of every leaf.
 
-A checkpoint of this package fits an item exactly or not at all. One that a converter made from a donor's weights
-(`conversion` in its meta.json) may differ in what that entry lists under `optional`: leaves that the donor has not, or
-that this model has not, each with the reason. Its positional table may belong to another grid, and its floating-point
-type may be another.
+A checkpoint of this package must fit an item exactly. A checkpoint that a converter made from a donor's weights
+(`conversion` in its meta.json) may differ in the leaves that the entry `optional` lists with a reason: leaves that the
+donor lacks and leaves that this model lacks. Its positional table may have another grid, and its floating-point type
+may differ.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class InitialItem:
   loaded: tuple[str, ...]
   resized: Mapping[str, tuple[int, int]]  # path -> side of the donor's square grid, side of the model's
   fresh: Mapping[str, str]  # path of the model -> why it stays freshly initialised
-  left_out: Mapping[str, str]  # path of the checkpoint -> why it is of no use here
-  parameters: int  # numbers in what is loaded or resized
-  cast: tuple[str, ...]  # types that are loaded as the model's
+  left_out: Mapping[str, str]  # path of the checkpoint -> why it is not used
+  parameters: int  # number of parameters that are loaded or resized
+  cast: tuple[str, ...]  # dtypes that are cast to the model's
   resize_position: ResizePosition | None
   frozen: bool
 
   def load(self, abstract: Params) -> dict[str, jax.Array]:
-    """The leaves that the checkpoint gives, by path, each placed as `abstract` says, whatever the mesh."""
+    """The leaves that the checkpoint provides, by path, each placed by the sharding in `abstract`."""
     wanted = dict(sharding.tree_paths(abstract))
     ask = {path: wanted[path] for path in self.loaded}
     saved = sharding.tree_paths(self.saved.leaves)
-    # A broadcast scalar describes a numpy leaf without taking memory for it.
+    # A broadcast scalar describes a numpy leaf without allocating memory.
     ask |= {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in saved if path in self.resized}
     tree = jax.tree.unflatten(jax.tree.structure(self.saved.leaves), [ask.get(path, ...) for path, _ in saved])
     given = dict(sharding.tree_paths(self.saved.load(tree)))
@@ -55,11 +55,11 @@ class InitialItem:
     return {path: given[path] for path in (*self.loaded, *self.resized)}
 
   def fill(self, item: Params) -> Params:
-    """`item` (arrays or shapes with shardings) with the leaves that the checkpoint gives."""
+    """`item` (arrays or shapes with shardings) with the leaves that the checkpoint provides."""
     return fill(item, self.load(item))
 
   def lines(self) -> list[str]:
-    """For the terminal: what came from where, subtrees instead of leaves."""
+    """Report for the terminal: the origin of the parameters, by subtree."""
     conversion = self.saved.meta.get("conversion")
     donor = f"{conversion['donor']}, " if conversion else ""
     cast = f", cast from {' and '.join(self.cast)}" if self.cast else ""
@@ -97,12 +97,12 @@ def plan_item(
   resize_position: ResizePosition | None = None,
   verify: bool = True,
 ) -> InitialItem:
-  """How the checkpoint in `directory` fills item `name` of the model's `items` (shapes); reads no parameter.
+  """How the checkpoint in `directory` fills item `name` of the model's `items` (shapes); reads no parameters.
 
-  Of a `frozen` item nothing may stay freshly initialised. Without `resize_position` a positional table of another grid
+  No leaf of a `frozen` item may stay freshly initialised. Without `resize_position` a positional table of another grid
   does not fit. `verify`: compare the files with their manifest first.
-  Raises InputError where there is no such item on either side, where the checkpoint is not whole, and, with both
-  sides of the difference, where it does not fit.
+  Raises InputError if the model or the checkpoint has no such item, if the checkpoint is damaged, and, with both sides
+  of the difference, if it does not fit.
   """
   wanted = dict(sharding.tree_paths(items.get(name, {})))
   if not wanted:
@@ -124,7 +124,7 @@ def plan_item(
     matching = [path for path in {**wanted, **saved} if re.fullmatch(pattern, f"{name}/{path}")]
     left_out |= {path: reason for path in matching if path not in wanted}
     if not all(path in loaded for path in matching if path in wanted):
-      # All or nothing: a bias is of no use without its kernel.
+      # All leaves of a pattern or none: a bias is not usable without its kernel.
       fresh |= {path: reason for path in matching if path in wanted}
       loaded = [path for path in loaded if path not in fresh]
 
@@ -154,7 +154,7 @@ def fill(item: Params, leaves: Mapping[str, jax.Array]) -> Params:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Initialisation:
-  """Where the parameters of a new run came from."""
+  """Origin of the parameters of a new run."""
 
   items: Sequence[InitialItem]
   fresh: Mapping[str, str]  # items that are freshly initialised -> why
@@ -167,18 +167,21 @@ class Initialisation:
     return lines
 
   def donors(self) -> dict[str, Any]:
-    """Whose weights, under which licence, what is trained here goes back to."""
+    """Donor, licence and source of every item that started from converted weights."""
     conversions = {item.saved.name: item.saved.meta.get("conversion") for item in self.items}
     kept = ("donor", "licence", "source")
     return {name: {key: said.get(key) for key in kept} for name, said in conversions.items() if said}
 
   def frozen(self, by_reference: Sequence[str] = ()) -> dict[str, Any]:
-    """What a checkpoint says of its frozen items that came from elsewhere: their own configuration and preprocessing,
-    and where they stand, for those that it keeps by reference. Raises InputError for a reference to nothing."""
+    """Entry `frozen` of a checkpoint's metadata: configuration and preprocessing of the frozen items that came from
+    another checkpoint, and the location of those kept `by_reference`.
+
+    Raises InputError if an item in `by_reference` is not frozen or did not start from a checkpoint.
+    """
     plans = {item.saved.name: item for item in self.items if item.frozen}
     if missing := sorted(set(by_reference) - set(plans)):
       raise InputError(
-        f"only a frozen item that starts from a checkpoint can be kept by reference: {', '.join(missing)} is none"
+        f"only a frozen item that starts from a checkpoint can be kept by reference, not {', '.join(missing)}"
       )
     kept = ("task", "config", "preprocessing", "conversion", "revision", "step")
     said = {name: {key: plan.saved.meta[key] for key in kept if key in plan.saved.meta} for name, plan in plans.items()}
@@ -200,14 +203,14 @@ def _castable(saved, wanted) -> bool:
 
 
 def _grids(saved, wanted) -> tuple[int, int] | None:
-  """Sides of the square grids of two positional tables of one width; None where they are no such tables."""
+  """Sides of the square grids of two positional tables of equal width; None if they are not such tables."""
   old, new = (math.isqrt(leaf.shape[0]) for leaf in (saved, wanted))
   same = saved.shape == (old * old, wanted.shape[-1]) and wanted.shape == (new * new, saved.shape[-1])
   return (old, new) if same else None
 
 
 def _subtrees(chosen: Sequence[str], paths: set[str]) -> list[str]:
-  """The fewest subtrees that hold the chosen of the paths and no other."""
+  """The smallest set of subtrees that contains the chosen paths and no others."""
   found = []
   for path in chosen:
     parts = path.split("/")

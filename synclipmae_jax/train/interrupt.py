@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the loop grants between two steps, agreed on by all processes."""
+"""Turns Ctrl-C and SIGTERM into a stop request that all processes follow after the same step."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ NAMES: dict[int, str] = {signal.SIGINT: "sigint", signal.SIGTERM: "sigterm"}
 
 
 class Interrupted(BaseException):
-  """Raised by a signal inside `Interrupt.breakable` only."""
+  """Raised by a signal, only inside `Interrupt.breakable`."""
 
 
 class Interrupt:
-  """Context in which the first SIGINT or SIGTERM is only noted; a Ctrl-C after it ends the process at once.
+  """Context that records the first SIGINT or SIGTERM; a Ctrl-C after it ends the process at once.
 
-  One process: `stop` is true at once. Several: a signal may reach one of them alone or at another step, so each step
-  every process casts a vote, a tiny reduction dispatched beside the step and read one step later with its metrics.
+  One process: `stop` is set at once. Several processes: a signal may reach only one of them, or reach them at different
+  steps. Every process therefore casts a vote in each step: a small reduction, dispatched with the step and read with
+  its metrics one step later.
   """
 
   def __init__(self):
@@ -34,7 +35,7 @@ class Interrupt:
     self._handlers = {}
 
   def __enter__(self) -> Interrupt:
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+    if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
       self._handlers = {number: signal.signal(number, self._receive) for number in NAMES}
     return self
 
@@ -54,8 +55,8 @@ class Interrupt:
     return NAMES.get(self._received if jax.process_count() == 1 else self._agreed)
 
   def breakable(self, work: Callable[[], Any]) -> Any:
-    """work(), or None where a signal came before its end: for work by whose loss nothing is lost."""
-    if jax.process_count() > 1:  # the others would wait for this one in a collective
+    """work(), or None if a signal came before its end. For work that may be abandoned."""
+    if jax.process_count() > 1:  # the other processes would wait in a collective
       return work()
     try:
       try:
@@ -76,7 +77,7 @@ class Interrupt:
     return _count(mesh)(votes)
 
   def read_vote(self, vote) -> None:
-    """Takes notice of a vote fetched with the metrics of its step."""
+    """Records a vote that was fetched with the metrics of its step."""
     if vote is not None:
       self._agreed = self._agreed or int(vote)
 

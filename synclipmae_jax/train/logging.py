@@ -1,7 +1,7 @@
-"""Metrics to the terminal, to JSON lines and, when asked, to TensorBoard. Only process 0 writes.
+"""Writes metrics to the terminal, to JSON lines and optionally to TensorBoard. Only process 0 writes.
 
-`clu.metric_writers` would do much of this, but importing it needs TensorFlow (5 s and 0.7 GB): tensorboardX writes
-the same event files without it.
+`clu.metric_writers` offers much of this, but its import needs TensorFlow (5 s and 0.7 GB). tensorboardX writes the same
+event files without TensorFlow.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from synclipmae_jax.types import Params
 
 
 class Logger:
-  """Where a run writes what it sees. WORKDIR/metrics.jsonl has one object a step, ascending, however often resumed."""
+  """Log of a run. WORKDIR/metrics.jsonl has one object per step, in ascending order, also after resuming."""
 
   def __init__(self, workdir: str | Path, *, step: int, total_steps: int, tensorboard: bool = False):
-    """`step`: where the run starts; what a former run logged beyond it is dropped, for it will be logged again."""
+    """`step`: where the run starts. Lines of later steps, from an earlier run, are dropped and logged again."""
     self._active = jax.process_index() == 0
     self._workdir = Path(workdir)
     self._events = None
@@ -50,7 +50,7 @@ class Logger:
     )
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-    """Adds values to the line of `step`, which must be the last one or a later one. Not finite: null."""
+    """Adds values to the line of `step`, the last one logged or a later one. Values that are not finite become null."""
     if not self._active:
       return
     values = {name: _plain(value) for name, value in values.items()}
@@ -89,7 +89,7 @@ class Logger:
     (self._workdir / "parameters.txt").write_text(text)
 
   def progress(self, step: int, text: str, *, line: bool) -> None:
-    """Moves the bar; where there is no terminal, prints a line instead, when `line` says that one is due."""
+    """Moves the progress bar; without a terminal, prints a line if `line` is true."""
     if not self._active:
       return
     if not self._bar.disable:
@@ -99,7 +99,7 @@ class Logger:
       print(f"step {step}/{self._bar.total}  {text}", flush=True)
 
   def say(self, text: str) -> None:
-    """A line for the reader, above the bar."""
+    """Prints a line above the progress bar."""
     if self._active:
       tqdm.tqdm.write(text)
       sys.stdout.flush()
@@ -113,7 +113,7 @@ class Logger:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-  """Whole lines only: a killed process may leave half of one."""
+  """Complete lines only: a killed process may leave a partial one."""
   lines = []
   for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
     try:

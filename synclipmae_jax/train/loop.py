@@ -25,7 +25,7 @@ from synclipmae_jax.train.state import TrainState, abstract_state, init_state
 from synclipmae_jax.train.step import check_batch, make_train_step
 from synclipmae_jax.types import Batch, Evaluator, InputError, Params, Pictures, Task, TrainBatches
 
-OPT_STATE = "opt_state"  # the checkpoint's item beside the task's own
+OPT_STATE = "opt_state"  # checkpoint item of the optimizer, in addition to the task's items
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,25 +66,25 @@ def run(
   tensorboard: bool = False,
   profile: Sequence[int] | None = None,
 ) -> TrainResult:
-  """Trains `task` to `total_steps` updates; started again on the same workdir it goes on where it was, bit for bit.
+  """Trains `task` to `total_steps` updates; with an existing workdir it resumes bit for bit.
 
   `train_batches(step)` opens this host's stream at a step; `batch_size` counts the examples of all hosts. `eval_every`
-  None: at the end only. Scores are logged as `<evaluator>/<metric>`; `keep_best` checkpoints are kept by
-  `task.best_metric`, which is such a name. `initial_items` (item -> checkpoint that holds it; None: it could have been
-  given) replaces initial parameters, positional tables of another grid by way of `resize_position`; a checkpoint in the
-  workdir takes precedence. Of the frozen items those in `frozen_by_reference` are not copied into the workdir: its
-  checkpoints name the directory in `initial_items` and the hash of its manifest. What came from where goes to the
-  terminal and to WORKDIR/initialisation.json. `stamp` (config, preprocessing, git revision) goes into every
-  checkpoint's meta.json, with the donors' licences and the meta data of the frozen items. `profile` (first, last): a
-  trace of these steps goes to WORKDIR/profile.
+  None: evaluate only at the end. Scores are logged as `<evaluator>/<metric>`; `task.best_metric`, such a name, ranks
+  the `keep_best` checkpoints. `initial_items` (item -> checkpoint that holds it, or None if none is given) replaces
+  initial parameters; `resize_position` converts positional tables of another grid. A checkpoint in the workdir takes
+  precedence. Frozen items in `frozen_by_reference` are not copied into the workdir: its checkpoints name the directory
+  in `initial_items` and the hash of its manifest. The origin of the parameters is printed and written to
+  WORKDIR/initialisation.json. `stamp` (config, preprocessing, git revision) goes into every checkpoint's meta.json,
+  with the donors' licences and the metadata of the frozen items. `profile` (first, last): a trace of these steps is
+  written to WORKDIR/profile.
 
-  Raises InputError, before anything is compiled, for a batch that does not divide, for a workdir made with another
-  model and for one whose checkpoints are all damaged; NonFiniteLoss during training.
+  Raises InputError, before compilation, for a batch that does not divide, for a workdir of another model and for a
+  workdir whose checkpoints are all damaged; NonFiniteLoss during training.
   """
   check_batch(task, batch_size, mesh=mesh, accumulation=accumulation, processes=jax.process_count())
   initial_items = initial_items or {}
   profiler = StepProfiler(profile, Path(workdir) / "profile")
-  # Restore before building anything: a workdir of another model is refused while that still costs nothing.
+  # Restore first: a workdir of another model is refused before anything is built.
   saved = checkpoints.Checkpointer(
     workdir, keep_last=keep_last, keep_best=keep_best, best_metric=task.best_metric, best_mode=best_mode, stamp=stamp
   )
@@ -97,7 +97,7 @@ def run(
     opt_state = trainable.pop(OPT_STATE)
     state = TrainState(jax.device_put(np.int32(step), abstract.step.sharding), trainable, opt_state)
     frozen = _restore_frozen(saved, before, abstract_frozen, initial_items)
-  # Made by a compiled function, so that with several processes the keys are global arrays.
+  # A compiled function makes the keys global arrays with several processes.
   init_key, train_key = jax.jit(
     lambda: tuple(jax.random.split(jax.random.key(seed))), out_shardings=NamedSharding(mesh, PartitionSpec())
   )()
@@ -110,7 +110,7 @@ def run(
   if step > total_steps:
     raise InputError(f"{workdir} is at step {step} already, beyond the {total_steps} steps asked for")
 
-  # The frozen parameters are not in the checkpoints, so each checkpoint says which ones it was trained with.
+  # The frozen parameters are not in the checkpoints. Each checkpoint stores their hash instead.
   frozen_hash = checkpoints.tree_hash(frozen)
   if resumed and before["frozen_sha256"] != frozen_hash:
     raise InputError(f"the frozen parameters are not those that step {step} in {workdir} was trained with")
@@ -141,19 +141,19 @@ def run(
     steps = Steps(log, interrupt, task, mesh=mesh, every=log_every, total_steps=total_steps)
     try:
       while True:
-        # Save before anything else happens at this step: what follows may crash, be interrupted or take long.
+        # Save first: the rest of this iteration may crash, be interrupted or take long.
         last, stop = step == total_steps, interrupt.stop
         due_eval = bool(evaluators) and (last or bool(eval_every and step and step % eval_every == 0))
         due_save = last or stop or due_eval or bool(checkpoint_every and step and step % checkpoint_every == 0)
         if due_save and saved_step != step:
-          steps.settle()  # a loss that is no number must be seen before its step is saved
+          steps.settle()  # detect a loss that is not finite before its step is saved
           saved.save(_items(state), step, frozen_hash=frozen_hash)
           saved_step = step
         if stop:
           break
 
-        # Evaluate the state that was just saved. On resuming, make up for an evaluation that was cut off; at the end
-        # always evaluate, so that a finished run started again shows its result again.
+        # Evaluate the state that was just saved. After resuming, repeat an evaluation that was interrupted. At the end
+        # always evaluate: a finished run that is started again prints its result again.
         if due_eval and (last or not saved.is_scored(step)):
           found = interrupt.breakable(
             functools.partial(_evaluate, evaluators, state.trainable, frozen, step=step, final=last)
@@ -167,26 +167,26 @@ def run(
           log.images(step, images or {})
         if last:
           break
-        if interrupt.stop:  # it came during the evaluation: back to the top, where nothing is left to save
+        if interrupt.stop:  # the signal came during the evaluation: the state is already saved
           continue
 
-        # The stream is a pure function of the step: opened once, here, at the step where the state stands.
+        # The stream is a pure function of the step: open it once, at the current step.
         started = time.perf_counter()
         try:
           batches = train_batches(step) if batches is None else batches
           batch = sharding.to_global(_checked(next(batches), batch_size), mesh)
         except Exception:
-          if not interrupt.stop:  # a Ctrl-C ends the data workers too
+          if not interrupt.stop:  # Ctrl-C also ends the data workers
             raise
           continue
         data_wait = time.perf_counter() - started
         state, metrics = profiler.run(step + 1, train_step, state, frozen, batch, train_key)
         step += 1
-        # Read the metrics of the step before: the device computes this one meanwhile.
+        # Read the metrics of the previous step while the device computes this one.
         steps.push(step, metrics, batch, started=started, wait=data_wait)
       steps.settle()
       saved.wait()
-    except (NonFiniteLoss, OSError) as error:  # OSError: a full disk, met by the log or by the data
+    except (NonFiniteLoss, OSError) as error:  # OSError: a full disk, from the log or the data
       saved.close()
       kept = saved.steps()
       last_good = f"{saved.directory / str(kept[-1])}" if kept else "none was saved yet"
@@ -214,7 +214,7 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _reference(meta: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-  """Where the frozen item `name` stands, by a checkpoint's meta data; None where the workdir holds a copy."""
+  """Reference to the frozen item `name` in a checkpoint's metadata; None if the workdir holds a copy."""
   return meta.get("frozen", {}).get(name, {}).get("reference")
 
 
@@ -224,9 +224,10 @@ def _restore_frozen(
   abstract: Params,
   directories: Mapping[str, str | Path | None],
 ) -> Params | None:
-  """Frozen parameters of a run that goes on; None where they must be made anew.
+  """Frozen parameters of a resumed run; None if they must be created again.
 
-  An item by reference is read from its directory, or from the one in `directories`, where it may have been moved.
+  An item by reference is read from the directory in `directories` if there is one (it may have been moved), otherwise
+  from the recorded directory.
   """
   frozen = {name: item for name, item in abstract.items() if not _reference(before, name)}
   if jax.tree.leaves(frozen):
@@ -252,7 +253,7 @@ def _initial(
   abstract: TrainState,
   abstract_frozen: Params,
 ) -> tuple[TrainState, Params, Initialisation]:
-  """Fresh parameters, with the given items taken from other checkpoints; these are read, and refused, first."""
+  """Fresh parameters, with the given items from other checkpoints, which are read and checked first."""
   wanted = {**abstract.trainable, **abstract_frozen}
   plans = [
     plan_item(directory, name, wanted, frozen=name in abstract_frozen, resize_position=resize_position)
@@ -265,8 +266,8 @@ def _initial(
     {name: fill(item, leaves.get(name, {})) for name, item in tree.items()} for tree in (state.trainable, frozen)
   )
   fresh = {
-    name: (f"no --config.init.{name} given" if name in directories else "as always")
-    + (", and frozen so" if name in abstract_frozen else "")
+    name: (f"no --config.init.{name} given" if name in directories else "always")
+    + (", frozen" if name in abstract_frozen else "")
     for name, item in wanted.items()
     if name not in leaves and jax.tree.leaves(item)
   }
@@ -284,5 +285,5 @@ def _evaluate(evaluators: Sequence[Evaluator], trainable: Params, frozen: Params
 def _checked(batch: Batch, batch_size: int) -> Batch:
   examples = len(batch["index"]) * jax.process_count()
   if examples != batch_size:
-    raise InputError(f"the stream gives batches of {examples} examples, batch_size says {batch_size}")
+    raise InputError(f"the stream yields batches of {examples} examples, but batch_size is {batch_size}")
   return batch

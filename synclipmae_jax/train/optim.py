@@ -16,16 +16,16 @@ from synclipmae_jax import sharding
 from synclipmae_jax.types import InputError, Params
 
 OPTIMIZERS = ("adamw", "muon")
-MATCHED_RMS = 0.2  # of Muon's updates, about that of AdamW's, so that both take the same rates and decay
+MATCHED_RMS = 0.2  # RMS of Muon's updates, near that of AdamW, so that the same rates and decay suit both
 
-# Only matrices decay. The name decides, not the rank: blocks are stacked, so their biases and norm scales are 2-D.
-# Biases, scales, prompt and mask tokens, position embeddings and `log_temperature` therefore never decay.
+# Only matrices decay. They are selected by name, not by rank: blocks are stacked, so their biases and norm scales are
+# 2-D. Biases, scales, prompt and mask tokens, position embeddings and `log_temperature` never decay.
 DECAYED = re.compile(r"(^|/)(\w+_)?kernel$|(^|/)embedding$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """An optax transformation together with the schedule that drives it, so that the step can report the rate."""
+  """An optax transformation and its schedule; the step reports the learning rate."""
 
   init: Callable[[Params], Any]
   update: Callable[..., tuple[Params, Any]]
@@ -35,8 +35,8 @@ class Optimizer:
 def make_schedule(*, peak_lr: float, warmup_steps: int, total_steps: int, floor_lr: float = 0.0):
   """Learning rate of the update that follows `step` updates.
 
-  Rises linearly to `peak_lr` at the end of the warm-up (the first update already moves), then falls along a half
-  cosine to `floor_lr` at `total_steps` and stays there.
+  It rises linearly to `peak_lr` at the end of the warm-up (the rate of the first update is not 0), then falls along a
+  half cosine to `floor_lr` at `total_steps` and stays there. Raises InputError for a warm-up longer than the run.
   """
   if not 0 <= warmup_steps <= total_steps:
     raise InputError(f"warmup_steps ({warmup_steps}) must lie between 0 and total_steps ({total_steps})")
@@ -51,7 +51,7 @@ def make_schedule(*, peak_lr: float, warmup_steps: int, total_steps: int, floor_
 
 
 def decay_mask(params: Params) -> Params:
-  """True for every leaf whose name says that it is a matrix (see DECAYED)."""
+  """True for every leaf whose name marks it as a matrix (see DECAYED)."""
   decayed = [bool(DECAYED.search(path)) for path, _ in sharding.tree_paths(params)]
   return jax.tree.unflatten(jax.tree.structure(params), decayed)
 
@@ -72,7 +72,7 @@ def make_optimizer(
   """One of OPTIMIZERS. `clip_norm` bounds the global norm of the averaged float32 gradient (None: no clipping).
 
   Muon (Jordan et al. 2024, with the update size and the decay of Liu et al. 2025, arXiv 2502.16982) orthogonalises the
-  momentum of every matrix; all else goes by Adam. The decoupled decay, the schedule and the clipping are the same.
+  momentum of every matrix; Adam updates all other leaves. Decoupled decay, schedule and clipping are the same.
   """
   if name not in OPTIMIZERS:
     raise InputError(f"unknown optimizer {name!r}: one of {', '.join(OPTIMIZERS)}")
@@ -88,10 +88,10 @@ def make_optimizer(
 
 
 def _muon_beside(rest: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Muon for the leaves that decay, which are the matrices, and `rest` for the others."""
-  # The last two axes are the matrix; before them stand a stack's depth or a convolution's taps.
+  """Muon for the leaves that decay (the matrices) and `rest` for the others."""
+  # The last two axes are the matrix. The axes before them are a stack's depth or a convolution's taps.
   axes = lambda tree: jax.tree.map(lambda x: contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), tree)
-  rescale = lambda x: x * (MATCHED_RMS * max(x.shape[-2:]) ** 0.5)  # orthogonal, it has an RMS of max ** -0.5
+  rescale = lambda x: x * (MATCHED_RMS * max(x.shape[-2:]) ** 0.5)  # the RMS of an orthogonal matrix is max ** -0.5
   muon = optax.chain(
     contrib.scale_by_muon(weight_dimension_numbers=axes),
     optax.stateless(lambda updates, _: jax.tree.map(rescale, updates)),

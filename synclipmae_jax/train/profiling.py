@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, for TensorBoard's profile plugin or Perfetto."""
+"""Traces steps of a run for TensorBoard's profile plugin or Perfetto."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ R = TypeVar("R")
 
 
 class StepProfiler:
-  """Runs the train step; traces the steps `first` to `last` (from 1, both included) of `steps` into `directory`.
+  """Runs the train step and traces the steps (first, last) = `steps` (from 1, both included) to `directory`.
 
-  Used as a context: on leaving, an unfinished trace is written as far as it came. Without `steps` nothing is traced.
-  Raises InputError where `steps` is no such pair.
+  As a context it also writes an unfinished trace at its end. Without `steps` nothing is traced. Raises InputError if
+  `steps` is not such a pair.
   """
 
   def __init__(self, steps: Sequence[int] | None, directory: str | Path):
@@ -37,14 +37,14 @@ class StepProfiler:
       self._stop()
 
   def run(self, step: int, train_step: Callable[..., R], *args: Any) -> R:
-    """`train_step` of these arguments; it is the run's `step`-th, from 1."""
+    """Runs `train_step(*args)`, which is step number `step` of the run (from 1)."""
     if not self._running and self._first <= step <= self._last:
       jax.profiler.start_trace(self._directory)
       self._running = True
     with jax.profiler.StepTraceAnnotation("train", step_num=step):
       result = train_step(*args)
     if self._running and step >= self._last:
-      jax.block_until_ready(result)  # the step is dispatched, not computed
+      jax.block_until_ready(result)  # the step was only dispatched
       self._stop()
     return result
 

@@ -1,4 +1,4 @@
-"""What a run says of its steps: their metrics, read one step late, and their speed."""
+"""Metrics and speed of the steps of a run."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from synclipmae_jax.types import Batch, InputError, Task
 
 
 class NonFiniteLoss(InputError):
-  """A loss or gradient was not a number; nothing was saved after it."""
+  """A loss or gradient is not finite; nothing was saved after it."""
 
 
 class _Step(NamedTuple):
-  """A dispatched step, not yet read."""
+  """A dispatched step whose metrics are not yet read."""
 
   step: int
   metrics: Any
   vote: Any
   started: float  # s, of time.perf_counter
-  wait: float  # s for the batch
+  wait: float  # s, waiting for the batch
   items: int
   model_flops: float
 
 
 class _Cost(NamedTuple):
-  """A step that was read."""
+  """A step whose metrics were read."""
 
   seconds: float
   wait: float
@@ -41,7 +41,7 @@ class _Cost(NamedTuple):
 
 
 class Steps:
-  """Reads each step's metrics one step late, so that the host never waits for the device with nothing queued on it."""
+  """Reads the metrics of each step one step later, so that the device always has a step queued."""
 
   def __init__(self, log: Logger, interrupt: Interrupt, task: Task, *, mesh: Mesh, every: int, total_steps: int):
     self.latest: dict[str, Any] = {}
@@ -50,10 +50,10 @@ class Steps:
     self._pending: _Step | None = None
     self._last_read = 0.0
     self._costs: list[_Cost] = []  # since the last log line
-    self._counted: dict[tuple, tuple[int, float]] = {}  # shapes of a batch -> its items and model FLOPs
+    self._counted: dict[tuple, tuple[int, float]] = {}  # shapes of a batch -> number of items, model FLOPs
 
   def push(self, step: int, metrics, batch: Batch, *, started: float, wait: float) -> None:
-    """Queues the metrics of `step`, just dispatched, and reads those of the step before."""
+    """Queues the metrics of the dispatched `step` and reads those of the previous step."""
     shapes = tuple((name, array.shape) for name, array in batch.items())
     if shapes not in self._counted:
       self._counted[shapes] = self._task.count_items(batch), self._task.model_flops(batch)
@@ -63,7 +63,7 @@ class Steps:
       self._read(before)
 
   def settle(self) -> None:
-    """Reads what is still queued."""
+    """Reads the queued metrics."""
     before, self._pending = self._pending, None
     if before is not None:
       self._read(before)
@@ -81,7 +81,7 @@ class Steps:
       )
     now = time.perf_counter()
     if self.latest:
-      # A step lasts from its predecessor's result to its own, or from its own start where something came between.
+      # The time of a step starts at the previous result, or at its own start if something else ran in between.
       seconds = now - max(entry.started, self._last_read)
       self._costs.append(_Cost(seconds, entry.wait, entry.items, entry.model_flops))
     else:
@@ -95,7 +95,7 @@ class Steps:
     self._log.progress(step, self._summary(values, speed), line=due)
 
   def _speed(self) -> dict[str, float]:
-    """Means since the last log line; empty where only the first step, which compiles, was seen."""
+    """Means since the last log line; empty if only the first step (compilation) was read."""
     if not self._costs:
       return {}
     seconds, waits, items, model_flops = (sum(column) for column in zip(*self._costs, strict=True))

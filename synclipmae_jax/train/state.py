@@ -1,4 +1,4 @@
-"""What a training step carries, and how it comes into being: abstract first, then born sharded."""
+"""State of training: its abstract description, and its creation directly in sharded form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from synclipmae_jax.types import Params, Task
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Everything that changes from step to step; frozen parameters are a separate, undonated argument."""
+  """Everything that a step changes. Frozen parameters are a separate argument that is not donated."""
 
   step: Any  # int32 []: updates applied so far
   trainable: Params
@@ -28,13 +28,13 @@ class TrainState:
 def abstract_state(task: Task, optimizer: Optimizer, mesh: Mesh) -> tuple[TrainState, Params]:
   """(state, frozen) as ShapeDtypeStructs that carry their shardings; nothing is computed or compiled.
 
-  The same description serves initialisation, restoring, the train step and ahead-of-time compilation. Optimiser
-  moments are placed like the parameters they belong to.
+  Initialisation, restoring, the train step and ahead-of-time compilation use the same description. Optimiser moments
+  have the sharding of their parameters.
   """
   state, frozen = jax.eval_shape(lambda key: _init(task, optimizer, key), jax.eval_shape(lambda: jax.random.key(0)))
   replicated = NamedSharding(mesh, PartitionSpec())
   trainable = sharding.shardings(state.trainable, mesh, task.rules)
-  masked = lambda x: isinstance(x, optax.MaskedNode)  # stands where another optimizer has the moments of a leaf
+  masked = lambda x: isinstance(x, optax.MaskedNode)  # placeholder for a leaf whose moments another optimizer holds
   opt_state = optax.tree_utils.tree_map_params(
     optimizer,
     lambda moment, place: moment if masked(moment) else place,
@@ -50,12 +50,12 @@ def abstract_state(task: Task, optimizer: Optimizer, mesh: Mesh) -> tuple[TrainS
 
 
 def init_state(task: Task, optimizer: Optimizer, mesh: Mesh, key) -> tuple[TrainState, Params]:
-  """(state, frozen) at step 0, every leaf created on the devices that will keep it."""
+  """(state, frozen) at step 0; every leaf is created on the devices that hold it."""
   places = jax.tree.map(lambda x: x.sharding, abstract_state(task, optimizer, mesh))
   return jax.jit(lambda key: _init(task, optimizer, key), out_shardings=places)(key)
 
 
 def _init(task: Task, optimizer: Optimizer, key) -> tuple[TrainState, Params]:
-  # A weakly typed leaf (from a Python number) would lose its weakness in the first update and compile the step twice.
+  # The first update removes the weak type of a leaf (from a Python number), and the step would compile twice.
   trainable, frozen = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), task.init(key))
   return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)), frozen

@@ -1,4 +1,4 @@
-"""One training step: a single jitted pure function, the same on one CPU and on a pod."""
+"""One training step: one jitted pure function for a single CPU and for a pod."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from synclipmae_jax.types import InputError, Task
 
 
 def check_batch(task: Task, batch_size: int, *, mesh: Mesh, accumulation: int = 1, processes: int = 1) -> None:
-  """Refuses a global batch that does not divide, in one sentence and before anything is compiled."""
+  """Raises InputError for a global batch that does not divide; called before compilation."""
   ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape)
   unit = batch_unit(task, ways=ways, accumulation=max(accumulation, 1), processes=processes)
   if accumulation < 1:
@@ -53,12 +53,12 @@ def make_train_step(task: Task, optimizer: Optimizer, *, mesh: Mesh, accumulatio
 
   `key` is the run's base key; the step number is folded in here. `metrics` are replicated float32 scalars: the
   task's own, `loss`, `grad_norm` (before clipping), `learning_rate`, and the bool `finite`. An update with a
-  non-finite loss or gradient is not applied: the state comes back as it went in. Batches of several shapes (length
-  buckets) are compiled once each.
+  non-finite loss or gradient is not applied: the state is returned unchanged. Every shape of batch (length bucket) is
+  compiled once.
 
-  With `accumulation` A, groups of `task.group` examples stay whole: the batch is seen as [groups, A, examples of a
-  group] and micro-batch a takes [:, a], so each device keeps its own examples and every group has the same members with
-  and without accumulation. Gradients and metrics are averaged in float32.
+  With `accumulation` A, groups of `task.group` examples are not split: the batch is reshaped to [groups, A, examples of
+  a group] and micro-batch a is [:, a]. Each device therefore keeps its examples, and every group has the same members
+  with and without accumulation. Gradients and metrics are averaged in float32.
   """
   abstract, frozen = abstract_state(task, optimizer, mesh)
   places, frozen_places = jax.tree.map(lambda x: x.sharding, (abstract, frozen))
@@ -71,7 +71,7 @@ def make_train_step(task: Task, optimizer: Optimizer, *, mesh: Mesh, accumulatio
     donate_argnums=0,
   )
   def train_step(state: TrainState, frozen, batch, key):
-    # The models' activation constraints read the ambient mesh; naming it here spares every caller `set_mesh`.
+    # The models' activation constraints read the ambient mesh. Setting it here replaces `set_mesh` in every caller.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       key = jax.random.fold_in(key, state.step)
 
@@ -98,7 +98,7 @@ def make_train_step(task: Task, optimizer: Optimizer, *, mesh: Mesh, accumulatio
       updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
       trainable = task.constrain_params(optax.apply_updates(state.trainable, updates))
       proposed = TrainState(state.step + 1, trainable, opt_state)
-      # A select and not a branch: it fuses into the update, which reads the old values anyway.
+      # A select instead of a branch: it fuses into the update, which reads the old values too.
       new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
       metrics |= {"grad_norm": grad_norm, "learning_rate": optimizer.schedule(state.step), "finite": finite}
       return new_state, metrics
@@ -107,7 +107,7 @@ def make_train_step(task: Task, optimizer: Optimizer, *, mesh: Mesh, accumulatio
 
 
 def _micro_batches(x: jax.Array, accumulation: int, group: int, mesh: Mesh) -> jax.Array:
-  """[B, ...] -> [A, B / A, ...], whole groups in turn."""
+  """[B, ...] -> [A, B / A, ...]; the groups are dealt out in turn."""
   x = x.reshape(-1, accumulation, group, *x.shape[1:]).swapaxes(0, 1)
   x = x.reshape(accumulation, -1, *x.shape[3:])
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec)))

@@ -34,7 +34,7 @@ def mesh_of(devices):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-  """A workdir with steps 1 and 2, whose parameters differ, and frozen ones."""
+  """A workdir with steps 1 and 2, whose parameters differ, and frozen parameters."""
   workdir = tmp_path_factory.mktemp("saved")
   state, frozen = init_state(ToyTask(), OPTIMIZER, mesh_of(8), jax.random.key(0))
   checkpoints = Checkpointer(workdir, keep_last=3, stamp={"config_sha256": "abc"})
@@ -90,7 +90,7 @@ def test_meta_carries_the_stamp_and_the_hash_of_the_frozen_parameters(saved):
   assert meta["frozen_sha256"] == tree_hash(frozen) and meta["versions"]["jax"] == jax.__version__
 
 
-def test_a_save_under_way_is_not_changed_by_donating_its_arrays(tmp_path):
+def test_a_save_in_progress_is_not_changed_by_donating_its_arrays(tmp_path):
   state = TrainState(jnp.zeros((), jnp.int32), {"a": {"kernel": jnp.arange(1 << 22, dtype=jnp.float32)}}, ())
   expected = jax.tree.map(np.array, state.trainable)
   checkpoints = Checkpointer(tmp_path)
@@ -116,7 +116,7 @@ DAMAGES = {
   "no manifest": (lambda step: (step / "checksums.json").unlink(), "no readable checksums.json"),
   "a list for a manifest": (lambda step: (step / "checksums.json").write_text("[1]"), "no readable checksums.json"),
   "a manifest that leads away": (
-    lambda step: (step / "checksums.json").write_text('{"../../../dev/zero": "0"}'), "names a file elsewhere"
+    lambda step: (step / "checksums.json").write_text('{"../../../dev/zero": "0"}'), "names a file outside the step"
   ),
   "half a manifest": (lambda step: (step / "checksums.json").write_text('{"meta.json": "'), "no readable checksums"),
   "edited meta": (lambda step: (step / "meta.json").write_text("{}"), "changed meta.json"),
@@ -128,24 +128,24 @@ def test_a_damaged_step_is_named_and_the_one_before_is_used(workdir, name):
   damage, reason = DAMAGES[name]
   damage(workdir / "checkpoints" / "2")
   said = []
-  assert resolve_step(workdir, say=said.append).name == "1"  # read-only: nothing is moved
+  assert resolve_step(workdir, say=said.append).name == "1"  # read-only: nothing is renamed
   assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["1", "2", "frozen"]
   checkpoints = Checkpointer(workdir, say=said.append)
   assert checkpoints.last_whole_step() == 1 and checkpoints.steps() == [1]
   assert len(said) == 2 and all("checkpoint 2 is damaged" in line and reason in line for line in said)
 
 
-def test_nothing_whole_is_an_error_and_nothing_at_all_is_a_fresh_start(workdir, tmp_path):
+def test_only_damaged_steps_are_an_error_and_an_empty_workdir_is_a_fresh_start(workdir, tmp_path):
   for step in "12":
     flip(files(workdir / "checkpoints" / step, "head")[0])
-  with pytest.raises(InputError, match="no whole checkpoint"):
+  with pytest.raises(InputError, match="no complete checkpoint"):
     resolve_step(workdir, say=lambda _: None)
   with pytest.raises(InputError, match="every checkpoint .* is damaged"):
     Checkpointer(workdir, say=lambda _: None).last_whole_step()
   assert Checkpointer(tmp_path / "fresh").last_whole_step() is None
 
 
-def test_damaged_frozen_parameters_are_said_and_made_anew(workdir):
+def test_damaged_frozen_parameters_are_reported_and_created_again(workdir):
   flip(files(workdir / "checkpoints" / "frozen", "projection")[0])
   with pytest.raises(InputError, match="frozen is damaged"):
     load_item(workdir, "projection")
@@ -155,7 +155,7 @@ def test_damaged_frozen_parameters_are_said_and_made_anew(workdir):
   assert "frozen parameters" in said[0] and "damaged" in said[0]
 
 
-def test_debris_of_a_killed_save_is_swept_away(workdir):
+def test_files_of_a_killed_save_are_deleted(workdir):
   shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "3.saving")
   shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "1.deleting")
   assert Checkpointer(workdir).last_whole_step() == 2
@@ -175,7 +175,7 @@ def test_another_models_workdir_shows_both_sides(saved):
   assert "head/kernel: float32[16, 12] in the checkpoint, here float32[8, 12]" in text
 
 
-def test_one_item_alone(saved):
+def test_a_single_item(saved):
   workdir, state, frozen = saved
   head = load_item(workdir, "head")
   assert isinstance(head["kernel"], np.ndarray)
@@ -192,12 +192,12 @@ def test_one_item_alone(saved):
     load_item(workdir, "head", {"kernel": jax.ShapeDtypeStruct((1, 2), jnp.float32)})
 
 
-def test_items_written_by_themselves_are_a_checkpoint(tmp_path):
+def test_save_items_writes_a_checkpoint(tmp_path):
   items = {"visual_encoder": {"blocks": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}}
   save_items(tmp_path / "converted", items, {"source": "toy"})
   assert load_meta(tmp_path / "converted")["source"] == "toy"
   equal(load_item(tmp_path / "converted", "visual_encoder"), items["visual_encoder"])
-  with pytest.raises(InputError, match="exists already"):
+  with pytest.raises(InputError, match="already exists"):
     save_items(tmp_path / "converted", items, {})
 
 
@@ -215,7 +215,7 @@ def test_keeps_the_last_and_the_best(tmp_path, mode, best):
   assert resolve_step(tmp_path).name == "6"
 
 
-def test_a_save_that_fails_says_what_remains(tmp_path, monkeypatch):
+def test_a_failed_save_names_the_last_complete_step(tmp_path, monkeypatch):
   state = TrainState(jnp.zeros((), jnp.int32), {"a": {"kernel": jnp.zeros(2)}}, ())
   checkpoints = Checkpointer(tmp_path)
   checkpoints.save(items(state), 1)
@@ -226,13 +226,13 @@ def test_a_save_that_fails_says_what_remains(tmp_path, monkeypatch):
 
   monkeypatch.setattr(format, "_checksums", full)
   checkpoints.save(items(state), 2)
-  with pytest.raises(InputError, match="checkpoint 2 could not be written .*No space left.*whole one is step 1"):
+  with pytest.raises(InputError, match="checkpoint 2 could not be written .*No space left.*complete one is step 1"):
     checkpoints.wait()
   monkeypatch.undo()
   assert Checkpointer(tmp_path).last_whole_step() == 1
 
 
-def test_the_manifest_names_every_file(saved):
+def test_the_manifest_lists_every_file(saved):
   step = saved[0] / "checkpoints" / "2"
   manifest = json.loads((step / "checksums.json").read_text())
   present = {str(p.relative_to(step)) for p in step.rglob("*") if p.is_file()}

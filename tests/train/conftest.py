@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache_every_compilation():
-  """Each run compiles its step anew; here all of them compile the same one."""
+  """Every run compiles its step. Here all runs share one compiled step."""
   name = "jax_persistent_cache_min_compile_time_secs"
   before = getattr(jax.config, name)
   jax.config.update(name, 0.0)

@@ -1,4 +1,4 @@
-"""A task that has nothing of contrastive pretraining: features in, labels out, two length buckets, a frozen part."""
+"""A task unlike contrastive pretraining: features in, labels out, two length buckets, a frozen part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKETS = (4, 8)  # frames
 
 @dataclasses.dataclass(frozen=True)
 class FeaturesTask(Task):
-  """A linear probe on the mean of embedded frames; `lengths` says how many frames of a row are real."""
+  """A linear probe on the mean of embedded frames; `lengths` is the number of valid frames of each row."""
 
   name: str = "features"
   item: str = "labels"

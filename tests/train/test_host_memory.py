@@ -1,4 +1,4 @@
-"""What malloc does with freed memory: once, for real, and everywhere it must be left alone."""
+"""The settings of malloc: their effect in a real process, and the cases in which they must not be changed."""
 
 import ctypes
 import platform
@@ -10,7 +10,7 @@ import pytest
 
 from synclipmae_jax.train import host_memory
 
-# Page faults of five blocks of 64 MB, taken, written and freed one after another: before, and after.
+# Page faults of five blocks of 64 MB, allocated, written and freed one after another: before and after.
 MEASURE = """
 import resource
 from synclipmae_jax.train.host_memory import keep_freed_memory
@@ -29,7 +29,7 @@ print(before, faults())
 
 
 class Library:
-  """A C library that notes what it is told."""
+  """A C library that records its calls."""
 
   def __init__(self):
     self.told = []
@@ -40,7 +40,7 @@ class Library:
 
 @pytest.fixture
 def library(monkeypatch):
-  """A machine with glibc and a CPU alone."""
+  """A machine with glibc and only a CPU."""
   library = Library()
   monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda _: library)
   monkeypatch.setattr(host_memory.sys, "platform", "linux")
@@ -53,15 +53,15 @@ def platforms(monkeypatch, names):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_what_is_freed_is_used_again_without_a_page_fault():
-  assert jax.config.jax_platforms == "cpu"  # of this process and, by its environment, of the next
+def test_freed_memory_is_reused_without_a_page_fault():
+  assert jax.config.jax_platforms == "cpu"  # of this process and, through its environment, of the next
   done = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True)
   before, after = map(int, done.stdout.split())
   assert after < before / 10
 
 
 @pytest.mark.parametrize("names", ["cpu", None, ""])
-def test_on_a_cpu_alone(monkeypatch, library, names):
+def test_settings_with_only_a_cpu(monkeypatch, library, names):
   platforms(monkeypatch, names)
   host_memory.keep_freed_memory()
   assert len(library.told) == 3
@@ -71,21 +71,21 @@ def test_on_a_cpu_alone(monkeypatch, library, names):
   ("names", "installed"),
   [("tpu", ()), ("cuda,cpu", ()), ("cpu,tpu", ()), (None, ("libtpu",)), ("", ("jax_plugins",))],
 )
-def test_nothing_where_an_accelerator_may_be(monkeypatch, library, names, installed):
+def test_no_change_if_an_accelerator_may_be_present(monkeypatch, library, names, installed):
   platforms(monkeypatch, names)
   monkeypatch.setattr(host_memory.importlib.util, "find_spec", lambda name: name in installed or None)
   host_memory.keep_freed_memory()
   assert not library.told
 
 
-def test_nothing_on_another_system(monkeypatch, library):
+def test_no_change_on_another_system(monkeypatch, library):
   platforms(monkeypatch, "cpu")
   monkeypatch.setattr(host_memory.sys, "platform", "darwin")
   host_memory.keep_freed_memory()
   assert not library.told
 
 
-def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
+def test_no_change_without_mallopt(monkeypatch):
   platforms(monkeypatch, "cpu")
   monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
   host_memory.keep_freed_memory()

@@ -37,7 +37,7 @@ def decoder(**sizes):
 
 
 def model(**items):
-  """The shapes of a model's items, placed on all devices."""
+  """The shapes of a model's items, sharded over all devices."""
   items = {"visual_encoder": encoder(), "decoder": decoder(), "speech_encoder": {}} | items
   places = sharding.shardings(items, sharding.make_mesh({"data": 2, "fsdp": -1}), sharding.RULES)
   return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), items, places)
@@ -68,7 +68,7 @@ def donor(tmp_path_factory):
   return donate(tmp_path_factory.mktemp("donor") / "sapiens", {"visual_encoder": item}), item
 
 
-def test_every_leaf_is_placed_as_the_model_has_it(donor):
+def test_every_leaf_has_the_sharding_of_the_model(donor):
   directory, item = donor
   wanted = model()["visual_encoder"]
   leaves = plan(directory).load(wanted)
@@ -84,7 +84,7 @@ def test_every_leaf_is_placed_as_the_model_has_it(donor):
     assert (filled[path].dtype, filled[path].sharding) == (leaf.dtype, leaf.sharding), path
 
 
-def test_the_report_says_exactly_that(donor, tmp_path):
+def test_the_report_of_the_initialisation(donor, tmp_path):
   directory, item = donor
   wanted = model(visual_encoder=encoder(class_token=False))
   report = Initialisation(items=[plan(directory, items=wanted)], fresh={"decoder": "none given", "head": "none given"})
@@ -109,7 +109,7 @@ def test_the_report_says_exactly_that(donor, tmp_path):
 
 
 def test_a_group_of_optional_leaves_stays_fresh_as_a_whole(tmp_path):
-  """The donor's embedding has the right bias, but its kernel takes wider tokens."""
+  """The bias of the donor's embedding fits, but its kernel takes wider tokens."""
   item = without(random(decoder(token_width=24, grid=2)), "embed_prompts")
   item["blocks"]["prompted_mlp"] = without(item["blocks"]["prompted_mlp"], "cross", "norm_cross")
   found = plan(donate(tmp_path / "mae", {"decoder": item}), "decoder")
@@ -140,7 +140,7 @@ def test_another_model_is_refused_with_both_sides(tmp_path, sizes, sentences):
   assert all(sentence in str(error.value) for sentence in sentences), error.value
 
 
-def test_what_is_not_listed_as_optional_is_refused(tmp_path):
+def test_leaves_not_listed_as_optional_are_refused(tmp_path):
   item = without(random(encoder()), "norm") | {"neck": {"kernel": np.zeros((2, 2), np.float32)}}
   directory = donate(tmp_path / "donor", {"visual_encoder": item})
   with pytest.raises(InputError) as error:
@@ -154,7 +154,7 @@ def test_what_is_not_listed_as_optional_is_refused(tmp_path):
   ]
 
 
-def test_integers_and_tables_of_no_square_are_no_weights(tmp_path):
+def test_integers_and_tables_that_are_not_square_do_not_fit(tmp_path):
   item = random(encoder()) | {"position": np.zeros((12, 16), np.float32), "prompt_tokens": np.zeros((3, 16), np.int32)}
   with pytest.raises(InputError, match="position: float32\\[12, 16\\]"):
     plan(donate(tmp_path / "table", {"visual_encoder": item}))
@@ -163,7 +163,7 @@ def test_integers_and_tables_of_no_square_are_no_weights(tmp_path):
     plan(donate(tmp_path / "integers", {"visual_encoder": item}, optional={}))
 
 
-def test_nothing_of_a_frozen_item_stays_fresh(tmp_path):
+def test_no_leaf_of_a_frozen_item_stays_fresh(tmp_path):
   item = without(random(encoder()), "prompt_tokens")
   directory = donate(tmp_path / "donor", {"speech_encoder": item}, optional={"speech_encoder/.*": "why not"})
   items = model(speech_encoder=encoder())
@@ -176,7 +176,7 @@ def test_nothing_of_a_frozen_item_stays_fresh(tmp_path):
   assert found.load(items["speech_encoder"]).keys() == dict(sharding.tree_paths(items["speech_encoder"])).keys()
 
 
-def test_a_checkpoint_of_ours_fits_exactly_or_not_at_all(tmp_path):
+def test_a_checkpoint_of_this_package_must_fit_exactly(tmp_path):
   item = random(encoder())
   save_items(tmp_path / "ours", {"visual_encoder": item}, {})
   found = plan(tmp_path / "ours")
@@ -188,13 +188,13 @@ def test_a_checkpoint_of_ours_fits_exactly_or_not_at_all(tmp_path):
       plan(tmp_path / "ours", items=model(visual_encoder=encoder(**sizes)))
 
 
-def test_no_such_item_and_damage(donor, tmp_path):
+def test_a_missing_item_and_damage(donor, tmp_path):
   directory, _ = donor
   with pytest.raises(InputError, match=r"has no item 'decoder'; it has \['visual_encoder'\]"):
     plan(directory, "decoder")
   with pytest.raises(InputError, match="this model has no item 'speech_encoder' to start from"):
     plan(directory, "speech_encoder")
-  with pytest.raises(InputError, match="no whole checkpoint in"):
+  with pytest.raises(InputError, match="no complete checkpoint in"):
     plan(tmp_path / "nowhere")
   damaged = tmp_path / "damaged"
   shutil.copytree(directory, damaged)
@@ -202,10 +202,10 @@ def test_no_such_item_and_damage(donor, tmp_path):
   largest.write_bytes(largest.read_bytes()[:-1])
   with pytest.raises(InputError, match="damaged is damaged \\(changed"):
     plan(damaged)
-  assert plan(damaged, verify=False).loaded  # a first look at keys and shapes alone
+  assert plan(damaged, verify=False).loaded  # a check of keys and shapes alone
   description = damaged / "visual_encoder" / "_METADATA"
   description.write_bytes(b"{")
-  with pytest.raises(InputError, match="damaged \\(what is in 'visual_encoder' cannot be read"):
+  with pytest.raises(InputError, match="damaged \\('visual_encoder' cannot be read"):
     plan(damaged, verify=False)
   description.unlink()
   with pytest.raises(InputError, match="damaged \\(missing visual_encoder/_METADATA"):

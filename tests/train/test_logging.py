@@ -13,7 +13,7 @@ def log_of(workdir):
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_values_of_one_step_share_a_line_and_resuming_drops_what_lies_beyond(tmp_path):
+def test_values_of_one_step_share_a_line_and_resuming_drops_later_lines(tmp_path):
   log = Logger(tmp_path, step=0, total_steps=9)
   log.scalars(1, {"loss": np.float32(0.1), "bad": float("nan")})
   log.scalars(2, {"loss": 2.0})
@@ -32,7 +32,7 @@ def test_values_of_one_step_share_a_line_and_resuming_drops_what_lies_beyond(tmp
   assert log_of(tmp_path)[1:] == [{"step": 2, "loss": 2.0, "sync/acc": 0.25, "text": "a"}, {"step": 3, "loss": 4.0}]
 
 
-def test_without_a_terminal_a_line_per_interval_and_no_bar(tmp_path, capsys):
+def test_without_a_terminal_there_is_a_line_per_interval_and_no_bar(tmp_path, capsys):
   log = Logger(tmp_path, step=0, total_steps=9)
   for step in range(1, 5):
     log.progress(step, f"loss {step}", line=step % 2 == 0)
@@ -42,7 +42,7 @@ def test_without_a_terminal_a_line_per_interval_and_no_bar(tmp_path, capsys):
   assert captured.out == "step 2/9  loss 2\nstep 4/9  loss 4\nhello\n" and captured.err == ""
 
 
-def test_on_a_terminal_a_bar_that_starts_where_the_run_does(tmp_path, capsys, monkeypatch):
+def test_on_a_terminal_the_bar_starts_at_the_first_step_of_the_run(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
   log = Logger(tmp_path, step=3, total_steps=9)
   log.progress(4, "loss 4", line=True)
@@ -52,7 +52,7 @@ def test_on_a_terminal_a_bar_that_starts_where_the_run_does(tmp_path, capsys, mo
 
 
 def test_tensorboard_gets_scalars_and_pictures_without_tensorflow(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "tensorflow", None)  # importing it would now fail
+  monkeypatch.setitem(sys.modules, "tensorflow", None)  # its import would now fail
   log = Logger(tmp_path, step=0, total_steps=9, tensorboard=True)
   log.scalars(1, {"loss": 1.5})
   log.images(1, {"views": np.full((8, 8, 3), 200, np.uint8)})

@@ -51,7 +51,7 @@ def equal(tree, other):
 
 
 class Score:
-  """Falls from step to step; remembers its calls."""
+  """Its score falls from step to step; it records its calls."""
 
   name = "sync"
 
@@ -79,7 +79,7 @@ def test_resuming_goes_back_to_the_newest_whole_checkpoint_and_logs_each_step_on
   train(tmp_path, 5, checkpoint_every=2, keep_last=3)
   before, log = losses(tmp_path), tmp_path / "metrics.jsonl"
   with log.open("a") as file:
-    file.write('{"step": 6, "lo')  # killed while writing
+    file.write('{"step": 6, "lo')  # a process was killed while writing
   next((tmp_path / "checkpoints" / "5" / "head" / "d").iterdir()).unlink()
   train(tmp_path, 6, checkpoint_every=2, keep_last=3)
   after = [line["step"] for line in log_of(tmp_path)]
@@ -88,15 +88,15 @@ def test_resuming_goes_back_to_the_newest_whole_checkpoint_and_logs_each_step_on
   assert "checkpoint 5 is damaged (missing head/d/" in said and "at step 4 of 6" in said
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
   with pytest.raises(NonFiniteLoss, match="not finite at step 5 .*loss nan.*last good checkpoint: .*checkpoints/4"):
     train(tmp_path, 20, poisoned=4, checkpoint_every=2, log_every=100)
   assert load_step(tmp_path) == 4
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "frozen"]
-  assert train(tmp_path, 6).step == 6  # the workdir goes on with a healthy loss
+  assert train(tmp_path, 6).step == 6  # the workdir resumes with a finite loss
 
 
-def test_a_loss_that_is_no_number_right_before_a_save_is_not_saved(tmp_path):
+def test_a_loss_that_is_not_finite_right_before_a_save_is_not_saved(tmp_path):
   with pytest.raises(NonFiniteLoss, match="at step 4 .*checkpoints/2"):
     train(tmp_path, 20, poisoned=3, checkpoint_every=2)
   assert load_step(tmp_path) == 2
@@ -106,7 +106,7 @@ def load_step(workdir):
   return checkpoints.load_meta(workdir)["step"]
 
 
-def test_refusals_come_in_one_sentence_and_before_any_compile(tmp_path, monkeypatch):
+def test_refusals_are_one_sentence_and_precede_compilation(tmp_path, monkeypatch):
   train(tmp_path, 1)
   monkeypatch.setattr("synclipmae_jax.train.loop.make_train_step", lambda *_, **__: pytest.fail("compiled"))
   with pytest.raises(InputError, match="made with another model(.|\n)*head/kernel"):
@@ -119,7 +119,7 @@ def test_refusals_come_in_one_sentence_and_before_any_compile(tmp_path, monkeypa
 
 
 def test_a_stream_of_another_batch_size_is_refused(tmp_path):
-  with pytest.raises(InputError, match="batches of 16 examples, batch_size says 32"):
+  with pytest.raises(InputError, match="batches of 16 examples, but batch_size is 32"):
     train(tmp_path, 1, batch_size=32)
 
 
@@ -134,13 +134,13 @@ def test_evaluations_are_logged_scored_and_keep_the_best(tmp_path):
   meta = checkpoints.load_meta(tmp_path)
   assert meta["metrics"] == result.metrics and meta["config"] == {"a": 1}
 
-  # A finished run, started again, takes no step and shows its result again.
+  # A finished run that is started again takes no step and shows its result again.
   again, opened = Score(), []
   assert train(tmp_path, 5, opened=opened, **{**options, "evaluators": [again]}).metrics == result.metrics
   assert again.calls == [(5, True)] and not opened and len(log_of(tmp_path)) == 5
 
 
-def test_a_signal_cuts_an_evaluation_short_and_the_next_run_makes_up_for_it(tmp_path):
+def test_a_signal_interrupts_an_evaluation_and_the_next_run_repeats_it(tmp_path):
   def interrupted(*_, **__):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(30)
@@ -150,7 +150,7 @@ def test_a_signal_cuts_an_evaluation_short_and_the_next_run_makes_up_for_it(tmp_
   began = time.monotonic()
   result = train(tmp_path, 4, evaluators=[interrupted], eval_every=2)
   assert (result.step, result.stopped) == (2, "sigint") and time.monotonic() - began < 25 and load_step(tmp_path) == 2
-  assert signal.getsignal(signal.SIGINT) is before  # pytest's Ctrl-C works again
+  assert signal.getsignal(signal.SIGINT) is before  # pytest's signal handler is restored
   score = Score()
   assert train(tmp_path, 4, evaluators=[score], eval_every=2).stopped is None
   assert score.calls == [(2, False), (4, True)]
@@ -175,7 +175,7 @@ def test_starts_from_items_of_other_checkpoints(tmp_path, capsys):
   said = capsys.readouterr().out.splitlines()
   assert said[0].startswith("encoder: 592 parameters in 3 leaves from ") and said[1].startswith("projection: 192 ")
   assert said[2:4] == [
-    "contrast: freshly initialised (as always)",
+    "contrast: freshly initialised (always)",
     "head: freshly initialised (no --config.init.head given)",
   ]
   report = (tmp_path / "new" / "initialisation.json").read_text()

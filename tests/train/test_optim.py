@@ -55,7 +55,7 @@ def test_gradient_is_clipped_by_its_global_norm():
   optimizer = make_optimizer(peak_lr=1.0, warmup_steps=0, total_steps=10, b1=0.0, clip_norm=1.0)
   grads = {"a": {"bias": jnp.asarray([30.0, 0.0, 0.0])}, "b": {"bias": jnp.asarray([40.0])}}
   _, state = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
-  moment = state[1].mu  # with b1 = 0 the first moment is the clipped gradient itself
+  moment = state[1].mu  # with b1 = 0 the first moment is the clipped gradient
   np.testing.assert_allclose(moment["a"]["bias"], [0.6, 0.0, 0.0], rtol=1e-5)
   np.testing.assert_allclose(moment["b"]["bias"], [0.8], rtol=1e-5)
 
@@ -77,7 +77,7 @@ def test_muon_makes_each_matrix_of_a_stack_orthogonal_and_leaves_the_rest_to_ada
   updates, others = (jax.jit(o.update)(grads, o.init(MIXED), MIXED)[0] for o in (muon, adamw))
   for update, gradient in zip(*(tree["encoder"]["blocks"]["qkv"]["kernel"] for tree in (updates, grads)), strict=True):
     _, spread, _ = np.linalg.svd(update)
-    assert spread.max() < 1.8 * spread.min() < 1.8 * spread.max()  # five iterations come that near; the gradient is 3.3
+    assert spread.max() < 1.8 * spread.min() < 1.8 * spread.max()  # five iterations; the gradient has 3.3
     np.testing.assert_allclose(np.sqrt(np.square(update).mean()), 0.5 * 0.2, rtol=0.25)
     assert np.sum(update * gradient) < 0  # downhill
   for path in (("encoder", "blocks", "qkv", "bias"), ("encoder", "prompt_tokens"), ("contrast", "log_temperature")):
@@ -87,7 +87,7 @@ def test_muon_makes_each_matrix_of_a_stack_orthogonal_and_leaves_the_rest_to_ada
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_moments_of_muon_lie_where_their_parameters_lie():
+def test_the_moments_of_muon_have_the_sharding_of_their_parameters():
   class Task:
     rules = sharding.RULES
 
@@ -98,7 +98,7 @@ def test_the_moments_of_muon_lie_where_their_parameters_lie():
   optimizer = make_optimizer(name="muon", peak_lr=0.5, warmup_steps=0, total_steps=10)
   state, _ = init_state(Task(), optimizer, mesh, jax.random.key(0))
   kernels = [leaf for path, leaf in sharding.tree_paths(state.opt_state) if path.endswith("kernel")]
-  assert [leaf.shape for leaf in kernels] == [(3, 8, 24)]  # one moment, where Adam has two
+  assert [leaf.shape for leaf in kernels] == [(3, 8, 24)]  # one moment; Adam has two
   assert kernels[0].sharding.spec == state.trainable["encoder"]["blocks"]["qkv"]["kernel"].sharding.spec
   assert "fsdp" in kernels[0].sharding.spec
 

@@ -30,7 +30,7 @@ def train(steps=2, *, axes=(("data", 1),), accumulation=1, poisoned=None):
   for _ in range(steps):
     state, metrics = step(state, frozen, sharding.to_global(next(batches), mesh), key)
     history.append(jax.device_get(metrics))
-  assert step._cache_size() == 1  # compiled once: what comes out goes in again as it is
+  assert step._cache_size() == 1  # compiled once: outputs have the types and shardings of inputs
   return state, history
 
 
@@ -40,7 +40,7 @@ def plain():
 
 
 def agree(one, other):
-  """Every metric of every step by itself, and the parameters after them."""
+  """All metrics of every step, and the final parameters."""
   for a, b in zip(one[1], other[1], strict=True):
     assert a.keys() == b.keys()
     for name in a:
@@ -58,7 +58,7 @@ def test_eight_devices_agree_with_one(plain):
 
 
 def test_eight_devices_with_accumulation_agree_with_one(plain):
-  """Here a group of four clips spans two devices."""
+  """A group of four clips spans two devices."""
   agree(plain, train(axes=(("data", 8),), accumulation=2))
 
 
@@ -94,7 +94,7 @@ def test_an_update_that_is_not_finite_is_not_applied(plain):
     np.testing.assert_array_equal(a, b)
 
 
-def test_parameters_and_moments_are_born_sharded():
+def test_parameters_and_moments_are_created_sharded():
   mesh = sharding.make_mesh({"data": 2, "fsdp": 4}, jax.devices()[:8])
   state, frozen = init_state(ToyTask(), optimizer(), mesh, jax.random.key(0))
   abstract, _ = abstract_state(ToyTask(), optimizer(), mesh)
@@ -115,7 +115,7 @@ def test_the_step_compiles_from_shapes_alone():
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), next(toy_batches(BATCH)(0)))
   key = jax.eval_shape(lambda: jax.random.key(0))
   lowered = make_train_step(ToyTask(), optimizer(), mesh=mesh).lower(state, frozen, batch, key)
-  assert "sharding_constraint" in lowered.as_text()  # the models' constraints see the mesh
+  assert "sharding_constraint" in lowered.as_text()  # constraints in the models see the mesh
   compiled = lowered.compile()
   assert "input_output_alias" in compiled.as_text()  # the state is donated
 

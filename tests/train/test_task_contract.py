@@ -1,4 +1,4 @@
-"""What the loop asks of a task, held by one that has neither clips, pairs nor groups."""
+"""The task contract of the loop, tested with a task without clips, pairs or groups."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_the_best_checkpoint_is_kept_by_the_metric_of_the_task(tmp_path):
 
 @pytest.fixture
 def table(tmp_path):
-  """A checkpoint of the frozen part, with the configuration and the preprocessing that it was made with."""
+  """A checkpoint of the frozen part, with its configuration and preprocessing."""
   kernel = np.random.default_rng(0).normal(size=(FEATURES, FEATURES)).astype(np.float32)
   meta = {"config": {"model": {"width": FEATURES}}, "preprocessing": {"fps": 25}, "unrelated": 1}
   checkpoints.save_items(tmp_path / "table", {"table": {"kernel": kernel}}, meta)
@@ -124,13 +124,13 @@ def test_a_frozen_item_by_reference_is_not_copied(tmp_path, table):
   options["frozen_by_reference"] = ["table"]
   train(tmp_path / "run", 2, **options)
   assert not (tmp_path / "run" / "checkpoints" / "frozen").exists()
-  resumed = train(tmp_path / "run", 4)  # found by what the checkpoint says
+  resumed = train(tmp_path / "run", 4)  # found through the metadata of the checkpoint
   equal(whole.trainable, resumed.trainable)
   equal(checkpoints.load_item(tmp_path / "run", "table"), checkpoints.load_item(table, "table"))
   assert checkpoints.list_items(tmp_path / "run") == ["head", "opt_state", "table"]
 
   table.rename(tmp_path / "moved")
-  with pytest.raises(InputError, match="kept by reference, and .*table is not there"):
+  with pytest.raises(InputError, match="kept by reference, but .*table does not exist"):
     train(tmp_path / "run", 5)
   with pytest.raises(InputError, match="kept by reference"):
     checkpoints.load_item(tmp_path / "run", "table")
@@ -139,12 +139,12 @@ def test_a_frozen_item_by_reference_is_not_copied(tmp_path, table):
   shutil.rmtree(tmp_path / "moved")
   other = {"table": {"kernel": np.zeros((FEATURES, FEATURES), np.float32)}}
   checkpoints.save_items(tmp_path / "moved", other, {})
-  with pytest.raises(InputError, match="holds other parameters now"):
+  with pytest.raises(InputError, match="holds other parameters"):
     train(tmp_path / "run", 6, initial_items={"table": tmp_path / "moved"})
 
 
-def test_only_what_starts_from_a_checkpoint_can_be_kept_by_reference(tmp_path):
-  with pytest.raises(InputError, match="kept by reference: table is none"):
+def test_only_items_from_a_checkpoint_can_be_kept_by_reference(tmp_path):
+  with pytest.raises(InputError, match="kept by reference, not table"):
     train(tmp_path, 1, frozen_by_reference=["table"])
 
 

@@ -1,5 +1,5 @@
-"""A task of a few hundred parameters with everything the loop must carry: stacked leaves, frozen parameters, a key, a
-contrast over groups of clips, and a stream that is a pure function of the step."""
+"""A task of a few hundred parameters with all features that the loop must support: stacked leaves, frozen parameters, a
+key, a contrast over groups of clips, and a stream that is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from synclipmae_jax import sharding
 from synclipmae_jax.types import Task
 
 FEATURES, WIDTH, DEPTH, FRAMES = 12, 16, 2, 4
-POISON = 2**31 - 1  # a clip of this stream index makes the loss no number
+POISON = 2**31 - 1  # a clip of this stream index makes the loss NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ToyTask(Task):
   def loss(self, trainable, frozen, batch, key):
     noise = jax.vmap(lambda index: jax.random.uniform(jax.random.fold_in(key, index), (FEATURES,)))(batch["index"])
     x = batch["frames"].reshape(*batch["frames"].shape[:2], -1).astype(jnp.float32).mean(1) / 255.0
-    x = sharding.constrain(x)  # as every block of a real model does
+    x = sharding.constrain(x)  # as in every block of a real model
     h = (x + 0.1 * noise) @ frozen["projection"]["kernel"]
     for i in range(DEPTH):
       h = jnp.tanh(h @ trainable["encoder"]["blocks"]["kernel"][i] + trainable["encoder"]["blocks"]["bias"][i])
@@ -76,7 +76,7 @@ class ToyTask(Task):
 
 
 def toy_batches(batch_size, *, opened=None, poisoned=None):
-  """Stream factory; notes in `opened` at which steps it was opened. Batch number `poisoned` (from 0) is poisoned."""
+  """Stream factory; `opened` records the steps at which it was opened. Batch number `poisoned` (from 0) is poisoned."""
 
   def stream(first_step):
     if opened is not None:
