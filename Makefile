@@ -48,7 +48,7 @@ test-parity: $(VENV)/parity.stamp
 
 # No TPU is needed: the compiler compiles for one that is not there.
 test-tpu: $(TPU_VENV)/stamp
-	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m slow -k what_the_golden_says tests/test_compile.py
+	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m slow -k agrees_with_the_golden tests/test_compile.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -1,15 +1,15 @@
-"""Compiles the train step of a configuration for a TPU topology, without a TPU, and says what it would do there.
+"""Compiles the train step of a configuration for a TPU topology, without a TPU, and reports its memory and cost.
 
     python -m synclipmae_jax.compile --config=configs/pretrain.py --topology=v5p:4x4x8            a report
     python -m synclipmae_jax.compile --config=configs/pretrain.py --topology=v5p:4x4x8 --json     one JSON object
     python -m synclipmae_jax.compile --config=configs/pretrain.py --topology=v5e:16x16 --search=batch
-                                                                                 the largest batch that fits, by trying
+                                                                                          the largest batch that fits
 
-It is the step that main runs: the same task, mesh, shardings and donation, on shapes instead of arrays, so neither data
-nor donor weights are needed. The compiler is libtpu, which `pip install "jax[tpu]"` brings; a step of the paper's size
-takes it some minutes. Any field of the configuration can be overridden, as for main.
+The step is that of main: the same task, mesh, shardings and donation, on shapes instead of arrays. Data and donor
+weights are not needed. The compiler is libtpu, installed by `pip install "jax[tpu]"`; it needs some minutes for a step
+of the paper's size. Any field of the configuration can be overridden, as for main.
 
-Exit status: 0 it fits; 1 it does not fit, and what would help; 2 wrong input.
+Exit status: 0 the step fits; 1 it does not fit, and options are printed; 2 wrong input.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from synclipmae_jax.types import InputError
 
 
 def main(_argv: Sequence[str]) -> int:
-  """Runs the command of the flags; the exit status."""
+  """Runs the command given by the flags; returns the exit status."""
   logging.set_verbosity(logging.WARNING)
-  jax.config.update("jax_platforms", "cpu")  # a TPU at hand is not needed, and stays free
+  jax.config.update("jax_platforms", "cpu")  # do not occupy a TPU of this machine
   given = flags.FLAGS
   try:
     return run(given["config"].value, topology=given.topology, as_json=given.json, search=given.search)
@@ -39,11 +39,11 @@ def main(_argv: Sequence[str]) -> int:
 
 
 def define_flags() -> None:
-  """Not on import: main has a --config of its own."""
-  config_flags.DEFINE_config_file("config", None, "Configuration file, and behind a colon its preset.")
+  """Defines the flags. Not done on import, because main defines --config too."""
+  config_flags.DEFINE_config_file("config", None, "Configuration file, optionally with :PRESET.")
   flags.DEFINE_string("topology", None, f"Chip and torus: {EXAMPLES}.")
-  flags.DEFINE_bool("json", False, "One JSON object on standard output instead of the report.")
-  flags.DEFINE_enum("search", None, ["batch"], "Finds the largest batch that fits.")
+  flags.DEFINE_bool("json", False, "Print one JSON object instead of the report.")
+  flags.DEFINE_enum("search", None, ["batch"], "Find the largest batch that fits.")
 
 
 if __name__ == "__main__":

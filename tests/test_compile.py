@@ -1,4 +1,4 @@
-"""The command that compiles the train step for a TPU that is not there."""
+"""The command that compiles the train step for an absent TPU."""
 
 import dataclasses
 import importlib.util
@@ -28,7 +28,7 @@ without_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, 
 
 
 def run(preset, *arguments):
-  """The command as a person runs it, without the tests' compiler flags."""
+  """Runs the command without the compiler flags of the tests."""
   environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))}
   command = [sys.executable, "-m", "synclipmae_jax.compile", f"--config={ROOT / 'configs' / 'pretrain.py'}:{preset}"]
   return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
@@ -37,7 +37,7 @@ def run(preset, *arguments):
 def tiny(**model):
   config = CONFIG.get_config("tiny")
   config.model.update(model)
-  config.optimizer.name = "adamw"  # what Muon multiplies is no part of the model
+  config.optimizer.name = "adamw"  # the matrix products of Muon are not model FLOPs
   return config
 
 
@@ -57,21 +57,21 @@ def lower(config):
 
 
 def lowered_flops(config):
-  """Matrix FLOPs of the whole step, over all devices, before the compiler has touched it."""
+  """Matrix FLOPs of the whole step, over all devices, before compilation."""
   return hlo.read_cost(lower(config).compiler_ir("hlo").as_hlo_text()).flops
 
 
 @pytest.mark.slow
-def test_the_step_counts_the_same_scanned_and_unrolled_and_nearly_what_the_model_says():
+def test_the_step_counts_the_same_scanned_and_unrolled_and_nearly_the_model_flops():
   scanned = lowered_flops(tiny(unroll=False))
   assert scanned == lowered_flops(tiny(unroll=True))
-  # The model counts gradients to the pixels and to the speech features too, which nobody asks for.
+  # The model FLOPs include gradients of pixels and speech features, which the step does not compute.
   assert 0.93 < scanned / model_flops(tiny()) <= 1
 
 
 @pytest.mark.slow
 def test_it_is_the_step_that_main_runs(monkeypatch, tmp_path):
-  """The job hands its loop a task, an optimizer, a mesh: what the loop makes of them is what is compiled here."""
+  """The compiled step has the task, optimizer and mesh that the job passes to its loop."""
   given = {}
 
   class Enough(Exception):
@@ -97,7 +97,7 @@ def test_it_is_the_step_that_main_runs(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_paper_without_its_donor_weights():
-  """Shapes are enough, at the size of a pod too. Beyond the model's FLOPs: the blocks' forward passes, again."""
+  """Shapes are enough, also at the size of a pod. Beyond the model FLOPs, forward passes of blocks are repeated."""
   config = CONFIG.get_config("paper")
   assert config.init.require and config.model.remat == "full"
   ratio = lowered_flops(config) / model_flops(config)
@@ -111,11 +111,11 @@ def test_the_paper_without_its_donor_weights():
     ("v9:2x2", "try v5p:4x4x8"),
     ("v5e:32x32", "at most 256 chips"),
     ("v5p:16x8", "a torus of 3 axes"),
-    ("v5p:0x4x4", "there is no topology"),
-    ("", "there is no topology"),
+    ("v5p:0x4x4", "unknown topology"),
+    ("", "unknown topology"),
   ],
 )
-def test_a_topology_that_does_not_exist(topology, complaint):
+def test_an_unknown_topology(topology, complaint):
   with pytest.raises(InputError, match=complaint) as caught:
     ahead_of_time.tpu_devices(topology)
   assert "\n" not in str(caught.value)
@@ -130,13 +130,13 @@ def test_without_the_tpu_compiler(monkeypatch):
 def test_a_mesh_that_does_not_divide_the_topology():
   config = tiny()
   config.train.mesh = (("data", -1), ("fsdp", 3))
-  with pytest.raises(InputError, match="does not divide 8 devices; this would do: --config.train.mesh"):
+  with pytest.raises(InputError, match="does not divide 8 devices; use for example --config.train.mesh"):
     lower(config)
 
 
-def test_wrong_flags_are_one_sentence():
+def test_wrong_flags_print_one_sentence():
   done = run("tiny", "--topology=v5p")
-  assert done.returncode == 2 and "there is no topology 'v5p'" in done.stderr and not done.stdout
+  assert done.returncode == 2 and "unknown topology 'v5p'" in done.stderr and not done.stdout
   assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -161,9 +161,9 @@ def report(clips=8, peak=10.0, **changes):
   ("memory", "largest"),
   [
     (lambda clips: 2 + 0.01 * clips, 1344),
-    (lambda clips: 2 + 0.01 * clips + (0.4 if clips % 128 else 0), 1312),  # not quite a line
+    (lambda clips: 2 + 0.01 * clips + (0.4 if clips % 128 else 0), 1312),  # not exactly linear
     (lambda clips: 1e-9 * clips**3, 2496),
-    (lambda clips: min(15.7, 0.02 * clips) if clips < 1500 else 99.0, 1472),  # the compiler squeezes, then gives up
+    (lambda clips: min(15.7, 0.02 * clips) if clips < 1500 else 99.0, 1472),  # the compiler saves memory, then fails
     (lambda clips: 20.0, 0),
   ],
 )
@@ -186,7 +186,7 @@ def test_the_search_finds_the_largest_batch(memory, largest):
 
 @pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("as_json", [True, False])
-def test_what_is_printed(monkeypatch, capsys, fits, as_json):
+def test_the_printed_report(monkeypatch, capsys, fits, as_json):
   monkeypatch.setattr(ahead_of_time, "tpu_devices", lambda _: [])
   monkeypatch.setattr(ahead_of_time, "report_steps", lambda *_: [report(peak=10.0 if fits else 31.0)])
   config = tiny(remat="none")
@@ -206,7 +206,7 @@ def test_what_is_printed(monkeypatch, capsys, fits, as_json):
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_the_paper_on_a_pod(path):
-  """What was compiled and committed, against the targets and against what the model says today."""
+  """The committed results against the targets and against the current model FLOPs."""
   golden = json.loads(path.read_text())
   clips = golden.pop("batch_clips", CONFIG.get_config("paper").train.batch_clips)
   report = ahead_of_time.Report(**golden)
@@ -215,7 +215,7 @@ def test_the_paper_on_a_pod(path):
   assert report.fits and report.model_flops == model_flops(config)
   assert report.compiled_flops <= 1.35 * report.model_flops
   assert report.collectives.keys() <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
-  # Only weights are gathered: trained ones for the forward pass, its repetition and the gradient, frozen ones once.
+  # Only weights are gathered: trained ones in the forward pass, its repetition and the gradient, frozen ones once.
   trainable, frozen = jax.eval_shape(build_task(config).init, jax.random.key(0))
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   assert report.collectives["all-gather"]["bytes"] <= 2 * (3 * count(trainable) + count(frozen))
@@ -224,13 +224,13 @@ def test_the_paper_on_a_pod(path):
     assert report.peak_hbm_gib <= 80 and report.mfu_bound >= 0.6 and report.days <= 6
 
 
-def test_goldens_are_there():
+def test_goldens_exist():
   assert "compile_v5p_4x4x8" in [path.stem for path in GOLDEN]
 
 
 @pytest.mark.slow
 @without_libtpu
-def test_the_compiler_says_what_the_golden_says():
+def test_the_compiler_agrees_with_the_golden():
   path = next(path for path in GOLDEN if path.stem == "compile_v5p_4x4x8")
   golden = json.loads(path.read_text())
   done = run("paper", f"--topology={golden['topology']}", "--json")

@@ -1,4 +1,4 @@
-"""The train step of a configuration, compiled for devices that are not there, and what it would do on them."""
+"""Compiles the train step of a configuration for absent devices and estimates its cost on them."""
 
 from __future__ import annotations
 
@@ -35,29 +35,32 @@ DAY = 86_400
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """What a compiled step would do on a topology. FLOPs and seconds are of one step; `flops` over all chips, matrix
-  products only. What a step that does not fit would cost is unknown: None."""
+  """Cost of a compiled step on a topology.
+
+  FLOPs and seconds are of one step; FLOPs are over all chips and count matrix products only. Values that are unknown
+  for a step that does not fit are None.
+  """
 
   topology: str
   chips: int
   peak_hbm_gib: float
-  hbm_gib: float  # that a program can use
+  hbm_gib: float  # usable by a program
   fits: bool
   collectives: Mapping[str, Mapping[str, float]]  # kind -> count, bytes of the arrays on one chip
   model_flops: float
   compiled_flops: float | None
-  roofline: Mapping[str, float | None]  # compute_s, hbm_s, interconnect_s: a step takes at least the longest
+  roofline: Mapping[str, float | None]  # compute_s, hbm_s, interconnect_s: lower bounds of the step time
   mfu_bound: float | None
-  days: float | None  # of all steps of the configuration, at that bound
+  days: float | None  # time of all steps of the configuration at this bound
 
   @property
   def step_s(self) -> float:
-    """The bound on the time of a step."""
+    """Lower bound of the time of a step."""
     return max(self.roofline.values())
 
 
 class DoesNotFit(Exception):
-  """The compiler ran out of HBM; `bytes` is what it would have needed."""
+  """The compiler ran out of HBM; `bytes` is the amount needed."""
 
   def __init__(self, needed: float):
     super().__init__(f"needs {needed / GIB:.1f} GiB")
@@ -65,30 +68,30 @@ class DoesNotFit(Exception):
 
 
 def tpu_devices(topology: str) -> list[jax.Device]:
-  """Devices of a topology that is not there. Raises InputError for one that does not exist and without libtpu."""
+  """Devices of an absent topology. Raises InputError for an unknown topology and if libtpu is not installed."""
   name, _, shape = topology.partition(":")
   tpu = TPUS.get(name)
   sizes = [int(size) for size in shape.split("x")] if re.fullmatch(r"\d+(x\d+)*", shape) else []
   if tpu is None or len(sizes) != tpu.torus or not 0 < math.prod(sizes) <= tpu.pod:
     known = tpu and f"{name} is a torus of {tpu.torus} axes and at most {tpu.pod} chips"
     raise InputError(
-      f"there is no topology {topology!r}: {known or 'the chips are ' + ', '.join(TPUS)}; try {EXAMPLES}"
+      f"unknown topology {topology!r}: {known or 'the chips are ' + ', '.join(TPUS)}; try {EXAMPLES}"
     )
   if importlib.util.find_spec("libtpu") is None:
-    raise InputError(f'the TPU compiler is not installed; this brings it: pip install "jax[tpu]=={jax.__version__}"')
-  # The compiler talks to nobody, but asks where it runs, and keeps others out.
+    raise InputError(f'the TPU compiler is not installed: run pip install "jax[tpu]=={jax.__version__}"')
+  # Without these the compiler queries the metadata server of the VM and takes an exclusive lock.
   os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
   os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": f"{name}-8"}
-  megacore = {"chip_config_name": "megacore"} if name == "v4" else {}  # one device a chip, as JAX runs it
+  megacore = {"chip_config_name": "megacore"} if name == "v4" else {}  # one device per chip, as JAX runs it
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **megacore).devices
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
-    raise InputError(f"there is no topology {topology!r} ({reason}); try {EXAMPLES}") from None
+    raise InputError(f"unknown topology {topology!r} ({reason}); try {EXAMPLES}") from None
 
 
 def lower_steps(training: Training) -> list[tuple[Batch, jax.stages.Lowered]]:
-  """The step that the job runs, before it is compiled: once for every kind of batch, with the batch's shapes."""
+  """The lowered step of the job with the shapes of its batch, for every kind of batch."""
   task, optimizer, mesh = training.task, training.optimizer, training.mesh
   state, frozen = abstract_state(task, optimizer, mesh)
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -97,7 +100,7 @@ def lower_steps(training: Training) -> list[tuple[Batch, jax.stages.Lowered]]:
 
 
 def compile_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-  """Raises DoesNotFit where the compiler finds no way to fit the step into the memory of a device."""
+  """Compiles a step. Raises DoesNotFit if it does not fit into the memory of a device."""
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -108,7 +111,7 @@ def compile_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 def report_steps(config: ConfigDict, topology: str, devices: Sequence[jax.Device]) -> list[Report]:
-  """Compiles and counts the step for every kind of batch, in the order of the task's. Raises InputError."""
+  """Compiles the step and counts its cost for every kind of batch, in the task's order. Raises InputError."""
   training = build_training(training_job_of(config), config, devices)
   return [
     _report_step(lowered, topology, devices, model_flops=training.task.model_flops(batch), steps=config.train.steps)
@@ -117,7 +120,7 @@ def report_steps(config: ConfigDict, topology: str, devices: Sequence[jax.Device
 
 
 def worst(reports: Sequence[Report]) -> Report:
-  """The report that decides: the one that needs the most memory."""
+  """The report with the highest memory use, which decides whether the job fits."""
   return max(reports, key=lambda report: report.peak_hbm_gib)
 
 
@@ -157,7 +160,7 @@ def _report_step(
 
 
 def with_batch(config: ConfigDict, clips: int) -> ConfigDict:
-  """The configuration with another global batch."""
+  """A copy of the configuration with another global batch."""
   config = copy.deepcopy(config)
   config.train.batch_clips = clips
   return config
@@ -173,11 +176,11 @@ def batch_unit(config: ConfigDict, devices: Sequence[jax.Device]) -> int:
 
 
 def search_batch(try_batch: Callable[[int], Report], *, start: int, unit: int) -> tuple[int, Report]:
-  """(clips, its report) of the largest multiple of `unit` that fits; (unit, its report) where not even that does.
+  """(clips, its report) of the largest multiple of `unit` that fits; (unit, its report) if `unit` does not fit.
 
-  Memory is nearly a straight line in the batch: the next guess is where the line through the two largest batches meets
-  the capacity. Near it the compiler trades time for memory, so once there is a batch that fits and one that does not,
-  two guesses by the line are followed by halving.
+  Memory is nearly linear in the batch: the next guess is where the line through the two largest batches meets the
+  capacity. Near the capacity the compiler trades time for memory. Once a batch fits and a larger one does not, two more
+  guesses from the line are followed by bisection.
   """
   reports: dict[int, Report] = {}
   guess, by_line = max(start // unit, 1), 2
@@ -200,7 +203,7 @@ def search_batch(try_batch: Callable[[int], Report], *, start: int, unit: int) -
 
 
 def advice(config: ConfigDict, report: Report) -> list[str]:
-  """What would make a step that does not fit smaller, the cheapest first."""
+  """Options that reduce the memory of a step, cheapest first."""
   accumulation, share = config.train.accumulation, report.hbm_gib / report.peak_hbm_gib
   group = training_job_of(config).build_task(config).group
   more = next(
@@ -209,15 +212,15 @@ def advice(config: ConfigDict, report: Report) -> list[str]:
   )  # fmt: skip
   lines = []
   if config.model.get("remat", "full") != "full":
-    lines.append(f"--config.model.remat=full   recompute more (now {config.model.remat})")
+    lines.append(f"--config.model.remat=full   more recomputation (now {config.model.remat})")
   if more:
-    lines.append(f"--config.train.accumulation={more}   the same batch in {more} parts, one after another")
-  lines.append(f"--search=batch   finds the largest batch that fits (now {config.train.batch_clips} clips)")
+    lines.append(f"--config.train.accumulation={more}   the same batch in {more} sequential parts")
+  lines.append(f"--search=batch   find the largest batch that fits (now {config.train.batch_clips} clips)")
   return lines
 
 
 def summary(config: ConfigDict, report: Report) -> str:
-  """The report for a person."""
+  """The report as text."""
   clips = config.train.batch_clips
   lines = [
     f"{report.topology}: {report.chips} chips, mesh {dict(config.train.mesh)}, {clips} clips a step"
@@ -225,7 +228,7 @@ def summary(config: ConfigDict, report: Report) -> str:
     f"memory        {report.peak_hbm_gib:.1f} GiB of {report.hbm_gib:.1f} a chip",
   ]
   if not report.fits:
-    return "\n".join([*lines, "It does not fit. What would help:", *(f"  {line}" for line in advice(config, report))])
+    return "\n".join([*lines, "It does not fit. Options:", *(f"  {line}" for line in advice(config, report))])
   collectives = ", ".join(f"{c['count']} {kind} ({c['bytes'] / 1e9:.2f} GB)" for kind, c in report.collectives.items())
   roofline = ", ".join(f"{name.removesuffix('_s')} {seconds:.3f} s" for name, seconds in report.roofline.items())
   ratio = report.compiled_flops / report.model_flops
@@ -240,7 +243,7 @@ def summary(config: ConfigDict, report: Report) -> str:
 
 
 def run(config: ConfigDict, *, topology: str, as_json: bool, search: str | None) -> int:
-  """The whole command; its exit status. Raises InputError."""
+  """Runs the command; returns its exit status. Raises InputError."""
   devices = tpu_devices(topology)
 
   def try_batch(clips: int) -> Report:

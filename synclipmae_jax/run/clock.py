@@ -1,4 +1,4 @@
-"""Where the time of a run goes, part by part."""
+"""Measures the time of the parts of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclasses.dataclass
 class Clock:
-  """Where the time of a run went."""
+  """Seconds by part of a run."""
 
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -24,12 +24,12 @@ class Clock:
       self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
   def timed(self, part: str, function):
-    """`function`, its time counted; other attributes (an evaluator's name) pass through."""
+    """`function` with its time added to `part`; other attributes (such as an evaluator's name) are forwarded."""
     return _Timed(self, part, function)
 
   def table(self, total: float) -> str:
     parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in self.seconds.items())
-    return f"Time: {parts}; in all {total:.0f} s."
+    return f"Time: {parts}; total {total:.0f} s."
 
 
 @dataclasses.dataclass(frozen=True)

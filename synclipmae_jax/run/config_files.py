@@ -1,4 +1,4 @@
-"""Where a configuration is found: in the working directory, or among those that come with the package."""
+"""Finds a configuration file in the working directory or in the package."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def installed() -> Path:
-  """The folder of the configurations that come with the package: in a wheel inside it, in a checkout beside it."""
+  """The folder of the package's configurations: inside the package in a wheel, next to it in a checkout."""
   inside = _PACKAGE / "configs"
   return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
 def find_config(name: str) -> str:
-  """FILE[:PRESET] as given where FILE exists, else with the file of that name that comes with the package.
+  """`name` (FILE[:PRESET]) if FILE exists, otherwise with the path of the package's file of that name.
 
-  `configs/pretrain.py` and `pretrain.py` name the same one there. Raises InputError where there is neither.
+  `configs/pretrain.py` and `pretrain.py` both name the package's file. Raises InputError if there is no such file.
   """
   file, colon, preset = name.partition(":")
   if Path(file).exists():
@@ -27,7 +27,7 @@ def find_config(name: str) -> str:
   found = installed() / Path(file).name
   if str(Path(file).parent) not in (".", "configs") or not found.is_file():
     known = ", ".join(sorted(path.name for path in installed().glob("*.py")))
-    raise InputError(f"there is no configuration {file}; those that come with the package: {known}")
+    raise InputError(f"configuration {file} does not exist; the package contains {known}")
   return f"{found}{colon}{preset}"
 
 

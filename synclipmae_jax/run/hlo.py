@@ -1,7 +1,7 @@
-"""What one step of a compiled program costs a chip, read from its optimised HLO text.
+"""Cost of one step of a compiled program on one chip, from its optimised HLO text.
 
-XLA's own cost analysis counts the body of a loop once. Here every instruction counts as often as the loops around it
-turn (`known_trip_count`), so the answer is the same for a scanned and for an unrolled stack of blocks.
+XLA's own cost analysis counts the body of a loop once. This module multiplies every instruction by the trip counts of
+its loops (`known_trip_count`), so a scanned and an unrolled stack of blocks give the same result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-# Instructions that move nothing by themselves; what their bodies do is counted inside.
+# Instructions that move no data themselves; the instructions in their bodies are counted.
 FREE = {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
   "opt-barrier", "partition-id", "replica-id", "iota", "async-start", "async-update", "async-done", "add-dependency",
@@ -26,12 +26,12 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 
 class UnknownTripCount(ValueError):
-  """A loop whose number of turns the compiler does not know: nothing in it can be counted."""
+  """The compiler does not know the trip count of a loop, so its cost is unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """One array of a type. `layout` is what HLO writes in braces: minor dimensions first, then tiles and memory space."""
+  """One array of a type. `layout` is the text in braces: minor dimensions first, then tiles and memory space."""
 
   dtype: str
   dims: tuple[int, ...]
@@ -47,7 +47,7 @@ class Array:
 
   @property
   def hbm_bytes(self) -> int:
-    """Bytes with the padding to whole tiles; 0 where the compiler keeps the array on the chip, in S(1)."""
+    """Bytes with padding to whole tiles; 0 if the compiler keeps the array in on-chip memory, S(1)."""
     if "S(" in self.layout:
       return 0
     order, _, tiling = self.layout.partition(":")
@@ -70,17 +70,17 @@ class Instruction:
   opcode: str
   arrays: tuple[Array, ...]  # of its result, tuples flattened
   operands: tuple[str, ...]
-  inside: str  # what stands between its parentheses
+  inside: str  # the text between its parentheses
   attributes: str
   is_root: bool
 
 
 @dataclasses.dataclass
 class Collective:
-  """All collectives of one kind: how often a step runs them, and on how much.
+  """All collectives of one kind: their number and bytes per step.
 
-  `bytes`: of the whole array on one chip (of a gather what it returns, of a scatter what it takes).
-  `sent`: what one chip sends when the arrays go round in a ring.
+  `bytes`: of the whole array on one chip (the result of a gather, the operand of a scatter).
+  `sent`: bytes that one chip sends in a ring algorithm.
   """
 
   count: int = 0
@@ -90,10 +90,10 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-  """Of one step, on one chip."""
+  """Cost of one step on one chip."""
 
   flops: float  # dots and convolutions, two per multiply-add
-  hbm_bytes: float  # operands and results of the instructions, without padding; what stays inside a fusion is free
+  hbm_bytes: float  # operands and results of the instructions, without padding; values inside a fusion are free
   collectives: Mapping[str, Collective]
 
 
@@ -112,7 +112,7 @@ def read_cost(text: str) -> Cost:
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES and (found := _identity(instruction)) not in seen:
       seen.add(found)
-      if name.startswith("all-reduce-scatter"):  # the TPU compiler's way to write it: an all-reduce and its slice
+      if name.startswith("all-reduce-scatter"):  # the TPU compiler writes it as an all-reduce and a slice
         kind = "reduce-scatter"
       total = collectives.setdefault(kind, Collective())
       size, share = _collective_bytes(instruction, kind, computation), _ring_share(instruction, kind)
@@ -147,7 +147,7 @@ def _instruction(root: str | None, name: str, rest: str) -> Instruction:
   opcode, start = rest[end:].split("(", 1)[0].strip(), rest.index("(", end)
   stop = _closing(rest, start)
   inside = re.sub(r"/\*.*?\*/", "", rest[start + 1 : stop])
-  # A program that is not compiled yet has names without %.
+  # Names in a program that is not compiled have no %.
   names = re.findall(r"%([\w.\-]+)" if "%" in inside else r"(?<![\w.\-])([A-Za-z_][\w.\-]*)", inside)
   return Instruction(
     name=name,
@@ -164,7 +164,7 @@ def _instruction(root: str | None, name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """Where the parenthesis that opens at `start` closes."""
+  """Position of the parenthesis that closes the one at `start`."""
   depth = 0
   for match in re.compile(r"[()]").finditer(text, start):
     depth += 1 if match[0] == "(" else -1
@@ -174,7 +174,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _executed(module: _Module) -> Iterator[tuple[Instruction, str, int, bool]]:
-  """(instruction, name of its computation, how often it runs, whether inside a fusion)."""
+  """Yields (instruction, name of its computation, number of runs, whether inside a fusion)."""
   stack = [(module.entry, 1, False)]
   while stack:
     name, times, fused = stack.pop()
@@ -189,8 +189,11 @@ def _executed(module: _Module) -> Iterator[tuple[Instruction, str, int, bool]]:
 
 
 def _turns(loop: Instruction, computation: Mapping[str, Instruction], module: _Module) -> int:
-  """How often a loop turns: what the compiler says (CPU), else `i < bound` with a constant bound and i counting up from
-  a constant (what remains of a scan on TPU). Raises UnknownTripCount."""
+  """Trip count of a loop.
+
+  It is taken from the compiler's annotation (CPU), else from `i < bound` with a constant bound and i counting up from a
+  constant (a scan on TPU). Raises UnknownTripCount.
+  """
   if known := _numbers(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
     return known[0]
   condition = module.computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]]
@@ -203,11 +206,11 @@ def _turns(loop: Instruction, computation: Mapping[str, Instruction], module: _M
       start = computation[start.operands[0]]
     if start.opcode == bound.opcode == "constant":
       return int(bound.inside) - int(start.inside)
-  raise UnknownTripCount(f"the compiler does not know how often the loop {loop.name} turns")
+  raise UnknownTripCount(f"the trip count of the loop {loop.name} is unknown")
 
 
 def _called(instruction: Instruction) -> list[str]:
-  """Computations that it runs as a whole; not those it applies to single elements. Of a conditional all branches."""
+  """Computations that an instruction runs as a whole, not per element; all branches of a conditional."""
   match instruction.opcode:
     case "while":
       names = r"body=%?([\w.\-]+)"
@@ -234,8 +237,10 @@ def _dot_flops(instruction: Instruction, computation: Mapping[str, Instruction])
 
 
 def _convolution_flops(instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
-  """Multiply-adds with padding and with the holes of a dilation are no work: the TPU compiler writes batched matrix
-  products as convolutions that are mostly such holes."""
+  """FLOPs without the multiply-adds on padding and on the zeros of a dilation.
+
+  The TPU compiler writes batched matrix products as convolutions that consist mostly of such zeros.
+  """
   attributes, out = instruction.attributes, instruction.arrays[0]
   left, kernel = (computation[name].arrays[0] for name in instruction.operands[:2])
   left_labels, kernel_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
@@ -252,7 +257,7 @@ def _convolution_flops(instruction: Instruction, computation: Mapping[str, Instr
       for array, labels in ((left, left_labels), (kernel, kernel_labels), (out, out_labels))
     )
     valid *= _meetings(size, taps, outputs, int(stride), int(pad.split("_")[0]), int(left_dilate), int(kernel_dilate))
-  # The kernel's input features are those of one feature group already.
+  # The kernel's input features are those of one feature group.
   features = kernel.dims[kernel_labels.index("i")] * out.dims[out_labels.index("f")]
   batch = out.dims[out_labels.index("b")]
   return 2.0 * valid * features * batch
@@ -260,16 +265,18 @@ def _convolution_flops(instruction: Instruction, computation: Mapping[str, Instr
 
 @functools.cache
 def _meetings(size: int, taps: int, outputs: int, stride: int, pad: int, left_dilate: int, kernel_dilate: int) -> int:
-  """(output, tap) pairs that meet an element of the input, along one dimension."""
+  """Number of (output, tap) pairs that hit an input element, along one dimension."""
   rows, columns = np.arange(outputs) * stride, np.arange(taps) * kernel_dilate - pad
   rows, columns = (rows, columns) if len(rows) < len(columns) else (columns, rows)
-  at = (row + columns for row in rows)  # one row at a time: a waveform is long
+  at = (row + columns for row in rows)  # one row at a time, because a waveform is long
   return sum(int(((x >= 0) & (x <= (size - 1) * left_dilate) & (x % left_dilate == 0)).sum()) for x in at)
 
 
 def _identity(instruction: Instruction) -> tuple:
-  """What tells collectives apart. One that runs beside a computation stands in several fusions: where it starts, where
-  it is waited for, and in everything between."""
+  """Key that identifies a collective.
+
+  An asynchronous collective appears in several fusions: at its start, at its end and in all fusions in between.
+  """
   channel = _numbers(r"channel_id=(\d+)", instruction.attributes) or instruction.name
   return instruction.opcode, str(channel), tuple((array.dtype, array.dims) for array in instruction.arrays)
 
@@ -280,12 +287,12 @@ def _collective_bytes(instruction: Instruction, kind: str, computation: Mapping[
   if kind == "collective-permute":
     return taken
   if instruction.opcode.endswith("-start") and kind != "all-reduce":
-    returned -= taken  # a started one returns its operands too
+    returned -= taken  # its result includes the operands
   return max(taken, returned)
 
 
 def _ring_share(instruction: Instruction, kind: str) -> float:
-  """Bytes sent by one chip of a ring / bytes of the whole array."""
+  """Bytes sent by one chip of a ring, as a fraction of the bytes of the whole array."""
   if kind == "collective-permute":
     return 1.0
   members = _group_size(instruction.attributes)
@@ -293,7 +300,7 @@ def _ring_share(instruction: Instruction, kind: str) -> float:
 
 
 def _group_size(attributes: str) -> int:
-  """Participants, from any of the ways in which HLO writes them."""
+  """Number of participants, from any of the HLO notations."""
   groups = re.search(r"replica_groups=(.*)", attributes)[1]
   if groups.startswith("mesh["):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[: groups.index("]")]))
@@ -344,7 +351,7 @@ def _fusion_traffic(instruction, computation, fused, module: _Module) -> int:
 
 
 def _read(fused: Mapping[str, Instruction], name: str, module: _Module) -> int:
-  """Bytes of the parameter `name` that a fused computation looks at."""
+  """Bytes of the parameter `name` that a fused computation reads."""
   total = 0
   for user in (i for i in fused.values() if name in i.operands):
     if user.opcode == "bitcast":

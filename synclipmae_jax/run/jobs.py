@@ -1,4 +1,4 @@
-"""The table of jobs: `config.task` -> what runs. A new job is a config, a task, an evaluation and one entry here."""
+"""The table of jobs by `config.task`. A new job needs a config, a task, an evaluation and one entry here."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from synclipmae_jax.types import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasuringJob:
-  """A job that trains nothing: one function (config, workdir, overrides=)."""
+  """A job without training: one function (config, workdir, overrides=)."""
 
   function: str  # `module:name`
 
   def run(self, config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None) -> Any:
-    """The whole job. Raises InputError."""
+    """Runs the job. Raises InputError."""
     return find(self.function)(config, workdir, overrides=overrides)
 
 
@@ -40,20 +40,20 @@ JOBS: dict[str, TrainingJob | MeasuringJob] = {
 
 
 def job_of(config: ConfigDict) -> TrainingJob | MeasuringJob:
-  """The job of a configuration. Raises InputError for a task that does not exist."""
+  """The job of a configuration. Raises InputError for an unknown task."""
   if config.task not in JOBS:
     raise InputError(f"unknown task {config.task!r}: the jobs are {', '.join(JOBS)}")
   return JOBS[config.task]
 
 
 def training_job_of(config: ConfigDict) -> TrainingJob:
-  """The same, of a job that trains. Raises InputError for one that does not."""
+  """The training job of a configuration. Raises InputError if the job does not train."""
   job = job_of(config)
   if not isinstance(job, TrainingJob):
-    raise InputError(f"the job {config.task!r} trains nothing")
+    raise InputError(f"the job {config.task!r} does not train")
   return job
 
 
 def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None) -> str | None:
-  """Runs the job of a configuration; the signal that stopped it, None at its end. Raises InputError."""
+  """Runs the job of a configuration. Returns the signal that stopped it, or None. Raises InputError."""
   return getattr(job_of(config).run(config, workdir, overrides=overrides), "stopped", None)

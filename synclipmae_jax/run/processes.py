@@ -1,4 +1,4 @@
-"""Many processes as one job: how they find each other, and how a process ends when another one is gone."""
+"""Connects the processes of one job, and ends a process when another one is lost."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ import jax
 from synclipmae_jax.types import InputError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-LOST = 134  # exit status, in a shell that of JAX's own abort, which may come first: another process is gone
-_GRACE = 10  # seconds for the others to fail in the same way
-# JAX has no type of its own for it: Gloo's failures are ValueErrors, a pod's JaxRuntimeErrors.
+LOST = 134  # exit status when another process is lost; equal to that of JAX's own abort, which may come first
+_GRACE = 10  # seconds in which the other processes may fail in the same way
+# JAX has no exception type for a lost process: Gloo raises ValueError, a pod raises JaxRuntimeError.
 _LOSS = re.compile(r"gloo|heartbeat|coordination|socket closed|^(UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED)", re.IGNORECASE)
 
 
 def initialise(*, heartbeat_seconds: int = 100) -> None:
-  """Joins this process to the others of its job, as the cluster says (TPU pods, GKE, Slurm, Open MPI), or else the
-  environment: JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+  """Connects this process to the others of its job.
 
-  A process of which nothing was heard for `heartbeat_seconds` counts as gone; JAX then ends all others by SIGABRT.
+  The addresses come from the cluster (TPU pods, GKE, Slurm, Open MPI) or else from the environment:
+  JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. A process without a heartbeat
+  for `heartbeat_seconds` counts as lost; JAX then ends all others with SIGABRT. Raises InputError if no other processes
+  are found.
   """
-  # JAX would take SIGTERM for itself. The training loop handles it: all processes agree on the step to save.
+  # JAX would handle SIGTERM. The training loop must handle it: all processes agree on the step to save.
   jax.config.update("jax_enable_preemption_service", False)
   try:
     count, index = (int(os.environ[name]) if name in os.environ else None for name in (COUNT, INDEX))
@@ -35,25 +37,25 @@ def initialise(*, heartbeat_seconds: int = 100) -> None:
   except (ValueError, TypeError, RuntimeError) as error:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise InputError(
-      f"--distributed finds no other processes ({reason}): where JAX knows the cluster it needs nothing else, elsewhere"
-      f" give {ADDRESS}, {COUNT} and {INDEX}; a single process goes without the flag"
+      f"--distributed finds no other processes ({reason}): on a cluster that JAX does not know, set"
+      f" {ADDRESS}, {COUNT} and {INDEX}; omit the flag for a single process"
     ) from error
 
 
 def is_loss(error: Exception) -> bool:
-  """Whether `error` is how a computation over all processes fails when one of them is gone."""
+  """Whether `error` means that a computation over all processes failed because one of them is lost."""
   return isinstance(error, ValueError | jax.errors.JaxRuntimeError) and bool(_LOSS.search(str(error)))
 
 
 def leave(status: int) -> NoReturn:
-  """Ends this process after a failure, with `status`, and within seconds.
+  """Ends this process after a failure with `status`, within seconds.
 
-  A normal exit waits for the others, which would wait for this one: in a computation that it takes no part in any
-  more. Cut off, they fail too.
+  A normal exit would wait for the other processes, which wait for this one in a shared computation. When this process
+  ends, they fail too.
   """
   sys.stdout.flush()
   sys.stderr.flush()
-  if status != LOST:  # what is wrong here may be wrong everywhere: then nobody is cut off before having said so
+  if status != LOST:  # all processes may have the same error: let each print it before it is cut off
     farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     farewell.start()
     farewell.join(_GRACE)

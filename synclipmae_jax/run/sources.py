@@ -1,4 +1,4 @@
-"""The clips of a run: the records of its configuration, or the embedded corpus, which is made first."""
+"""The clips of a run: the records of its configuration, or the SynthTalk corpus, which is generated first."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from synclipmae_jax.data.synthtalk.corpus import write_corpus
 from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.types import Batch, EvalClip, InputError
 
-REFERENCE_CLIPS = 500  # training clips that the linear baseline and the ceiling are fitted on, at most
-SHOWN = 8  # clips of a picture
+REFERENCE_CLIPS = 500  # maximum number of training clips for fitting the linear baseline and the ceiling
+SHOWN = 8  # clips in a picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def open_clips(config: ConfigDict, workdir: Path, clock: Clock) -> Clips:
 
 
 def find_sources(config: ConfigDict, workdir: Path, clock: Clock) -> list[pipeline.Source]:
-  """The records to train on; the embedded corpus is written and prepared first, unless it is there already."""
+  """The records to train on. The SynthTalk corpus is written and prepared first, unless it exists."""
   if config.data.sources:
     try:
       return [pipeline.Source(directory=str(path), weight=float(weight)) for path, weight in config.data.sources]
@@ -81,14 +81,14 @@ def find_sources(config: ConfigDict, workdir: Path, clock: Clock) -> list[pipeli
       ) from None
   if not config.data.synthtalk:
     raise InputError(
-      "there is nothing to train on: give --config.data.sources=\"(('DIR', 1.0),)\" with what `synclipmae prepare`"
-      " made, or use the preset demo, which makes its own data"
+      "no training data: give --config.data.sources=\"(('DIR', 1.0),)\" with the output of `synclipmae prepare`,"
+      " or use the preset demo, which generates its data"
     )
   corpus = config.data.synthtalk
   raw, out = workdir / "data" / "synthtalk", workdir / "data" / "prepared"
-  bars = sys.stderr.isatty()  # in a log file they are noise
+  bars = sys.stderr.isatty()  # no progress bars in a log file
   if jax.process_index() == 0:
-    print(f"SynthTalk: {corpus.train} clips to train on, {corpus.test} to test on, in {workdir / 'data'}", flush=True)
+    print(f"SynthTalk: {corpus.train} training clips and {corpus.test} test clips in {workdir / 'data'}", flush=True)
     with clock("synthesis"):
       write_corpus(
         raw,
@@ -124,8 +124,10 @@ def evaluation_clips(
   host_count: int,
   image_size: int | None = None,
 ) -> tuple[Iterable[EvalClip], str]:
-  """A host's share of the clips of the first source to evaluate on, held out where it has such a split, and a remark
-  where it has not. `image_size`: other than the configuration's."""
+  """A host's share of the evaluation clips of the first source, and a remark if the source has no held-out split.
+
+  `image_size` replaces that of the configuration.
+  """
   directory, wanted = sources[0].directory, config.data.eval_split
   split, missing = wanted, ""
   try:

@@ -1,4 +1,4 @@
-"""The models that the synchronisation protocol can measure, by name; a model's code is imported when it is loaded."""
+"""The models of the synchronisation protocol, by name. The code of a model is imported when it is loaded."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class EmbeddedTokens:
-  """SyncLipMAE as the protocol takes it (`baselines.protocol.SyncModel`): a frame is seen by itself.
+  """SyncLipMAE as a `baselines.protocol.SyncModel`. Each visual token depends on one frame.
 
-  With more `context_frames` the tokens of that many neighbours stand side by side, so that two moments are compared by
-  their mean similarity: for tables beside models of which one token sees several frames.
+  With `context_frames` > 1 the tokens of that many neighbouring frames are concatenated, so that two moments are
+  compared by their mean similarity. This serves comparisons with models whose tokens depend on several frames.
   """
 
   name = "SyncLipMAE"
@@ -52,7 +52,7 @@ def _synclipmae(directory: str | None, *, context_frames: int = 1) -> SyncModel:
 
 
 def _syncnet(directory: str) -> SyncModel:
-  """Converted weights, which compare by distance, or the workdir of a run of configs/syncnet.py."""
+  """From converted weights (compared by L2 distance) or from the workdir of a run of configs/syncnet.py."""
   from synclipmae_jax.baselines.syncnet import SyncNetTokens
 
   if (Path(directory) / "calibrated").is_dir():
@@ -78,7 +78,7 @@ def _vocalist(directory: str) -> SyncModel:
 
 
 def load_baseline(kind: str, directory: str) -> tuple[Functional, dict[str, Any], Params]:
-  """(module, the sizes it was built with, parameters) of a converted baseline. Raises InputError."""
+  """(module, its sizes, parameters) of a converted baseline. Raises InputError."""
   from synclipmae_jax.convert import donor as donors
 
   donor, saved = donors.load(kind), checkpoints.find_item(directory, kind)
@@ -87,12 +87,12 @@ def load_baseline(kind: str, directory: str) -> tuple[Functional, dict[str, Any]
     sizes = donor.sizes(shapes)
     module = donor.modules(**sizes)[kind]
   except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-    raise InputError(f"the item {kind!r} of {directory} makes no {donor.title} ({error})") from error
+    raise InputError(f"the item {kind!r} of {directory} is not {donor.title} ({error})") from error
   saved.refuse_difference(saved.leaves, module.abstract)
   return module, sizes, jax.device_put(checkpoints.load_item(directory, kind))
 
 
-OURS = ("synclipmae", "synclipmae-5")  # they need no directory: one comes with the package
+OURS = ("synclipmae", "synclipmae-5")  # no directory needed: a checkpoint comes with the package
 MODELS: dict[str, Callable[[str | None], SyncModel]] = {
   "synclipmae": _synclipmae,
   "synclipmae-5": functools.partial(_synclipmae, context_frames=5),
@@ -100,15 +100,15 @@ MODELS: dict[str, Callable[[str | None], SyncModel]] = {
   "stable_syncnet": _stable_syncnet,
   "vocalist": _vocalist,
 }
-# LSE is of the released models: a SyncNet that was trained here compares by cosine.
+# LSE is defined for the released models. A SyncNet trained with this package compares by cosine.
 _LSE = {("syncnet", "l2"): syncnet_lse, ("stable_syncnet", "cosine"): stable_syncnet_lse}
 
 
 def load_model(kind: str, directory: str | None) -> SyncModel:
-  """The model `kind` of `MODELS` from a checkpoint. Raises InputError where it does not hold that model."""
+  """The model `kind` of `MODELS` from a checkpoint. Raises InputError if the checkpoint does not hold that model."""
   return MODELS[kind](directory)
 
 
 def lse_of(kind: str, model: SyncModel) -> LseOf | None:
-  """What makes LSE-C and LSE-D of the tokens of a model; None where they are not defined for it."""
+  """The function from tokens to LSE-C and LSE-D for a model; None if they are not defined for it."""
   return _LSE.get((kind, model.similarity)) if isinstance(model.similarity, str) else None

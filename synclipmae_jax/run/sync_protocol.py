@@ -1,5 +1,4 @@
-"""The synchronisation protocol from a configuration (configs/sync.py): models from checkpoints, the same held-out clips
-for all, one table at the end."""
+"""Runs the synchronisation protocol of a configuration (configs/sync.py): all models on the same held-out clips."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ LINEAR = "linear"  # fitted on the training clips of the records
 def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None) -> Benchmark:
   """Measures every model of the configuration, writes WORKDIR/sync.json and sync.md, and prints the tables.
 
-  Raises InputError, before anything is made, where a checkpoint does not hold the model that it should.
+  Raises InputError, before anything is written, if a checkpoint does not hold the model named for it.
   """
   clock, started = Clock(), time.perf_counter()
   listed = check_listed(config.models)
@@ -69,11 +68,11 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
 
 @dataclasses.dataclass
 class HeldOut:
-  """This process's share of the clips, read anew at every pass; with `seed` those of unknown lag get a known one."""
+  """This process's share of the clips, read again in every pass. With `seed`, clips of unknown lag get a known lag."""
 
   read: Callable[[], Iterable[EvalClip]]
   seed: int | None
-  injected: set[str] = dataclasses.field(default_factory=set)  # keys of those that were met
+  injected: set[str] = dataclasses.field(default_factory=set)  # keys of the clips that got a lag
 
   def __iter__(self) -> Iterator[EvalClip]:
     for clip in self.read():
@@ -92,12 +91,12 @@ def check_listed(listed: Iterable[tuple[str, str | None]]) -> list[tuple[str, st
       f"models is a tuple of (kind, checkpoint directory), like (('syncnet', 'DIR'),), not {listed!r}"
     ) from None
   if not pairs:
-    raise InputError("there is nothing to measure: config.models is empty")
+    raise InputError("no model to measure: config.models is empty")
   for kind, directory in pairs:
     if kind != LINEAR and kind not in MODELS:
       raise InputError(f"unknown kind of model {kind!r}: one of {', '.join((LINEAR, *MODELS))}")
     if kind == LINEAR and directory:
-      raise InputError(f"the linear baseline is fitted here, and has no checkpoint {directory}")
+      raise InputError(f"the linear baseline is fitted in this run and takes no checkpoint, got {directory}")
     if kind not in (LINEAR, *OURS) and not directory:
-      raise InputError(f"{kind} has no weights of its own here: name their directory, as (('{kind}', 'DIR'),)")
+      raise InputError(f"no weights of {kind} come with the package: give their directory, as (('{kind}', 'DIR'),)")
   return pairs

@@ -1,4 +1,4 @@
-"""A training run from a configuration: data, task, training, evaluation, and what is printed at the end."""
+"""A training run from a configuration: data, task, training, evaluation and the final report."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.step import check_batch
 from synclipmae_jax.types import Evaluation, InputError, RunContext, Task, TrainingData
 
-# Fields of `config.init` that name no item.
+# Fields of `config.init` that are not items.
 INIT_OPTIONS = ("require", "allow_random_frozen", "by_reference")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-  """A job that trains. Each part is a function, as `module:name`, imported when the job runs."""
+  """A training job. Each part is a function `module:name`, imported when the job runs."""
 
   task: str  # (nested dicts of the configuration) -> Task
   evaluation: str  # (RunContext) -> Evaluation
   data: str = "synclipmae_jax.run.sources:open_clips"  # (ConfigDict, workdir, Clock) -> TrainingData
-  next_commands: str | None = None  # (workdir) -> the text that ends a run
+  next_commands: str | None = None  # (workdir) -> text printed at the end of a run
 
   def build_task(self, config: ConfigDict) -> Task:
-    """The task of a configuration. Raises InputError for one that makes no task."""
+    """The task of a configuration. Raises InputError for a configuration that is not valid."""
     if config.seed < 0:
       raise InputError(f"the seed must be 0 or more, not {config.seed}")
     try:
       return find(self.task)(config.to_dict())
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
-      raise InputError(f"this configuration makes no model: {error}") from error
+      raise InputError(f"no model can be built from this configuration: {error}") from error
 
   def open_data(self, config: ConfigDict, workdir: Path, clock: Clock) -> TrainingData:
     """The data of a configuration. Raises InputError."""
     return find(self.data)(config, workdir, clock)
 
   def run(self, config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None) -> loop.TrainResult:
-    """The whole job. User errors raise InputError before anything is made or compiled."""
+    """Runs the job. User errors raise InputError before anything is written or compiled."""
     clock, started = Clock(), time.perf_counter()
     training = build_training(self, config)
     task, mesh = training.task, training.mesh
@@ -93,7 +93,7 @@ class TrainingJob:
         tensorboard=config.train.tensorboard,
         profile=config.train.get("profile"),
       )
-    # The loop's own time is what evaluation and pictures, which it calls, leave of it.
+    # Subtract evaluation and pictures, which the loop calls, from the time of the loop.
     clock.seconds["training"] -= sum(clock.seconds.get(part, 0.0) for part in ("evaluation", "pictures"))
     if result.stopped is None and jax.process_index() == 0:
       with clock("pictures"):
@@ -112,7 +112,7 @@ def find(name: str) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-  """What a train step is made of."""
+  """The parts of a train step."""
 
   task: Task
   mesh: Mesh
@@ -127,20 +127,20 @@ def build_training(job: TrainingJob, config: ConfigDict, devices: Sequence[jax.D
   try:
     mesh = sharding.make_mesh(config.train.mesh, devices)
   except InputError as error:
-    raise InputError(f"{error}; this would do: --config.train.mesh=\"(('data', -1),)\"") from None
+    raise InputError(f"{error}; use for example --config.train.mesh=\"(('data', -1),)\"") from None
   batch = dict(batch_size=config.train.batch_clips, accumulation=config.train.accumulation)
   hosts = len({device.process_index for device in mesh.devices.flat})
   check_batch(task, mesh=mesh, processes=hosts, **batch)
-  warmup = min(config.optimizer.warmup_steps, config.train.steps)  # a few steps are a run too
+  warmup = min(config.optimizer.warmup_steps, config.train.steps)  # a run may be shorter than the warm-up
   optimizer = make_optimizer(**{**config.optimizer, "warmup_steps": warmup}, total_steps=config.train.steps)
   return Training(task=task, mesh=mesh, optimizer=optimizer, **batch)
 
 
 def initial_items(config: ConfigDict, task: Task, *, resuming: bool) -> dict[str, str | None]:
-  """Items that may start from a checkpoint -> its directory, or None where none is given.
+  """Items that may start from a checkpoint -> its directory, or None if none is given.
 
-  A directory that does not fit is refused here already, from its keys and shapes; `resuming`, none is looked at. A
-  frozen encoder of random numbers is refused, unless that is asked for by name.
+  Raises InputError for a directory whose keys or shapes do not fit (not checked when `resuming`), and for a randomly
+  initialised frozen encoder, unless `allow_random_frozen` is set.
   """
   if "init" not in config:
     return {}
@@ -150,7 +150,7 @@ def initial_items(config: ConfigDict, task: Task, *, resuming: bool) -> dict[str
   if not config.init.allow_random_frozen:
     needed |= {name for name, params in frozen.items() if jax.tree.leaves(params)}
   for name in sorted(name for name in needed if not items.get(name)):
-    why = "is frozen, and random numbers would stay random" if name in frozen else "starts from donor weights here"
+    why = "is frozen and would keep its random values" if name in frozen else "must start from donor weights"
     way_out = "--config.init.allow_random_frozen" if name in frozen else "--config.init.require='()'"
     raise InputError(
       f"the {name} {why}: give its converted checkpoint with --config.init.{name}=DIR, or pass {way_out}"
@@ -159,7 +159,7 @@ def initial_items(config: ConfigDict, task: Task, *, resuming: bool) -> dict[str
   for name, directory in items.items():
     if directory and not resuming:
       wanted = {**trainable, **frozen}
-      try:  # the loop, which reads the files, will compare them with their manifest
+      try:  # the loop reads the files and compares them with their manifest
         plan_item(
           directory, name, wanted, frozen=name in frozen, resize_position=resize_position, verify=False
         )

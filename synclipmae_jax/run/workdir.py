@@ -1,4 +1,4 @@
-"""What a workdir says of its run: config.json, the stamp of its checkpoints, and whether it holds another model."""
+"""Metadata of a workdir: config.json, the stamp of its checkpoints, and the check for another model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from synclipmae_jax.types import FPS, SAMPLE_RATE, InputError
 
-# Fields that make a model what it is: a workdir holds one model. Of these, some say how it is computed, not what it is.
+# Fields that define a model; a workdir holds one model. COMPUTING_FIELDS change how it is computed, not the model.
 MODEL_FIELDS = ("task", "model.", "data.image_size", "data.clip_frames", "data.audio_frames")
 COMPUTING_FIELDS = {"model.compute_dtype", "model.unroll", "model.remat", "model.embed_visible"}
 
@@ -26,10 +26,10 @@ def has_checkpoints(workdir: Path) -> bool:
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
-  """Refuses a workdir that holds another model, before anything in it is touched; says what else differs."""
+  """Raises InputError for a workdir that holds another model, before it is changed. Prints other differences."""
   try:
     before = json.loads((workdir / "config.json").read_text())["config"]
-  except (FileNotFoundError, ValueError, KeyError):  # none, or one that a killed run left half
+  except (FileNotFoundError, ValueError, KeyError):  # absent, or truncated by a killed run
     return
   before, now = (dict(_flatten(tree)) for tree in (before, resolved(config)))
   changed = {
@@ -39,13 +39,13 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
   }
   other = [text for field, text in changed.items() if field.startswith(MODEL_FIELDS) and field not in COMPUTING_FIELDS]
   if other and has_checkpoints(workdir):
-    raise InputError(f"{workdir} was made with another model ({', '.join(other)}): name another workdir")
+    raise InputError(f"{workdir} was made with another model ({', '.join(other)}): use another workdir")
   if changed and jax.process_index() == 0:
-    print(f"this run differs from the one that made {workdir}: {', '.join(changed.values())}")
+    print(f"this run differs from the previous run in {workdir}: {', '.join(changed.values())}")
 
 
 def stamp(config: ConfigDict, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-  """What a checkpoint says about itself: the configuration, the preprocessing it was trained on, the revision."""
+  """Metadata stored in a checkpoint: configuration, preprocessing of the training data, revision of the code."""
   data, model = config.get("data", {}), config.get("model", {})
   return {
     "task": config.task,
@@ -62,7 +62,7 @@ def stamp(config: ConfigDict, preprocessing: Mapping[str, Any]) -> dict[str, Any
 
 
 def revision() -> str | None:
-  """The git revision of the code, with + where it was changed; None outside a checkout."""
+  """The git revision of the code, followed by + if files are changed; None outside a checkout."""
   here = Path(__file__).parents[1]
   with contextlib.suppress(OSError, subprocess.CalledProcessError):
     ask = lambda *words: subprocess.run(

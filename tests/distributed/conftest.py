@@ -1,4 +1,4 @@
-"""The toy task and the footage of the neighbouring tests."""
+"""Makes the toy task and the footage of other tests importable."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""Processes that are killed, signalled, cut off or out of disk: what is lost is never a checkpoint, and never a bit."""
+"""Processes that are killed, signalled, disconnected or out of disk space: no checkpoint is lost or changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toy_run import run_toy, train
 
 from synclipmae_jax import checkpoints
 
-GONE = {134, -signal.SIGABRT}  # ours, or JAX's own abort, which a shell shows as the same
+GONE = {134, -signal.SIGABRT}  # this program's status, or JAX's abort, which a shell reports as the same
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
@@ -30,7 +30,7 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def whole_step(workdir: pathlib.Path) -> int:
-  """The newest step, every file of which must be as its manifest says; 0 where none was saved yet."""
+  """The newest step, whose files must agree with the manifest; 0 if no step was saved."""
   if not saved_steps(workdir):
     return 0
   complaints: list[str] = []
@@ -47,7 +47,7 @@ def equal(tree, other) -> None:
   jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-# Moments of a kill, by what is seen in the workdir.
+# Times of a kill, by the state of the workdir.
 
 
 def at_random(rng):
@@ -56,7 +56,7 @@ def at_random(rng):
 
 
 def in_a_save(rng):
-  files = rng.integers(0, 12)  # of a step that is being written
+  files = rng.integers(0, 12)  # of a step during its save
   return lambda workdir, before: any(
     len(list(folder.rglob("*"))) > files for folder in (workdir / "checkpoints").glob("*.saving*")
   )
@@ -67,14 +67,14 @@ def right_after_a_save(rng):
 
 
 def kill_and_resume(tmp_path, kills: int, moments) -> int:
-  """How many of the kills fell into a save."""
+  """Number of kills during a save."""
   rng, workdir, torn, total = np.random.default_rng(0), tmp_path / "killed", 0, 10_000
   for number in range(kills):
     before = saved_steps(workdir)
     with run_toy(workdir, total=total, pause=0.005) as (child,):
       child.wait_for(lambda child=child: "first step" in child.said)
       ready = moments[number % len(moments)](rng)
-      with contextlib.suppress(FileNotFoundError):  # looked at while it was renamed: as good a moment as any
+      with contextlib.suppress(FileNotFoundError):  # renamed during the check: also a valid moment
         child.wait_for(lambda ready=ready, before=before: ready(workdir, before))
       safe = saved_steps(workdir)
       child.kill()
@@ -101,13 +101,13 @@ def test_killed_twenty_four_times_it_resumes_bit_for_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(tmp_path):
-  """Writes that really fail: no file may become longer than some bytes, from the fourth batch on."""
+def test_a_full_disk_ends_the_run_without_loss_of_a_checkpoint(tmp_path):
+  """Real write failures: from the fourth batch on, a file size limit is active."""
   with run_toy(tmp_path / "w", total=10, every=3, log_every=100, file_limit=(0, 3, 300)) as children:
     assert children.wait() == [2], children[0].said
   *_, last = children[0].said.splitlines()
   assert "checkpoint 6 could not be written to" in last and "File too large" in last
-  assert "the last whole one is step 3" in last
+  assert "the last complete one is step 3" in last
   assert whole_step(tmp_path / "w") == 3
   with run_toy(tmp_path / "w", total=10, every=3, log_every=100) as children:
     assert children.wait() == [0], children[0].said
@@ -128,7 +128,7 @@ def small_disk(tmp_path):
   subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_file_system_that_runs_full_ends_the_run_and_costs_no_checkpoint(tmp_path, small_disk):
+def test_a_full_file_system_ends_the_run_without_loss_of_a_checkpoint(tmp_path, small_disk):
   with run_toy(small_disk / "w", total=100_000, log_every=10**6, pause=0.05) as (child,):
     child.wait_for(lambda: len(saved_steps(small_disk / "w")) == 2)
     with contextlib.suppress(OSError), (small_disk / "others_data").open("wb", buffering=0) as file:
@@ -137,7 +137,7 @@ def test_a_file_system_that_runs_full_ends_the_run_and_costs_no_checkpoint(tmp_p
     assert child.wait() == 2, child.said
   *_, last = child.said.splitlines()
   assert "could not be written to" in last and "No space left on device" in last
-  assert "the last whole one is step" in last
+  assert "the last complete one is step" in last
   step = whole_step(small_disk / "w")
   (small_disk / "others_data").unlink()
   with run_toy(small_disk / "w", total=step + 2, log_every=10**6) as children:
@@ -153,13 +153,13 @@ def test_when_one_process_dies_the_other_ends(tmp_path, dying):
     children[dying].kill()
     assert children[1 - dying].wait(60) in GONE, children[1 - dying].said
   said = children[1 - dying].said
-  assert "another process of this job is gone" in said or "another task died" in said
+  assert "another process of this job is lost" in said or "another task died" in said
   assert whole_step(tmp_path / "w") >= 5
 
 
 @pytest.mark.parametrize("dying", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_process_that_waits_in_vain_notices_within_the_time_of_a_heartbeat(tmp_path, dying):
-  """On a pod nothing comes from a process that has died. Here the other one is not even asking."""
+def test_a_waiting_process_detects_a_lost_one_within_the_heartbeat_time(tmp_path, dying):
+  """As on a pod, a dead process sends nothing. The other process is not in a shared computation."""
   stall = (1 - dying, 3)
   with run_toy(tmp_path / "w", 2, total=10**6, stall=stall, heartbeat=10) as children:
     children[1 - dying].wait_for(lambda: "stalled" in children[1 - dying].said)
@@ -169,12 +169,12 @@ def test_a_process_that_waits_in_vain_notices_within_the_time_of_a_heartbeat(tmp
 
 
 @pytest.mark.parametrize("failing", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_save_that_fails_on_one_process_ends_both_with_the_same_sentence(tmp_path, failing):
+def test_a_save_that_fails_on_one_process_ends_both_with_the_same_message(tmp_path, failing):
   options = dict(total=10, every=3, log_every=100, file_limit=(failing, 3, 300))
   with run_toy(tmp_path / "w", 2, **options) as children:
     assert children.wait() == [2, 2], children.said
   for child in children:
     *_, last = child.said.strip().splitlines()
-    assert "checkpoint 6 could not be written" in last and "the last whole one is step 3" in last
+    assert "checkpoint 6 could not be written" in last and "the last complete one is step 3" in last
     assert "File too large" in last
   assert whole_step(tmp_path / "w") == 3

@@ -1,4 +1,4 @@
-"""Two and four real processes are one run: the losses, the checkpoint and the scores of a single process."""
+"""Two and four real processes give the losses, the checkpoint and the scores of a single process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def log_of(workdir: pathlib.Path) -> dict[int, dict]:
 
 
 def agree(workdir: pathlib.Path, other: pathlib.Path, *, until: int | None = None, rtol: float = 1e-6) -> None:
-  """Step by step; not bit for bit, for Gloo adds up in another order than a single process."""
+  """Compares every step, not bit for bit, because Gloo sums in another order than a single process."""
   one, two = log_of(workdir), log_of(other)
   assert one.keys() == two.keys()
   for step in range(1, (until or max(one)) + 1):
@@ -30,9 +30,9 @@ def agree(workdir: pathlib.Path, other: pathlib.Path, *, until: int | None = Non
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_run_goes_on_in_any_number_of_processes_and_on_any_mesh(tmp_path, count):
-  """Several processes, stopped by a SIGTERM that reaches but one of them; then one process, whose last step is
-  damaged; then several again."""
+def test_a_run_resumes_with_any_number_of_processes_and_on_any_mesh(tmp_path, count):
+  """Several processes, stopped by a SIGTERM to one of them; then one process, whose last step is damaged; then several
+  again."""
   workdir = tmp_path / "w"
   with run_toy(workdir, count, total=10**6, every=10**6, pause=0.01) as children:
     children[0].wait_for(lambda: "step 3/" in children[0].said)
@@ -56,7 +56,7 @@ def test_a_run_goes_on_in_any_number_of_processes_and_on_any_mesh(tmp_path, coun
   assert f"resuming {workdir} at step {step + 2}" in children[0].said and "damaged" not in children[1].said
   train(tmp_path / "whole", total=step + 4, every=10**6, mesh=(("fsdp", count),))
   agree(workdir, tmp_path / "whole", until=step)
-  agree(workdir, tmp_path / "whole", rtol=2e-5)  # the steps on other meshes too
+  agree(workdir, tmp_path / "whole", rtol=2e-5)  # also the steps on other meshes
   saved = {path.name for path in (workdir / "checkpoints").iterdir()}
   assert saved == {str(step + 2), f"{step + 3}.damaged", str(step + 4), "frozen"}
   assert checkpoints.resolve_step(workdir).name == str(step + 4)
@@ -67,7 +67,7 @@ def test_a_run_goes_on_in_any_number_of_processes_and_on_any_mesh(tmp_path, coun
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_scores_are_those_of_a_single_process_to_the_last_bit(tmp_path, count):
-  """Five clips of several lengths: shares are unequal, and one of them has but a clip too short to be scored."""
+  """Five clips of several lengths: shares are unequal, and one share has only a clip that is too short."""
   for name in ("one", "many"):
     (tmp_path / name).mkdir()
   evaluate(tmp_path / "one", clips=5, devices=1)
@@ -80,12 +80,12 @@ def test_scores_are_those_of_a_single_process_to_the_last_bit(tmp_path, count):
   assert (tmp_path / "many" / "eval.json").read_bytes() == (tmp_path / "one" / "eval.json").read_bytes()
 
 
-# The whole job on the preset tiny.
+# The whole job with the preset `tiny`.
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-  """Records of seven clips of 48 to 72 frames; all but one are in the split `train`."""
+  """Records of seven clips of 48 to 72 frames, six of them in the split `train`."""
   raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
   for number in range(7):
     rng, count = np.random.default_rng(number), 48 + 4 * number
@@ -97,7 +97,7 @@ def prepared(tmp_path_factory):
 
 
 def whole_job(folder, prepared, count: int, *, devices: int, **overrides) -> pathlib.Path:
-  """Runs the program in `count` processes; FOLDER/run is its workdir, FOLDER/reads/<index> what each has read."""
+  """Runs the program in `count` processes; FOLDER/run is its workdir, FOLDER/reads/<index> its reads."""
   (folder / "reads").mkdir(parents=True)
   fields = {"data.sources": ((str(prepared), 1.0),), "data.eval_split": "train", **overrides}
   arguments = [f"--config.{name}={value}" for name, value in fields.items()]
@@ -119,7 +119,7 @@ def test_the_job_in_many_processes_trains_alike_and_each_reads_its_share(tmp_pat
   assert sorted(path.name for path in (many / "checkpoints").iterdir()) == ["2", "3"]
   assert checkpoints.resolve_step(many).name == "3"
 
-  pairs = 8 // 2 // count  # records of a process in each step's batch
+  pairs = 8 // 2 // count  # records of a process in the batch of each step
   alone = dict(line.split() for line in (tmp_path / "one" / "reads" / "0").read_text().splitlines())
   needed = set()
   for index in range(count):
@@ -132,7 +132,7 @@ def test_the_job_in_many_processes_trains_alike_and_each_reads_its_share(tmp_pat
 
 @pytest.mark.slow
 def test_the_job_in_many_processes_scores_alike(tmp_path, prepared):
-  """Five clips in one process and in four, the model at step 0: the same file to the last bit."""
+  """Five clips in one process and in four, with the model at step 0: identical files."""
   reports = []
   for count in (1, 4):
     run = whole_job(tmp_path / str(count), prepared, count, devices=1, **{"train.steps": 0, "data.eval_clips": 5})
@@ -145,10 +145,10 @@ def test_the_job_in_many_processes_scores_alike(tmp_path, prepared):
   ("workdir", "arguments", "sentence"),
   [
     ("w", ["--distributed"], "--distributed finds no other processes"),
-    ("gs://bucket/run", [], "--workdir=gs://bucket/run is no folder: mount the bucket"),
+    ("gs://bucket/run", [], "--workdir=gs://bucket/run is not a folder: mount the bucket"),
   ],
 )
-def test_what_cannot_be_run_so_is_one_sentence(tmp_path, monkeypatch, workdir, arguments, sentence):
+def test_wrong_input_prints_one_sentence(tmp_path, monkeypatch, workdir, arguments, sentence):
   monkeypatch.chdir(tmp_path)
   with start(1, 1, main, workdir, arguments=arguments) as (child,):
     assert child.wait() == 2, child.said

@@ -1,6 +1,6 @@
-"""`synclipmae_jax.main` in real processes, on the toy task in place of a model and its data, which makes it quick.
+"""`synclipmae_jax.main` in real processes, with the toy task instead of a model and its data.
 
-The processes are forked from one that has imported everything: a start costs a fraction of a second instead of some.
+The processes are forked from one that has imported everything, so that a start takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Child:
 
   @property
   def said(self) -> str:
-    """What it has written so far; all of it, once it was waited for."""
+    """Its output so far; complete after `wait`."""
     return b"".join(self._said).decode()
 
   def alive(self) -> bool:
@@ -54,14 +54,14 @@ class Child:
     os.kill(self._process.pid, number)
 
   def wait_for(self, ready, seconds: float = 120) -> None:
-    """Until `ready()`, which the child must bring about."""
+    """Waits until `ready()`, which the child must cause."""
     end = time.monotonic() + seconds
     while not ready():
       assert self.alive() and time.monotonic() < end, self.said
       time.sleep(0.002)
 
   def wait(self, seconds: float = 120) -> int:
-    """Its exit status; negative: the signal that ended it."""
+    """Waits for it; returns the exit status, or minus the signal that ended it."""
     self._process.join(seconds)
     assert not self.alive(), f"still running after {seconds} s:\n{self.said}"
     self._listener.join(seconds)
@@ -74,7 +74,7 @@ class Child:
 
 
 class Children(list):
-  """The processes of one job; whatever becomes of the test, none is left."""
+  """The processes of one job; all are ended after the test."""
 
   def __enter__(self) -> Children:
     return self
@@ -88,12 +88,12 @@ class Children(list):
 
   @property
   def said(self) -> str:
-    """What each of them has written. One text: of a list, pytest would show but the ends."""
+    """The output of all processes as one text, because pytest abbreviates lists."""
     return "".join(f"\n--- process {index}:\n{child.said}" for index, child in enumerate(self))
 
 
 def start(count: int, devices: int, function, *args, **kwargs) -> Children:
-  """`count` processes of one job, with `devices` each, that find each other by the environment."""
+  """`count` processes of one job with `devices` each, connected through the environment."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{s.getsockname()[1]}"
@@ -116,7 +116,7 @@ def _child(output, devices: int, function, args, kwargs) -> None:
   try:
     function(*args, **kwargs)
   finally:
-    atexit._run_exitfuncs()  # a process of multiprocessing leaves them out
+    atexit._run_exitfuncs()  # multiprocessing does not flush them
 
 
 def _member(environment: dict[str, str], function, *args, **kwargs) -> None:
@@ -125,7 +125,7 @@ def _member(environment: dict[str, str], function, *args, **kwargs) -> None:
 
 
 def main(workdir: str, *, distributed: bool, arguments=(), patch=None, options=None) -> None:
-  """`python -m synclipmae_jax.main` on the preset tiny; `patch(**options)` is called before it."""
+  """`python -m synclipmae_jax.main` with the preset `tiny`, after a call of `patch(**options)`."""
   from absl import app
   from absl import flags as absl_flags
 
@@ -141,7 +141,7 @@ def main(workdir: str, *, distributed: bool, arguments=(), patch=None, options=N
 
 
 def toy(*, heartbeat: int = 100, **options) -> None:
-  """Replaces the model and its data by the toy task: everything else is the program."""
+  """Replaces the model and its data by the toy task; the rest of the program is unchanged."""
   from synclipmae_jax.run import jobs, processes
 
   processes.initialise = functools.partial(processes.initialise, heartbeat_seconds=heartbeat)
@@ -159,8 +159,8 @@ def train(
   file_limit: tuple[int, int, int] | None = None,
   stall: tuple[int, int] | None = None,
 ):
-  """The toy run. `file_limit` (process, step, bytes): once that step is saved the process can write no longer file.
-  `stall` (process, step): there it says so and waits for ever instead of giving its batch."""
+  """The toy run. `file_limit` (process, step, bytes): after that step is saved, the process cannot write longer files.
+  `stall` (process, step): at that step the process prints a message and waits forever instead of yielding a batch."""
   import jax
   from toy_task import ToyTask, toy_batches
 
@@ -175,7 +175,7 @@ def train(
       if file_limit and (me, step) == file_limit[:2]:
         while not (pathlib.Path(workdir) / "checkpoints" / str(step)).exists():
           time.sleep(0.01)
-        jax.config.update("jax_enable_compilation_cache", False)  # no torn entries for others to find
+        jax.config.update("jax_enable_compilation_cache", False)  # no partial entries for other processes
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit[2], resource.RLIM_INFINITY))
       if (me, step) == stall:
         print("stalled", flush=True)
@@ -203,7 +203,7 @@ def run_toy(workdir: pathlib.Path, count: int = 1, *, devices: int = 1, **option
 
 
 class ToyModel:
-  """As much of a model as the evaluator looks at: tokens of a frame that depend on that frame, on a linear map."""
+  """The part of a model that the evaluator uses: tokens that are linear in their frame."""
 
   image_size = 8
 
@@ -220,7 +220,7 @@ class ToyModel:
 
 
 def evaluation_clips(count: int):
-  """Clips of 40 to 130 frames (the first is too short to be scored), every other one with the truth known."""
+  """Clips of 40 to 130 frames (the first is too short to be scored); every second one has a known truth."""
   import numpy as np
 
   from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip
@@ -242,7 +242,7 @@ def evaluation_clips(count: int):
 
 
 def evaluate(workdir: str, *, clips: int, distributed: bool = False, devices: int | None = None) -> None:
-  """The evaluator on so many clips, of which this process has its share."""
+  """The evaluator on `clips` clips, divided among the processes."""
   import jax
   import numpy as np
 
@@ -269,7 +269,7 @@ def evaluate(workdir: str, *, clips: int, distributed: bool = False, devices: in
 
 
 def note_reads(folder: str) -> None:
-  """Has every process write down the positions in the stream of records that it reads."""
+  """Makes every process record the positions in the stream of records that it reads."""
   import jax
 
   from synclipmae_jax.data import pipeline

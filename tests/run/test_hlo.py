@@ -1,4 +1,4 @@
-"""What a compiled step costs, counted from its text, against XLA's own count, against arithmetic and against itself."""
+"""The cost of a compiled step against XLA's own count and against arithmetic."""
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +32,15 @@ def scanned():
   return gradient(1)
 
 
-def test_a_scan_counts_like_its_unrolled_self_and_like_arithmetic(scanned):
-  forward_and_two_gradients = 3 * DEPTH - 1  # the first block's input wants none
+def test_a_scan_counts_like_the_unrolled_loop_and_like_arithmetic(scanned):
+  forward_and_two_gradients = 3 * DEPTH - 1  # the input of the first block has no gradient
   expected = forward_and_two_gradients * 2 * TOKENS * WIDTH * WIDTH
   assert hlo.read_cost(gradient(True)).flops == expected
-  assert hlo.read_cost(scanned).flops == expected + 2 * TOKENS * WIDTH * WIDTH  # a loop cannot leave it out
+  assert hlo.read_cost(scanned).flops == expected + 2 * TOKENS * WIDTH * WIDTH  # a loop computes it nevertheless
 
 
-def test_a_loop_whose_turns_stand_in_its_condition_alone():
-  """As the TPU compiler leaves it, and as a program is before it is compiled."""
+def test_a_loop_whose_trip_count_is_only_in_its_condition():
+  """The form of the TPU compiler, and that of a program before compilation."""
   shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((TOKENS, WIDTH), (DEPTH, WIDTH, WIDTH))]
   text = jax.jit(lambda x, w: stack(x, w, 1)).lower(*shapes).compiler_ir("hlo").as_hlo_text()
   assert "known_trip_count" not in text
@@ -71,7 +71,7 @@ def test_convolutions_against_the_compiler(options):
 
 
 # From a step compiled for v5e: a product of [10, 2] pairs of matrices, [16, 8] by [8, 16], and, as a fusion, an
-# all-reduce of which every chip keeps its own slice.
+# all-reduce of which every chip keeps one slice.
 BATCHED = """HloModule m
 ENTRY %main (a: f32[10,2,16,8], b: f32[10,2,16,8]) -> f32[10,2,16,16] {
   %a = f32[10,2,16,8]{3,2,1,0:T(8,128)} parameter(0)
@@ -94,21 +94,21 @@ ENTRY %main (x: bf16[64,32]) -> bf16[8,32] {
 """
 
 
-def test_a_batched_product_written_as_a_convolution_full_of_holes():
+def test_a_batched_product_written_as_a_dilated_convolution():
   cost = hlo.read_cost(BATCHED)
   assert cost.flops == 10 * 2 * 2 * 16 * 16 * 8
-  # Rows of 8 and of 16 are padded to 128; what stays on the chip is not read.
+  # Rows of 8 and of 16 are padded to 128; on-chip arrays are not counted.
   assert cost.hbm_bytes == 4 * (10 * 2 * 16 * 128) * 2
 
 
-def test_a_reduce_scatter_as_the_tpu_compiler_writes_it():
+def test_a_reduce_scatter_in_the_form_of_the_tpu_compiler():
   cost = hlo.read_cost(SCATTERED)
   size = 64 * 32 * 2
   assert cost.collectives == {"reduce-scatter": hlo.Collective(count=1, bytes=size, sent=size * 7 / 8)}
   assert cost.hbm_bytes == (64 + 8) * 128 * 2
 
 
-# An all-gather that runs beside a matrix product, as the compiler writes it for v5e.
+# An all-gather concurrent with a matrix product, as compiled for v5e.
 OVERLAPPED = """HloModule m
 %start (a: bf16[8,32]) -> (bf16[64,32], u32[]) {
   %a = bf16[8,32]{1,0} parameter(0)
@@ -130,15 +130,15 @@ ENTRY %main (w: bf16[8,32], y: bf16[16,16]) -> bf16[16,16] {
 """
 
 
-def test_a_collective_that_runs_beside_something_else_is_one():
+def test_an_asynchronous_collective_counts_once():
   cost = hlo.read_cost(OVERLAPPED)
   size = 64 * 32 * 2
   assert cost.collectives == {"all-gather": hlo.Collective(count=1, bytes=size, sent=size * 7 / 8)}
   assert cost.flops == 2 * 16**3
 
 
-def test_collectives_inside_a_loop_count_at_every_turn():
-  """Weights split over four devices: gathered by every block, and the sum over the batch of eight once."""
+def test_collectives_inside_a_loop_count_in_every_iteration():
+  """Weights sharded over four devices: every block gathers them; the sum over the batch of eight runs once."""
   mesh = sharding.make_mesh((("data", 2), ("fsdp", 4)), jax.devices()[:8])
   place = lambda shape, *spec: jax.ShapeDtypeStruct(
     shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec))
@@ -168,12 +168,12 @@ def test_collectives_inside_a_loop_count_at_every_turn():
     ("mesh['axis_0'=16] {'axis_0':(2)4}", 4),
   ],
 )
-def test_the_ways_to_write_who_takes_part(groups, size):
+def test_all_notations_of_participants(groups, size):
   assert hlo._group_size(f"channel_id=1, replica_groups={groups}") == size
 
 
-def test_a_loop_reads_the_slices_of_its_stack_and_not_the_stack():
-  """Memory traffic of a scan: each weight once, and at every turn what goes around."""
+def test_a_loop_reads_slices_of_its_stack_and_not_the_whole_stack():
+  """Memory traffic of a scan: each weight once, and the carry in every iteration."""
   depth = 40
   program = compiled(lambda x, w: stack(x, w, 1), (TOKENS, WIDTH), (depth, WIDTH, WIDTH))
   weights, activations = depth * WIDTH * WIDTH * 4, TOKENS * WIDTH * 4
@@ -185,7 +185,7 @@ def test_a_loop_reads_the_slices_of_its_stack_and_not_the_stack():
   ("dtype", "dims", "layout", "elements"),
   [
     ("bf16", (1536, 68, 1024), "2,1,0:T(8,128)(2,1)", 1536 * 72 * 1024),
-    ("bf16", (1536, 68, 1024), "2,0,1:T(8,128)(2,1)", 1536 * 68 * 1024),  # the tokens are no tile's rows
+    ("bf16", (1536, 68, 1024), "2,0,1:T(8,128)(2,1)", 1536 * 68 * 1024),  # the rows of the tokens do not fill a tile
     ("bf16", (1536, 68, 1024), "2,1,0:T(8,128)(2,1)S(1)", 0),  # on the chip
     ("f32", (1000,), "0:T(1024)", 1024),
     ("f32", (3, 5), "1,0", 15),

@@ -1,4 +1,4 @@
-"""The table of jobs, and a job that is added by one entry."""
+"""The table of jobs, and a job added by one entry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def entry(monkeypatch):
 
 def test_a_job_is_a_config_a_task_an_evaluation_and_one_entry(entry, tmp_path, capsys):
   (tmp_path / "run").mkdir()
-  (tmp_path / "run" / "eval.json").write_text('{"acc": {"k1": 0.5}}')  # of another evaluator
+  (tmp_path / "run" / "eval.json").write_text('{"acc": {"k1": 0.5}}')  # from another evaluator
   config = toy_job.get_config()
   assert jobs.run(config, tmp_path / "run", overrides={"train.steps": 3}) is None
   out = capsys.readouterr().out
@@ -37,12 +37,12 @@ def test_a_job_is_a_config_a_task_an_evaluation_and_one_entry(entry, tmp_path, c
   assert checkpoints.list_items(tmp_path / "run") == ["head", "opt_state", "table"]
 
   config.model.width = 7
-  with pytest.raises(InputError, match="makes no model: the width must be 6"):
+  with pytest.raises(InputError, match="no model can be built from this configuration: the width must be 6"):
     jobs.run(config, tmp_path / "other")
   assert not (tmp_path / "other").exists()
 
 
-def test_it_is_compiled_ahead_of_time_like_every_other(entry):
+def test_it_is_compiled_ahead_of_time_like_any_job(entry):
   config = toy_job.get_config()
   steps = ahead_of_time.lower_steps(build_training(entry, config, jax.devices()))
   assert len(steps) == 2 and all(step.compile() for _, step in steps)
@@ -52,11 +52,11 @@ def test_it_is_compiled_ahead_of_time_like_every_other(entry):
 def test_its_random_frozen_part_is_refused_by_name(entry, tmp_path):
   config = toy_job.get_config()
   config.init.allow_random_frozen = False
-  with pytest.raises(InputError, match="the table is frozen, .*--config.init.table=DIR"):
+  with pytest.raises(InputError, match="the table is frozen and .*--config.init.table=DIR"):
     jobs.run(config, tmp_path)
 
 
-def test_an_unknown_job_names_those_that_exist():
+def test_an_unknown_job_lists_the_known_jobs():
   config = toy_job.get_config()
   with pytest.raises(InputError, match="unknown task 'features': the jobs are pretrain, syncnet, sync"):
     jobs.job_of(config)

@@ -1,4 +1,4 @@
-"""A job as a newcomer adds one: a configuration, a task, an evaluation, and its own data. The test adds its entry."""
+"""An example of a new job: a configuration, a task, an evaluation and its own data. The test adds its entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the package, on footage that it has not seen: SynthTalk of another seed."""
+"""The checkpoint of the package on unseen footage: SynthTalk with another seed."""
 
 import os
 
@@ -21,13 +21,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-  """Files by true lag; those of odd index carry one."""
+  """Files by true lag; files of odd index have a lag."""
   folder = tmp_path_factory.mktemp("synthtalk")
   made = [make_clip(index, seed=SEED, split="test", seconds=6.0) for index in (1, 2, 5)]
   return [(write_clip(clip, folder, size=112), clip.lag) for clip in made]
 
 
-def test_is_small_and_says_what_it_is(model):
+def test_is_small_and_has_its_metadata(model):
   assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 10 * 2**20
   assert (DEMO / "README.md").read_text().startswith("# ")
   assert SYNTHETIC in model.notes
@@ -64,7 +64,7 @@ def test_another_clip_s_sound_cannot_be_synchronised(model, clips, tmp_path):
   assert result.verdict == "not_synchronizable" and result.lag_frames is None and result.confidence < 0.5
 
 
-def test_a_mended_file_is_in_sync(model, clips, tmp_path):
+def test_a_corrected_file_is_in_sync(model, clips, tmp_path):
   path, lag = next((path, lag) for path, lag in clips if abs(lag) > 1)
   out = tmp_path / "mended.mp4"
   fix_lag(path, out, lag_ms=model.sync(path).lag_ms)
@@ -73,7 +73,7 @@ def test_a_mended_file_is_in_sync(model, clips, tmp_path):
 
 
 @pytest.mark.parametrize("fps, rate", [("30000/1001", 44_100), ("50", 48_000), ("24000/1001", 16_000)])
-def test_answers_alike_whatever_the_rates(fps, rate, model, clips, tmp_path):
+def test_results_do_not_depend_on_the_rates(fps, rate, model, clips, tmp_path):
   from fractions import Fraction
 
   path, _ = clips[0]

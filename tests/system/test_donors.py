@@ -1,4 +1,4 @@
-"""The way the paper's run starts, at tiny size: donors' files -> conversion -> main."""
+"""The start of the paper's run at tiny size: donors' files -> conversion -> main."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def command(module, *words):
 
 
 @pytest.mark.slow
-def test_pretraining_starts_from_converted_donors_and_its_encoders_go_back(tmp_path):
+def test_pretraining_starts_from_converted_donors_and_its_encoders_are_exported(tmp_path):
   encoder = dict(image_size=64, patch=8, width=32, depth=2, heads=2, mlp_width=64, class_token=True)
   speech = dict(width=32, depth=2, heads=2, mlp_width=64, conv_width=16, pos_kernel=16, pos_groups=4)
   files = {name: tmp_path / f"{name}.safetensors" for name in ("sapiens", "wav2vec2")}
@@ -41,7 +41,7 @@ def test_pretraining_starts_from_converted_donors_and_its_encoders_go_back(tmp_p
   assert not report["speech_encoder"]["fresh"] and not report["visual_encoder"]["left_out"]
   trained = load_item(tmp_path / "run", "visual_encoder")
   np.testing.assert_array_equal(trained["class_position"], tensors["sapiens"]["pos_embed"][0, :1])
-  assert not np.array_equal(trained["class_token"], tensors["sapiens"]["cls_token"][0])  # it has learnt
+  assert not np.array_equal(trained["class_token"], tensors["sapiens"]["cls_token"][0])  # it was trained
 
   for name in files:
     command("convert", "export", name, "--src", tmp_path / "run", "--dst", tmp_path / "back" / f"{name}.safetensors")

@@ -1,4 +1,4 @@
-"""The whole main job on `tiny`, as a person runs it: a process, a workdir, an exit status."""
+"""The whole job on `tiny` from the command line: a process, a workdir, an exit status."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ def load(preset):
 
 
 def start(*arguments, preset="tiny", config="configs/pretrain.py"):
-  environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device, as on any laptop
+  environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device, as on a laptop
   return subprocess.Popen(
     [sys.executable, "-m", "synclipmae_jax.main", f"--config={config}:{preset}", *map(str, arguments)],
     cwd=ROOT,
@@ -58,7 +58,7 @@ def metrics(workdir):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """A finished run of the main job."""
+  """A finished run."""
   workdir = tmp_path_factory.mktemp("run") / "tiny"
   status, out, err = main(f"--workdir={workdir}")
   assert status == 0, err
@@ -69,7 +69,7 @@ def records(finished):
   return f"--config.data.sources=(('{finished[0] / 'data' / 'prepared'}', 1.0),)"
 
 
-def test_from_nothing_to_a_measured_score(finished):
+def test_a_run_from_data_to_scores(finished):
   workdir, out = finished
   report = json.loads((workdir / "eval.json").read_text())
   for row in (report, report["chance"], report["linear_baseline"], report["ceiling"], report["ci95"]):
@@ -100,9 +100,9 @@ def test_a_finished_run_started_again_takes_no_step(finished):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(finished, tmp_path, workers):
-  """Also the proof that two runs with one seed agree, for any number of data workers: the fixture has none."""
+  """Also tests that two runs with one seed agree for any number of data workers: the fixture uses none."""
   common = (f"--workdir={tmp_path / 'resumed'}", records(finished), f"--config.data.workers={workers}")
-  status, _, err = main(*common, "--config.train.steps=2")  # all warm-up, whatever the length of the schedule
+  status, _, err = main(*common, "--config.train.steps=2")  # only warm-up, for any length of the schedule
   assert status == 0, err
   status, out, err = main(*common)
   assert status == 0, err
@@ -110,8 +110,8 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(finished, tmp_path
   assert metrics(tmp_path / "resumed") == metrics(finished[0])
 
 
-def test_ordinary_footage_of_which_nothing_is_known(finished, tmp_path):
-  """A folder of videos: no truth, no known lag, one clip to evaluate on; prepare, train, evaluate all the same."""
+def test_footage_without_annotations(finished, tmp_path):
+  """Prepares, trains and evaluates on a folder of videos without truth or known lag, with one evaluation clip."""
   raw = tmp_path / "raw"
   for source in sorted((finished[0] / "data" / "synthtalk" / "train").iterdir())[:9]:
     if not source.name.endswith(".truth.npz"):
@@ -129,7 +129,7 @@ def test_ordinary_footage_of_which_nothing_is_known(finished, tmp_path):
   assert "synthetic" not in out
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
+def test_ctrl_c_saves_and_prints_how_to_resume(finished, tmp_path):
   workdir = tmp_path / "stopped"
   process = start(
     f"--workdir={workdir}", records(finished), "--config.train.steps=100000", "--config.train.checkpoint_every=100000"
@@ -153,7 +153,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
     ("--config.model.speech_encoder.kind=wav2vec2", "--config.init.speech_encoder=DIR"),
   ],
 )
-def test_bad_input_is_one_sentence_and_nothing_is_made(tmp_path, argument, sentence):
+def test_bad_input_prints_one_sentence_and_writes_nothing(tmp_path, argument, sentence):
   status, _, err = main(f"--workdir={tmp_path / 'w'}", argument)
   assert status == 2
   assert sentence in err and len(err.strip().splitlines()) == 1, err
@@ -171,7 +171,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_made(tmp_path, argument, sente
     ("model.remat", "some", "unknown remat policy"),
     ("model.compute_dtype", "float33", "float33"),
     ("model.decoder.depth", 0, "at least one block"),
-    ("model.visual_encoder.patch", 0, "makes no model"),
+    ("model.visual_encoder.patch", 0, "no model can be built"),
     ("loss.contrast_form", "sum", "contrast_form"),
     ("loss.positive_window", -1, "positive_window"),
     ("loss.negatives_clips", 3, "must be even"),
@@ -180,7 +180,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_made(tmp_path, argument, sente
     ("seed", -1, "seed must be 0 or more"),
   ],
 )
-def test_a_configuration_that_makes_no_run_is_refused_before_anything_is_made(tmp_path, field, value, sentence):
+def test_an_invalid_configuration_is_refused_before_anything_is_written(tmp_path, field, value, sentence):
   config = load("tiny")
   *path, name = field.split(".")
   node = config
@@ -207,7 +207,7 @@ def test_a_workdir_of_another_model_is_refused_with_both_sides(finished, tmp_pat
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
   status, _, err = main(f"--workdir={workdir}", "--config.model.decoder.width=24", "--config.train.steps=6")
   assert status == 2 and "model.decoder.width 16 -> 24" in err
-  with pytest.raises(InputError, match="jitter"):  # the same shapes, another model all the same
+  with pytest.raises(InputError, match="jitter"):  # another model with the same shapes
     jobs.run(load("tiny,A3"), workdir)
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
@@ -220,8 +220,8 @@ def donate(directory, **items):
   save_items(directory, items, {"conversion": {"donor": "sapiens", "optional": optional}})
 
 
-def test_starts_from_a_converted_donor_and_from_a_workdir_of_ours(finished, tmp_path):
-  """Not a step is taken and no clip evaluated: what the run starts from is what it saves."""
+def test_starts_from_a_converted_donor_and_from_a_workdir(finished, tmp_path):
+  """Without steps or evaluation clips the run saves its initial parameters."""
   there = finished[0] / "checkpoints" / "4"
   item = load_item(there, "visual_encoder")
   grown = resize_position(item["position"], 8)
@@ -245,7 +245,7 @@ def test_starts_from_a_converted_donor_and_from_a_workdir_of_ours(finished, tmp_
     "  freshly initialised: prompt_tokens (the donor has no prompt tokens)",
     "  left out: class_token (only one side has a class token)",
   ]
-  assert lines[5] == "audio_adapter, contrast: freshly initialised (as always)"
+  assert lines[5] == "audio_adapter, contrast: freshly initialised (always)"
   assert load_meta(workdir)["donors"]["visual_encoder"]["donor"] == "sapiens"
   report = json.loads((workdir / "initialisation.json").read_text())
   assert report["decoder"]["conversion"] is None and len(report["decoder"]["loaded"]) > 20
@@ -258,11 +258,11 @@ def test_starts_from_a_converted_donor_and_from_a_workdir_of_ours(finished, tmp_
   jax.tree.map(np.testing.assert_array_equal, load_item(workdir, "decoder"), load_item(there, "decoder"))
 
 
-def test_a_directory_that_does_not_fit_is_refused_before_anything_is_made(tmp_path):
+def test_a_directory_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
   donate(tmp_path / "wan", dit={"kernel": np.zeros(2)}, vace={"kernel": np.zeros(2)})
   donate(tmp_path / "other", visual_encoder={"neck": np.zeros(2)})
   for field, directory, sentence in (
-    ("decoder", "nowhere", "--config.init.decoder={}: no whole checkpoint in {}"),
+    ("decoder", "nowhere", "--config.init.decoder={}: no complete checkpoint in {}"),
     ("visual_encoder", "wan", "checkpoint {} has no item 'visual_encoder'; it has ['dit', 'vace']"),
     ("visual_encoder", "other", "item 'visual_encoder' of {} does not fit:\n  only in the checkpoint (1):"),
     ("speech_encoder", "other", "this model has no item 'speech_encoder' to start from {}; it has ['audio_adapter',"),
@@ -274,7 +274,7 @@ def test_a_directory_that_does_not_fit_is_refused_before_anything_is_made(tmp_pa
     assert not (tmp_path / "w").exists()
 
 
-def test_help_helps():
+def test_help_lists_the_flags():
   status = subprocess.run(
     [sys.executable, "-m", "synclipmae_jax.main", "--help"], cwd=ROOT, capture_output=True, text=True
   )

@@ -1,4 +1,4 @@
-"""configs/sync.py: models of every kind from checkpoints, on the same clips, in one table."""
+"""configs/sync.py: models of every kind from checkpoints on the same clips."""
 
 import dataclasses
 import importlib.util
@@ -37,7 +37,7 @@ def random_baseline(directory, kind, **sizes):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-  """The preset `tiny` on its own SynthTalk, beside a SyncLipMAE and a SyncNet that know nothing."""
+  """The preset `tiny` on its SynthTalk, with an untrained SyncLipMAE and an untrained SyncNet."""
   root = tmp_path_factory.mktemp("sync")
   config = load("sync", "tiny")
   config.data.synthtalk.update(dict(train=2, test=2, seconds=2.0))
@@ -55,7 +55,7 @@ def measured(tmp_path_factory):
   return root, config
 
 
-def test_every_kind_of_model_stands_in_one_table(measured):
+def test_every_kind_of_model_is_in_one_table(measured):
   root, config = measured
   report = json.loads((root / "run" / "sync.json").read_text(), parse_constant=pytest.fail)
   names = ["linear baseline", "linear ceiling", "SyncLipMAE-1", "SyncLipMAE-5", "SyncNet-5"]
@@ -71,7 +71,7 @@ def test_every_kind_of_model_stands_in_one_table(measured):
   assert json.loads((root / "run" / "config.json").read_text())["config"]["task"] == "sync"
 
 
-def test_five_frames_of_ours_fit_as_well_as_each_does_by_itself():
+def test_five_frames_of_synclipmae_match_as_well_as_single_frames():
   audio, vocal = np.random.default_rng(0).standard_normal((2, 9, 6))
   tokens = SimpleNamespace(audio=audio, vocal=vocal)
   model = SimpleNamespace(embed=lambda *_, **__: tokens, image_size=32)
@@ -80,14 +80,14 @@ def test_five_frames_of_ours_fit_as_well_as_each_does_by_itself():
   wide = sync_models.EmbeddedTokens(model, context_frames=5).embed(clip)
   assert all(x.shape == (9, 30) for x in wide)
   for t in range(9):
-    around = [int(np.clip(t - 2, 0, 4)) + i for i in range(5)]  # at the ends the nearest whole window
+    around = [int(np.clip(t - 2, 0, 4)) + i for i in range(5)]  # at the ends the nearest complete window
     assert cosine(wide[0][4], wide[1][t]) == pytest.approx(
       np.mean([cosine(audio[2 + i], vocal[around[i]]) for i in range(5)]), abs=1e-5
     )
 
 
 def test_clips_of_unknown_lag_get_a_known_one(measured, tmp_path, monkeypatch):
-  """The records as if nobody knew their lag: half of them are shifted, and the report says so."""
+  """Records without known lags: half of them are shifted, and the report states it."""
   root, config = measured
   read = sources.evaluation_clips
   unknown = lambda clips: (dataclasses.replace(clip, lag=None) for clip in clips)
@@ -105,16 +105,16 @@ def test_clips_of_unknown_lag_get_a_known_one(measured, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("models", "sentence"),
   [
-    ((), "nothing to measure"),
+    ((), "no model to measure"),
     (("syncnet", "DIR"), "tuple of (kind, checkpoint directory)"),
     ((("wav2lip", "DIR"),), "unknown kind of model 'wav2lip': one of linear, synclipmae, synclipmae-5, syncnet"),
-    ((("vocalist", None),), "vocalist has no weights of its own here"),
-    ((("linear", "DIR"),), "fitted here"),
-    ((("syncnet", "nowhere"),), "no whole checkpoint in"),
+    ((("vocalist", None),), "no weights of vocalist come with the package"),
+    ((("linear", "DIR"),), "fitted in this run"),
+    ((("syncnet", "nowhere"),), "no complete checkpoint in"),
     ((("vocalist", "{root}/syncnet"),), "has no item 'vocalist'"),
   ],
 )
-def test_models_that_are_none_are_refused_before_anything_is_made(measured, tmp_path, models, sentence):
+def test_invalid_models_are_refused_before_anything_is_written(measured, tmp_path, models, sentence):
   root, _ = measured
   config = load("sync", "tiny")
   config.models = tuple(
@@ -127,7 +127,7 @@ def test_models_that_are_none_are_refused_before_anything_is_made(measured, tmp_
   assert not (tmp_path / "w").exists()
 
 
-def test_the_other_judges_come_from_their_converted_weights(tmp_path):
+def test_the_other_models_load_their_converted_weights(tmp_path):
   random_baseline(tmp_path / "vocalist", "vocalist", widths=(2, 2, 2, 2, 16), depth=1)
   judge = sync_models.MODELS["vocalist"](str(tmp_path / "vocalist"))
   assert (judge.name, judge.context_frames) == ("VocaLiST", 5) and callable(judge.similarity)
@@ -135,14 +135,14 @@ def test_the_other_judges_come_from_their_converted_weights(tmp_path):
   assert scores.shape == (3,) and np.isfinite(scores).all()
 
 
-def test_what_is_only_measured_cannot_be_trained():
-  with pytest.raises(InputError, match="the job 'sync' trains nothing"):
+def test_a_measuring_job_cannot_be_compiled():
+  with pytest.raises(InputError, match="the job 'sync' does not train"):
     jobs.training_job_of(load("sync", "tiny"))
 
 
 @pytest.mark.slow
 def test_a_syncnet_is_trained_and_measured_from_its_workdir(measured, tmp_path):
-  """The whole job on the same records: eval.json, a table, and parameters that the protocol takes."""
+  """The whole job on the same records: eval.json, a table, and parameters that the protocol loads."""
   _, config = measured
   training = load("syncnet", "tiny")
   training.data.sources = config.data.sources
