@@ -1,6 +1,6 @@
-"""SyncLipMAE in JAX/Flax: audio-visual pretraining on talking faces, and what it serves.
+"""SyncLipMAE in JAX/Flax: audio-visual pretraining on talking faces and its applications.
 
-Names are imported when they are asked for, so that a data worker that imports `synclipmae_jax.data.pipeline` loads no
+Exported names are imported on first use, so that a data worker that imports `synclipmae_jax.data.pipeline` loads no
 model.
 """
 

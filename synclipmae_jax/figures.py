@@ -1,6 +1,6 @@
-"""The one way in which pictures are drawn: matplotlib without pyplot, so there is no backend, display or state.
+"""Draws all figures with matplotlib but without pyplot: no backend selection, display or global state.
 
-matplotlib is imported when a picture is drawn: it is slow to import.
+matplotlib is slow to import, so it is imported when a figure is drawn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DPI = 110
 
 
 def new_figure(width: float, height: float) -> Figure:
-  """An empty figure of a size in inches."""
+  """An empty figure; `width` and `height` in inches."""
   from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
@@ -34,7 +34,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def save(figure: Figure, path: str | os.PathLike) -> np.ndarray:
-  """Writes a PNG whole or not at all, since a picture may be looked at while a run draws it anew; returns `pixels`."""
+  """Writes a PNG atomically, because a run may replace a picture while it is viewed; returns `pixels`."""
   from PIL import Image
 
   image, path = pixels(figure), Path(path)

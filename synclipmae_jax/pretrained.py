@@ -1,4 +1,4 @@
-"""A trained model, ready to use: `SyncLipMAE.load()`, then `embed`, `sync`, and `sync_loss` to train generators."""
+"""Use of a trained model: `SyncLipMAE.load()`, then `embed`, `sync`, or `sync_loss` to train generators."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from synclipmae_jax.sync.result import SyncResult
 from synclipmae_jax.types import SAMPLES_PER_FRAME, InputError
 
 DEMO = Path(__file__).with_name("demo_checkpoint")
-SYNTHETIC = "this checkpoint has seen synthetic faces only"
+SYNTHETIC = "this checkpoint was trained on synthetic faces only"
 
 
 class SyncLipMAE:
   """A trained model. `SyncLipMAE.load` makes one.
 
-  `name` says where it comes from, `notes` what a user must know of it, `image_size` is S.
+  `name`: origin of the model; `notes`: caveats for the user; `image_size`: S.
   """
 
   def __init__(self, embedder: Embedder, *, name: str, calibration: Calibration, notes: Sequence[str] = ()):
@@ -42,14 +42,14 @@ class SyncLipMAE:
 
   @classmethod
   def load(cls, directory: str | os.PathLike | None = None) -> SyncLipMAE:
-    """From a workdir or a step; without one, the small model that comes with the package.
+    """Loads a workdir or a step; by default the small model that comes with the package.
 
-    Raises InputError where nothing whole is found there, or what is there was made from other footage than this
-    version prepares.
+    Raises InputError if no complete checkpoint is found, or if its training data were prepared differently from this
+    version.
     """
     if directory is None and not DEMO.exists():
-      raise InputError("this installation holds no checkpoint of its own: name one")
-    say = functools.partial(print, file=sys.stderr)  # standard output is for answers
+      raise InputError("this installation contains no checkpoint: give the directory of one")
+    say = functools.partial(print, file=sys.stderr)  # standard output is for results
     trained = load_trained(DEMO if directory is None else directory, say=say)
     stored = trained.meta.get("calibration")
     with refusing(f"checkpoint {trained.step} has a calibration that cannot be read"):
@@ -72,9 +72,9 @@ class SyncLipMAE:
     mouth_box: np.ndarray | None = None,
     faces: str = "auto",
   ) -> Embedding | list[Embedding]:
-    """Tokens of a video file, of each of several, or of arrays.
+    """Tokens of a video file, of each of several files, or of arrays.
 
-    Files: the face that is on screen most; `faces` says who finds it (`data.faces.sources.open_faces`). Arrays: as for
+    Files: the face that is visible longest; `faces` selects the detector (`data.faces.sources.open_faces`). Arrays: see
     `Embedder.embed`. Raises InputError.
     """
     if isinstance(source, str | os.PathLike):
@@ -86,11 +86,11 @@ class SyncLipMAE:
   def sync(
     self, path: str | os.PathLike, *, faces: str = "auto", progress: Callable[[float, float], None] | None = None
   ) -> SyncResult:
-    """By how much the picture of a video file lags its sound, and how sure that is.
+    """The lag between picture and sound of a video file, with its confidence.
 
-    Positive: the video lags the audio. `progress` is told the second that has been reached and
-    the length in seconds, 0 where the file does not say it. Raises InputError for a
-    file that cannot be judged at all; silence, no face and a still mouth are answers.
+    Positive: the video lags the audio. `progress(reached, length)` is called with the position and the length in
+    seconds; the length is 0 if the file does not state it. Raises InputError for a file that cannot be analysed;
+    silence, no face and a still mouth are results.
     """
     return sync_file(
       self.embedder, path, calibration=self.calibration, checkpoint=self.name, notes=self.notes, faces=faces,
@@ -106,11 +106,11 @@ class SyncLipMAE:
     face_box: Float[Array, "b t 4"] | None = None,
     mouth_box: Float[Array, "b t 4"] | None = None,
   ) -> Float[Array, ""]:
-    """1 - mean cosine of audio_t and vocal_{t + lag}: what a generator of talking faces descends.
+    """1 - mean cosine of audio_t and vocal_{t + lag}: a training loss for generators of talking faces.
 
-    `frames`: RGB face crops in [0, 1], to which gradients flow; `audio`: float32 [B, 640 * T] in [-1, 1]. It is the
-    cosine of the lip-sync experts of Wav2Lip (Prajwal et al. 2020) and LatentSync without their logarithm, whose
-    gradient is unbounded at cosine 0, where frames of a fresh generator are. Compiled once per shape, and it may stand
+    `frames`: RGB face crops in [0, 1], which receive gradients; `audio`: float32 [B, 640 * T] in [-1, 1]. The loss uses
+    the cosine of the lip-sync experts of Wav2Lip (Prajwal et al. 2020) and LatentSync, but not their logarithm: its
+    gradient is unbounded at cosine 0, a typical value for an untrained generator. Compiled once per shape; usable
     inside `jax.jit` and `jax.grad`. Raises ValueError for other shapes or integer pixels.
     """
     total = frames.shape[1]
@@ -121,7 +121,7 @@ class SyncLipMAE:
     if audio.shape != (len(frames), SAMPLES_PER_FRAME * total):
       raise ValueError(f"{total} frames need audio [B, {SAMPLES_PER_FRAME * total}], got {audio.shape}")
     if abs(lag) >= total:
-      raise ValueError(f"a lag of {lag} frames leaves nothing of {total}")
+      raise ValueError(f"the lag ({lag} frames) must be shorter than the clip ({total} frames)")
     return self._sync_loss(self.embedder.params, frames, audio, lag=lag, face_box=face_box, mouth_box=mouth_box)
 
 
@@ -130,6 +130,6 @@ def _sync_loss(model, params, frames, audio, *, lag, face_box, mouth_box):
   total = frames.shape[1]
   heard = tokens.audio[:, max(0, -lag) : total - max(0, lag)]
   seen = tokens.vocal[:, max(0, lag) : total - max(0, -lag)]
-  # The small constant keeps the gradient of a zero token finite.
+  # The constant keeps the gradient of a zero token finite.
   unit = lambda x: x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
   return 1 - (unit(heard) * unit(seen)).sum(-1).mean()

@@ -1,4 +1,4 @@
-"""One mesh, one table: (path regex -> PartitionSpec) places every parameter; an unmatched path is an error.
+"""Device mesh and the table (path regex -> PartitionSpec) that places every parameter. An unmatched path is an error.
 
 Mesh axes: `data` replicates the parameters, `fsdp` shards them; a batch is split over both. Axis types are always
 Auto (jax.make_mesh defaults to Explicit, under which a contraction over a sharded axis needs `out_sharding=`).
@@ -24,10 +24,10 @@ from synclipmae_jax.types import InputError
 BATCH_AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, PartitionSpec]]
 
-# The house's one table. Leaves of stacked blocks carry their depth on the first axis, which is scanned, never sharded.
+# The sharding rules of all models. The first axis of stacked blocks is the depth, which is scanned and never sharded.
 RULES: Rules = (
-  (r"(^|/)vae/", PartitionSpec()),  # 0.5 GB, frozen, convolutions of every size: a copy everywhere
-  (r"(^|/)positional_conv/", PartitionSpec()),  # 19 MB, frozen; split, whichever axis, it cost a collective of its own
+  (r"(^|/)vae/", PartitionSpec()),  # 0.5 GB, frozen, convolutions of many sizes: replicated
+  (r"(^|/)positional_conv/", PartitionSpec()),  # 19 MB, frozen; sharding any axis costs an extra collective
   (r"(^|/)blocks/.*kernel$", PartitionSpec(None, "fsdp")),  # [depth, in, out]
   (r"(^|/)conv\w*/kernel$", PartitionSpec(None, None, "fsdp")),  # [taps, in, out]
   (r"kernel$", PartitionSpec("fsdp")),  # [in, out]
@@ -36,9 +36,9 @@ RULES: Rules = (
 
 
 def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Mesh over `devices` (default: all). One axis may be -1: it takes what is left.
+  """Mesh over `devices` (default: all). One axis may be -1: it takes the remaining devices.
 
-  Raises InputError where the axes do not multiply to the number of devices.
+  Raises InputError if the product of the axes is not the number of devices.
   """
   try:
     sizes = {str(name): int(size) for name, size in dict(axes).items()}
@@ -54,8 +54,8 @@ def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequ
       raise InputError(f"mesh {sizes} does not divide {count} devices")
     sizes[unknown[0]] = count // known
   if math.prod(sizes.values()) != count or min(sizes.values()) < 1:
-    raise InputError(f"mesh {sizes} needs {math.prod(sizes.values())} devices, there are {count}")
-  # A v5e slice of 16 x 16 has no physical axis of 8: split one.
+    raise InputError(f"mesh {sizes} needs {math.prod(sizes.values())} devices, but there are {count}")
+  # A v5e slice of 16 x 16 has no physical axis of 8, so an axis is split.
   grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -73,11 +73,10 @@ def _name(key) -> str:
 
 
 def shardings(tree, mesh: Mesh, rules: Rules):
-  """NamedSharding for every leaf: the first rule whose regex is found in the leaf's path decides.
+  """NamedSharding for every leaf, from the first rule whose regex is found in the path of the leaf.
 
-  A dimension of the leaf that the rule's mesh axes do not divide is replicated instead (a tiny model on a large mesh),
-  and process 0 logs a warning that names it, once; scalars are always replicated. Raises KeyError naming the paths that
-  no rule matches.
+  A dimension that the rule's mesh axes do not divide is replicated instead (a small model on a large mesh), and process
+  0 logs one warning that names it. Scalars are always replicated. Raises KeyError with the paths that no rule matches.
   """
   unmatched: list[str] = []
   replicated: list[str] = []
@@ -101,7 +100,7 @@ def shardings(tree, mesh: Mesh, rules: Rules):
   return placed
 
 
-@functools.cache  # a run places the same tree several times
+@functools.cache  # a run computes the shardings of a tree several times
 def _warn_replicated(places: tuple[str, ...]) -> None:
   if jax.process_index() == 0:
     more = f"; and {len(places) - 8} more" if len(places) > 8 else ""
@@ -109,7 +108,7 @@ def _warn_replicated(places: tuple[str, ...]) -> None:
 
 
 def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, name: str, replicated: list[str]) -> PartitionSpec:
-  """`spec` without what does not divide; that is added to `replicated`."""
+  """`spec` without axes that do not divide their dimension; these dimensions are added to `replicated`."""
   if len(spec) > len(shape):
     raise ValueError(f"rule {spec} has more dimensions than {name} {shape}")
   fitted = []
@@ -130,9 +129,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array) -> jax.Array:
-  """Pins the first axis of an activation to the batch axes of the ambient mesh; without a mesh it does nothing.
+  """Constrains the first axis of an activation to the batch axes of the ambient mesh; without a mesh it does nothing.
 
-  Without this at every block the TPU compiler replicated the batch (52 GiB of temporaries a chip instead of 8).
+  Without this constraint in every block the TPU compiler replicated the batch (52 GiB of temporaries per chip, not 8).
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
@@ -148,7 +147,7 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def to_local(x: jax.Array) -> np.ndarray:
-  """This process's rows of an array placed by `batch_sharding`, in the order in which `to_global` took them."""
+  """This process's rows of an array placed by `batch_sharding`, in the order of `to_global`."""
   rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
   return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
 
@@ -157,7 +156,7 @@ T = TypeVar("T")
 
 
 def gather(value: T) -> list[T]:
-  """Every process's `value`, in the order of the processes; anything that pickles. All of them must call it."""
+  """The `value` of every process, in process order. `value` must be picklable; all processes must call this."""
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(pickle.dumps(value), np.uint8)

@@ -1,11 +1,11 @@
-"""The shapes everybody agrees on. Imports nothing of ours; safe to import in a data worker.
+"""Shared types, shapes and protocols. Imports no other module of the package; safe to import in a data worker.
 
-Letters used throughout the code base:
+Letters used in the code:
     B clips, T video frames of a clip, Ta audio-context frames (Ta >= T), S image size in pixels,
     N patches of a frame, K visible patches, D token width, L speech-encoder layers, P ground-truth parameters.
 
 Time. One token is one frame at `FPS` = 25 frames/s; one frame is `SAMPLES_PER_FRAME` = 640 samples at
-`SAMPLE_RATE` = 16 kHz. A lag is positive when the video lags the audio (the picture comes late).
+`SAMPLE_RATE` = 16 kHz. A lag is positive when the video lags the audio (the picture is late).
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ import numpy as np
 FPS = 25
 SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
-# Sound carried beyond each end of the audio context, so that every alignment mode of the speech encoder finds the
-# receptive field of its first and last token (80 samples at 16 kHz are the 40 samples at 8 kHz of mode `waveform`).
+# Extra samples at both ends of the audio context. They complete the receptive field of the first and the last token in
+# every alignment mode of the speech encoder (80 samples at 16 kHz are the 40 samples at 8 kHz of mode `waveform`).
 AUDIO_MARGIN = 80
 
-Params = Mapping[str, Any]  # nested dicts of arrays; the only form of parameters outside `models/`
+Params = Mapping[str, Any]  # nested dicts of arrays; the form of parameters outside `models/`
 
 
 def audio_context_samples(audio_frames: int) -> int:
-  """Samples of a waveform that covers `audio_frames` frames and the margin at both ends: 640 * Ta + 160."""
+  """Samples of a waveform of `audio_frames` frames with the margin at both ends: 640 * Ta + 160."""
   return SAMPLES_PER_FRAME * audio_frames + 2 * AUDIO_MARGIN
 
 
-# A training batch: arrays [B, ...] by name. Only `index`, uint32 [B], is required: the global stream index of each
-# example, from which its random numbers come. Host numpy from the pipeline, global `jax.Array` after
-# `sharding.to_global`.
+# A training batch: arrays [B, ...] by name. Only `index` is required, uint32 [B]: the global stream index of each
+# example, which seeds its random numbers. Host numpy from the pipeline, global `jax.Array` after `sharding.to_global`.
 Batch = Mapping[str, Any]
 
 
@@ -44,12 +43,12 @@ class ClipBatch(TypedDict):
   frames: np.ndarray  # uint8 [B, T, S, S, 3], RGB, un-jittered
   waveform: np.ndarray  # float32 [B, 640 * Ta + 160] in [-1, 1]; the T frames sit in the middle of the Ta
   face_box: np.ndarray  # float32 [B, T, 4] x0, y0, x1, y1 as fractions of the image
-  mouth_box: np.ndarray  # float32 [B, T, 4] likewise; a row of -1 where no landmarks are known
+  mouth_box: np.ndarray  # float32 [B, T, 4], as above; a row of -1 without known landmarks
   index: np.ndarray  # uint32 [B] global stream index of the clip: seeds masks, jitter and shuffle
 
 
 class Segment(NamedTuple):
-  """A stretch of time and what holds in it: a word, an emotion, an action. Seconds from the first picture."""
+  """A labelled time segment: a word, an emotion or an action. Seconds from the first picture."""
 
   start: float
   end: float
@@ -58,9 +57,9 @@ class Segment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalClip:
-  """One whole held-out clip, as the evaluators take it. The file itself keeps its lag; `lag` is the known truth.
+  """One whole held-out clip for the evaluators. Its frames and sound keep their lag; `lag` is the known true lag.
 
-  The times of words are those of the sound, the times of other segments those of the picture.
+  The times of words refer to the sound, the times of other segments to the picture.
   """
 
   key: str
@@ -70,23 +69,23 @@ class EvalClip:
   waveform: np.ndarray  # float32 [640 * T]
   face_box: np.ndarray  # float32 [T, 4]
   mouth_box: np.ndarray  # float32 [T, 4], -1 where unknown
-  lag: int | None  # frames, positive: the video lags the audio; None where nobody knows
+  lag: int | None  # frames, positive: the video lags the audio; None if unknown
   truth: np.ndarray | None  # float32 [T, P] ground truth of SynthTalk
   truth_names: tuple[str, ...] = ()  # the P column names
-  speaker: str = ""  # whose voice it is; "" where nobody knows
-  text: str = ""  # what is said in this clip; "" where nothing is, or nobody knows
-  text_source: str = ""  # one of `data.labels.TEXT_SOURCES`; "" where the text or its source is unknown
-  words: tuple[Segment, ...] = ()  # of the text, where their times are known
-  emotion: str = ""  # a name of the corpus' vocabulary; "" where it is unknown or changes within the clip
+  speaker: str = ""  # "" if unknown
+  text: str = ""  # transcript of this clip; "" if there is no speech or it is unknown
+  text_source: str = ""  # one of `data.labels.TEXT_SOURCES`; "" if the text or its source is unknown
+  words: tuple[Segment, ...] = ()  # of the text, if their times are known
+  emotion: str = ""  # a name of the corpus' vocabulary; "" if unknown or if it changes within the clip
   emotion_segments: tuple[Segment, ...] = ()
-  actions: tuple[str, ...] | None = None  # names of the corpus' vocabulary; None where nobody knows
+  actions: tuple[str, ...] | None = None  # names of the corpus' vocabulary; None if unknown
   action_segments: tuple[Segment, ...] = ()
-  whole: bool = True  # the clip is its whole file; labels without times that a part bears are those of the file
+  whole: bool = True  # whether the clip is its whole file; in a part, labels without times refer to the file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokens:
-  """What `embed` returns for B clips of T frames, float32; un-normalised (cosine is taken where it is used)."""
+  """Tokens from `embed` for B clips of T frames, float32, not normalised (the cosine is computed where it is used)."""
 
   identity: Any  # [B, T, D]
   vocal: Any  # [B, T, D]
@@ -95,9 +94,9 @@ class Tokens:
 
 
 class Evaluator(Protocol):
-  """Scores the current parameters on held-out data; returns flat JSON-ready metrics.
+  """Scores the current parameters on held-out data; returns flat, JSON-ready metrics.
 
-  An evaluator writes its own files, and its own keys of WORKDIR/eval.json (`evaluation.report.write_entries`).
+  An evaluator writes only its own files and its own keys of WORKDIR/eval.json (`evaluation.report.write_entries`).
   """
 
   name: str
@@ -106,20 +105,20 @@ class Evaluator(Protocol):
 
 
 class Task(Protocol):
-  """A job as `train.loop.run` sees it. The top-level keys of both parameter dicts are the checkpoint items.
+  """Interface of a job to `train.loop.run`. The top-level keys of both parameter dicts are the checkpoint items.
 
-  Subclass it to inherit the defaults.
+  A subclass inherits the defaults.
   """
 
   name: str
   rules: Sequence[tuple[str, Any]]  # (path regex, PartitionSpec) for trainable and frozen parameters
-  group: int = 1  # neighbouring examples of a batch that stay in one micro-batch (each other's negatives)
-  examples_per_record: int = 1  # neighbouring examples that one record yields: no process gets a part of them
-  item: str = "examples"  # what the progress line counts, in the plural
-  best_metric: str | None = None  # `<evaluator>/<metric>` by which the best checkpoints are kept
+  group: int = 1  # neighbouring examples of a batch that stay in one micro-batch (mutual negatives)
+  examples_per_record: int = 1  # neighbouring examples from one record; they stay in one process
+  item: str = "examples"  # plural name of what the progress line counts
+  best_metric: str | None = None  # `<evaluator>/<metric>` that ranks checkpoints
 
   def init(self, key) -> tuple[Params, Params]:
-    """(trainable, frozen) parameters; pure, so that it can be traced by eval_shape and born sharded."""
+    """(trainable, frozen) parameters. Pure, so that eval_shape can trace it and jit can create sharded results."""
     ...
 
   def loss(self, trainable: Params, frozen: Params, batch: Batch, key) -> tuple[Any, Mapping[str, Any]]:
@@ -131,19 +130,21 @@ class Task(Protocol):
     return trainable
 
   def abstract_batches(self, batch_size: int) -> Sequence[Batch]:
-    """Shapes and dtypes of every kind of batch of `batch_size` examples that the stream yields, one a length bucket.
+    """Shapes and dtypes of every kind of batch of `batch_size` examples, one for each length bucket.
 
-    The step is compiled from them without data.
+    The step can be compiled from them without data.
     """
     ...
 
   def count_items(self, batch: Batch) -> int:
-    """How many of `item` a global batch holds; arrays or shapes."""
+    """Number of items (`item`) in a global batch of arrays or shapes."""
     return batch["index"].shape[0]
 
   def model_flops(self, batch: Batch) -> float:
-    """Model FLOPs of one training step on a batch (arrays or shapes): matmuls only, forward x3 where trained, no
-    remat."""
+    """Model FLOPs of one training step on a batch (arrays or shapes).
+
+    Only matrix products count, forward x 3 where trained, without rematerialisation.
+    """
     ...
 
 
@@ -152,12 +153,12 @@ Pictures = Callable[..., Mapping[str, np.ndarray]]  # (trainable, frozen, *, ste
 
 
 class TrainingData(Protocol):
-  """What a job trains on; `run.jobs` names the function that opens it."""
+  """The data of a job; `run.jobs` names the function that opens it."""
 
-  preprocessing: Mapping[str, Any]  # how the data were made; stamped into checkpoints
+  preprocessing: Mapping[str, Any]  # how the data were made; stored in checkpoints
 
   def train_batches(self, step: int, *, host_index: int, host_count: int) -> Iterator[Batch]:
-    """The endless stream of a host's share of the batches from `step` on, a pure function of the seed and the step."""
+    """Endless stream of a host's share of the batches from `step` on; a pure function of seed and step."""
     ...
 
 
@@ -166,36 +167,36 @@ class ClipData(TrainingData, Protocol):
 
   eval_clips: Sequence[EvalClip]  # this process's share
   shown: Sequence[EvalClip]  # a few for pictures, the same on every process
-  remark: str  # a sentence without which the scores would mislead, or ''
+  remark: str  # a caveat about the scores, or ''
 
   def train_clips(self) -> Iterator[EvalClip]:
-    """Whole training clips, the same on every process, to fit references on."""
+    """Whole training clips for fitting references, the same on every process."""
     ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunContext:
-  """What an evaluation is built from."""
+  """Arguments of an evaluation."""
 
   config: Mapping[str, Any]  # nested dicts
   task: Any  # the `Task`
   data: Any  # the `TrainingData`
   mesh: Any  # jax.sharding.Mesh
   workdir: Path
-  stamp: Mapping[str, Any]  # meta data of the run's checkpoints
+  stamp: Mapping[str, Any]  # metadata of the run's checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """How a run is judged and shown."""
+  """Evaluators, pictures and final report of a run."""
 
   evaluators: Sequence[Evaluator] = ()
   pictures: Pictures | None = None
-  conclude: Callable[[], str] = lambda: ""  # draws what is drawn once, returns the text at the end of the run
+  conclude: Callable[[], str] = lambda: ""  # draws the final pictures, returns the final text
 
 
 class InputError(ValueError):
-  """Something the user gave (a file, a config value, a workdir) is wrong; the message is one clear sentence.
+  """An error in the user's input (a file, a config value, a workdir). The message is one clear sentence.
 
   Command lines print the message without a traceback and exit with status 2.
   """

@@ -1,4 +1,4 @@
-"""Before anything imports jax: eight CPU devices, no accelerator, one compilation cache for the whole suite.
+"""Settings before the import of jax: eight CPU devices, no accelerator, one compilation cache for all tests.
 
 XLA's optimiser is off: at test sizes compiling costs far more than running, and this halves it. The package is imported
 with its shape annotations checked at every call (shape_checks.py).

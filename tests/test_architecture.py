@@ -1,4 +1,4 @@
-"""Who may import whom (CONTRIBUTING.md): the rule that keeps the rooms of the house apart."""
+"""Import rules between the packages (CONTRIBUTING.md)."""
 
 import ast
 import graphlib
@@ -39,7 +39,7 @@ MAY_IMPORT = {
 
 
 def modules() -> dict[str, Path]:
-  """Every module of ours by its dotted name below the package."""
+  """Every module of the package by its dotted name below the package."""
   found = {}
   for path in PACKAGE.rglob("*.py"):
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -48,7 +48,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported_modules(path: Path, known: Mapping[str, Path]) -> set[str]:
-  """The modules of ours that a file imports, anywhere in it."""
+  """The modules of the package that a file imports anywhere."""
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "synclipmae_jax":
@@ -82,20 +82,20 @@ def test_room_imports_only_what_it_may(room):
 
 
 @pytest.mark.parametrize("of", [lambda name: name, lambda name: name.split(".")[0]], ids=["modules", "rooms"])
-def test_nothing_imports_itself_by_way_of_others(of):
+def test_there_are_no_import_cycles(of):
   known = modules()
   graph: dict[str, set[str]] = {}
   for name, path in known.items():
     graph.setdefault(of(name), set()).update({of(other) for other in imported_modules(path, known)} - {of(name)})
-  graph.pop("", None)  # the package's own exports, imported when they are asked for
-  tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+  graph.pop("", None)  # the exports of the package are imported on first use
+  tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError with the cycle
 
 
-def test_no_drawer_without_a_name():
+def test_no_module_has_a_generic_name():
   assert not [path for path in PACKAGE.rglob("*.py") if path.stem in ("utils", "helpers", "common", "misc")]
 
 
-def test_foreign_frameworks_stay_out():
+def test_foreign_frameworks_are_not_imported():
   for path in PACKAGE.rglob("*.py"):
     roots = {
       name.split(".")[0]
@@ -110,7 +110,7 @@ def test_foreign_frameworks_stay_out():
       assert "orbax" not in roots
 
 
-def test_a_data_worker_starts_light():
+def test_a_data_worker_imports_no_jax():
   code = (
     "import sys, synclipmae_jax, synclipmae_jax.data.pipeline, synclipmae_jax.data.prepare\n"
     "heavy = {'jax', 'flax', 'tensorflow', 'matplotlib', 'skimage', 'synclipmae_jax.models'} & set(sys.modules)\n"

@@ -32,7 +32,7 @@ def cosine(a, b):
   return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
 
 
-def test_embed_gives_the_tokens_of_the_model(model):
+def test_embed_returns_the_tokens_of_the_model(model):
   tokens = model.embed(FRAMES, SOUND)
   direct = jax.jit(model.embedder.model.embed)(model.embedder.params, model.embedder.params, FRAMES[None], SOUND[None])
   for name in ("identity", "vocal", "ambient", "audio"):
@@ -51,10 +51,10 @@ def test_embed_refuses_other_shapes(model):
     model.embed(FRAMES[:0], SOUND[:0])
 
 
-def test_a_checkpoint_keeps_its_own_choices_and_says_what_it_has_seen(model, tmp_path):
+def test_a_checkpoint_keeps_its_settings_and_notes_synthetic_training_data(model, tmp_path):
   other = SyncLipMAE.load(write_tiny(tmp_path / "0", embed_visible="all"))
   assert (model.embedder.model.embed_visible, other.embedder.model.embed_visible) == ("face_topk", "all")
-  assert "this checkpoint has seen synthetic faces only" in model.notes
+  assert "this checkpoint was trained on synthetic faces only" in model.notes
   assert "its confidence is not calibrated" in model.notes
 
 
@@ -65,10 +65,10 @@ def test_a_checkpoint_keeps_its_own_choices_and_says_what_it_has_seen(model, tmp
     ({"crop": "tight"}, "crop 'tight', here 'square"),
     ({"sample_rate": None}, "sample_rate None, here 16000"),
     ({"image_size": None}, "a stamp that cannot be read"),
-    ({"image_size": 36}, "describes no model|does not fit"),
+    ({"image_size": 36}, "does not describe a model|does not fit"),
   ],
 )
-def test_other_footage_is_refused_by_name(tmp_path, stamp, complaint):
+def test_other_preprocessing_is_refused_by_name(tmp_path, stamp, complaint):
   with pytest.raises(InputError, match=complaint):
     SyncLipMAE.load(write_tiny(tmp_path / "0", **stamp))
 
@@ -80,10 +80,10 @@ def test_other_footage_is_refused_by_name(tmp_path, stamp, complaint):
     (lambda meta: "[1]", "meta.json that cannot be read"),
     (lambda meta: {**meta, "calibration": [1]}, "calibration that cannot be read"),
     (lambda meta: {**meta, "calibration": {"right": [10**400]}}, "calibration that cannot be read"),
-    (lambda meta: {**meta, "preprocessing": meta["preprocessing"] | {"image_size": 0}}, "describes no model"),
+    (lambda meta: {**meta, "preprocessing": meta["preprocessing"] | {"image_size": 0}}, "does not describe a model"),
   ],
 )
-def test_a_meta_json_that_is_none_is_refused(step, tmp_path, change, complaint):
+def test_an_invalid_meta_json_is_refused(step, tmp_path, change, complaint):
   shutil.copytree(step, tmp_path / "0")
   path, manifest = tmp_path / "0" / "meta.json", tmp_path / "0" / "checksums.json"
   changed = change(json.loads(path.read_text()))
@@ -94,7 +94,7 @@ def test_a_meta_json_that_is_none_is_refused(step, tmp_path, change, complaint):
     SyncLipMAE.load(tmp_path / "0")
 
 
-def test_a_damaged_step_is_passed_over_without_a_word_on_stdout(step, tmp_path, capsys):
+def test_a_damaged_step_is_skipped_without_output_on_stdout(step, tmp_path, capsys):
   for name in "01":
     shutil.copytree(step, tmp_path / "checkpoints" / name)
   with (tmp_path / "checkpoints" / "1" / "meta.json").open("a") as file:
@@ -104,8 +104,8 @@ def test_a_damaged_step_is_passed_over_without_a_word_on_stdout(step, tmp_path, 
   assert out == "" and "checkpoint 1 is damaged" in err
 
 
-def test_nothing_there_is_one_sentence(tmp_path):
-  with pytest.raises(InputError, match="no whole checkpoint"):
+def test_a_missing_checkpoint_raises_one_sentence(tmp_path):
+  with pytest.raises(InputError, match="no complete checkpoint"):
     SyncLipMAE.load(tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_sync_loss_is_one_minus_the_cosine_at_the_lag(model):
     np.testing.assert_allclose(model.sync_loss(pixels, sound, lag=lag), expected, atol=1e-5)
   with pytest.raises(ValueError, match="floating"):
     model.sync_loss(jnp.asarray(FRAMES[None]), sound)
-  with pytest.raises(ValueError, match="leaves nothing"):
+  with pytest.raises(ValueError, match="must be shorter than the clip"):
     model.sync_loss(pixels, sound, lag=20)
   with pytest.raises(ValueError, match="20 frames need audio"):
     model.sync_loss(pixels, sound[:, :-1])
@@ -131,7 +131,7 @@ def test_descending_the_sync_loss_raises_the_cosine(model):
   pixels = jnp.asarray(FRAMES[None], jnp.float32) / 255
   before, gradient = step(pixels)
   assert gradient.shape == pixels.shape and np.isfinite(gradient).all()
-  assert (jnp.abs(gradient).max(axis=(0, 2, 3, 4)) > 0).all()  # every frame is told something
+  assert (jnp.abs(gradient).max(axis=(0, 2, 3, 4)) > 0).all()  # every frame gets a gradient
   for _ in range(10):
     value, gradient = step(pixels)
     pixels = jnp.clip(pixels - 0.5 * gradient / jnp.linalg.norm(gradient), 0, 1)

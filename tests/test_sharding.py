@@ -54,7 +54,7 @@ def test_one_axis_takes_what_is_left(axes, shape):
     ({"data": -1, "fsdp": -1}, "at most one"),
     ({"data": -1, "fsdp": 3}, "does not divide 8 devices"),
     ({"data": -1, "fsdp": 0}, "does not divide 8 devices"),
-    ({"data": 2, "fsdp": 2}, "needs 4 devices, there are 8"),
+    ({"data": 2, "fsdp": 2}, "needs 4 devices, but there are 8"),
     ({"data": -2, "fsdp": -4}, "needs 8 devices"),
   ],
 )

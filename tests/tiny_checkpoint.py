@@ -1,4 +1,4 @@
-"""A checkpoint of the preset `tiny` with random weights, stamped as a training run stamps it."""
+"""A checkpoint of the preset `tiny` with random weights and the stamp of a training run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from synclipmae_jax.models.synclipmae import build_model
 
 
 def write_tiny(directory, **stamp):
-  """Writes it as `directory`, a step; `stamp` changes its preprocessing (None: takes an entry out)."""
+  """Writes the checkpoint to the step `directory`; `stamp` changes entries of its preprocessing (None: deletes one)."""
   config = json.loads(get_config("tiny").to_json_best_effort())
   size = config["data"]["image_size"]
   preprocessing = Settings(size=size).stamp | {"image_size": size, "embed_visible": "face_topk"} | stamp

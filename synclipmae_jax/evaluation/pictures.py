@@ -1,4 +1,4 @@
-"""Pictures of a training run: arrays in, PNG files out. Those that a run logs are returned too, as uint8 [H, W, 3]."""
+"""Draws the pictures of a training run to PNG files. Pictures for the log are also returned, uint8 [H, W, 3]."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def reconstruction(
   audio_driven: np.ndarray,
   titles: Sequence[str] = (),
 ) -> np.ndarray:
-  """What the encoder saw and what the decoder made of it, a column a frame.
+  """Input of the encoder and output of the decoder, one column per frame.
 
-  Images are [F, S, S, 3], uint8 or float in 0..1. The pasted rows show the visible patches of the uniform view as they
-  are and the decoder's pixels elsewhere: what it did not predict is not held against it.
+  Images are [F, S, S, 3], uint8 or float in 0..1. The rows "visible pasted" show the visible patches of the uniform
+  view unchanged and the decoder's pixels elsewhere: the decoder need not predict visible patches.
 
   Args:
-    path: of the PNG.
+    path: PNG file.
     original: un-jittered frames.
     uniform_visible: bool [F, N], the patches of view 1, row by row (N a square).
     face_view: jittered frames of view 2.
     face_visible: bool [F, N], the patches of view 2.
     video_driven: decoded from identity, ambient and vocal tokens.
     audio_driven: decoded with the audio token in place of the vocal one.
-    titles: of the columns.
+    titles: one for each column.
   """
   original, face_view, video_driven, audio_driven = map(_image, (original, face_view, video_driven, audio_driven))
   visible = _pixels(uniform_visible, original.shape[1])
@@ -70,7 +70,7 @@ def factor_swap(
   decoded: np.ndarray,
   titles: Sequence[str] = (),
 ) -> np.ndarray:
-  """Each column: three people, and the picture decoded from the first's identity, the second's mouth, the third's pose.
+  """Each column: three people and the picture decoded from the identity, mouth and pose of the first, second and third.
 
   All [R, S, S, 3], uint8 or float in 0..1.
   """
@@ -79,7 +79,7 @@ def factor_swap(
 
 
 def similarity(path: str | os.PathLike, clips: Sequence[ClipTokens]) -> np.ndarray:
-  """cos(audio at t, vocal at t') of each of at least one clip, the band of lags that is searched, the true lag."""
+  """cos(audio at t, vocal at t') of each clip (at least one), with the range of searched lags and the true lag."""
   matrices = [unit(clip.audio) @ unit(clip.vocal).T for clip in clips]
   limit = max(np.abs(matrix).max() for matrix in matrices)
   figure = new_figure(4.2 * len(clips) + 0.8, 4.4)
@@ -100,9 +100,10 @@ def similarity(path: str | os.PathLike, clips: Sequence[ClipTokens]) -> np.ndarr
 
 
 def lag(path: str | os.PathLike, clips: Sequence[ClipTokens], *, state: LagState) -> None:
-  """The score s(l, t) of some clips over time with its mean; found against true lag and the mean score of all clips.
+  """The score s(l, t) of `clips` over time and its mean; found lag against true lag and mean score of all clips.
 
-  The last column is drawn from `state`, the clips whose true lag lies inside the search. Without any, no file.
+  The last column shows the clips of `state` whose true lag is inside the search range. Without such clips no file is
+  written.
   """
   scored = [clip for clip in state.clips if abs(clip.true_lag) < MAX_LAG]
   if not scored:
@@ -146,7 +147,7 @@ def lag(path: str | os.PathLike, clips: Sequence[ClipTokens], *, state: LagState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
-  """One axis of `curves`: which records' values over the steps, and the levels to hold them against."""
+  """One axis of `curves`: values of the records over the steps, and reference levels."""
 
   title: str
   series: Mapping[str, str]  # label -> key in the records; a nested key is written with "/"
@@ -155,9 +156,9 @@ class Panel:
 
 
 def curves(path: str | os.PathLike, records: Iterable[Mapping[str, Any]], *, panels: Sequence[Panel]) -> None:
-  """Curves over training steps. `records` hold "step" and whatever was logged there; absent keys leave gaps.
+  """Curves over training steps. `records` hold "step" and logged values; absent keys leave gaps.
 
-  A step that a resumed run logged again counts as it was logged last.
+  If a step was logged several times, the last record counts.
   """
   records = list(records)
   columns = min(3, len(panels))
@@ -184,7 +185,7 @@ def curves(path: str | os.PathLike, records: Iterable[Mapping[str, Any]], *, pan
 
 
 def _lookup(record: Mapping[str, Any], key: str) -> Any:
-  """The value under "a/b", flat or nested; None where it is absent."""
+  """The value under "a/b", flat or nested; None if absent."""
   if key in record:
     return record[key]
   head, _, rest = key.partition("/")

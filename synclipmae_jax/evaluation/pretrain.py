@@ -1,4 +1,4 @@
-"""The evaluation of a pretraining run: `eval.json` with its table, and the pictures beside it."""
+"""The evaluation of a pretraining run: `eval.json`, a table and pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from synclipmae_jax.types import (
   audio_context_samples,
 )
 
-PAD_FRAMES = 64  # clips are padded to a multiple of this: at most four shapes to compile for clips of up to 10 s
+PAD_FRAMES = 64  # clips are padded to a multiple of this: at most four shapes are compiled for clips of up to 10 s
 COLUMNS = 8  # frames in a picture
 
 
@@ -41,7 +41,7 @@ def build(context: RunContext) -> Evaluation:
   """Synchronisation scores of held-out clips, and pictures of a few; `context.data` is a `types.ClipData`."""
   model, data = context.task.model, context.data
   if not data.shown:
-    return Evaluation(conclude=lambda: "There is no clip to evaluate on.")
+    return Evaluation(conclude=lambda: "No clips to evaluate.")
   evaluator = SyncEvaluator(model, data, workdir=context.workdir, mesh=context.mesh)
 
   def conclude() -> str:
@@ -53,7 +53,7 @@ def build(context: RunContext) -> Evaluation:
 
 
 class SyncEvaluator(TokenEvaluator):
-  """The frozen tokens of SyncLipMAE on held-out clips, on all devices of a mesh; the rest as its base has it."""
+  """Evaluates the tokens of SyncLipMAE on held-out clips, on all devices of a mesh."""
 
   def __init__(self, model: SyncLipMAEModel, data: ClipData, *, workdir: Path, mesh: Mesh):
     super().__init__(data, workdir=workdir)
@@ -65,10 +65,10 @@ class SyncEvaluator(TokenEvaluator):
     return evaluate_sync(lambda clip: tokens[clip.key], self.clips, references=self.references, remark=self.remark)
 
   def _tokens(self, trainable: Params, frozen: Params) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """key -> (audio, vocal) tokens [T, D] of this process's clips, on each device one clip at a time.
+    """key -> (audio, vocal) tokens [T, D] of this process's clips; each device processes one clip at a time.
 
-    All processes take as many turns as the one with the most clips of a length; a place without a clip is computed in
-    vain. Clips of other padded lengths never share a turn: a clip's tokens are the same in any company.
+    All processes run the same number of batches for each padded length, that of the process with the most clips;
+    missing clips are zeros. A batch holds clips of one padded length: the tokens of a clip do not depend on the others.
     """
     places = self._mesh.size // jax.process_count()
     waiting = collections.defaultdict(list)
@@ -97,7 +97,7 @@ class SyncEvaluator(TokenEvaluator):
     return tokens
 
   def draw_curves(self) -> None:
-    """DIR/curves.png from DIR/metrics.jsonl, the last evaluation's references as levels."""
+    """Draws WORKDIR/curves.png from WORKDIR/metrics.jsonl, with the references of the last evaluation as levels."""
     lines = [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
     report = self.report.to_json()
 
@@ -129,7 +129,7 @@ class SyncEvaluator(TokenEvaluator):
 
 
 def on_every_host(function: Callable, mesh: Mesh) -> Callable:
-  """jit whose results every process holds whole, wherever the parameters are."""
+  """`function`, jitted with replicated results, wherever the parameters are."""
   return jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
@@ -147,7 +147,7 @@ def _padded_frames(clip: EvalClip) -> int:
 
 
 def _padded(clip: EvalClip) -> dict[str, np.ndarray]:
-  """What `embed` takes. Padding at the end is silence and changes no token before it."""
+  """Arguments of `embed`. Padding at the end is silence and does not change earlier tokens."""
   missing = _padded_frames(clip) - len(clip.frames)
   pad = lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), mode="edge")
   return {
@@ -159,17 +159,17 @@ def _padded(clip: EvalClip) -> dict[str, np.ndarray]:
 
 
 def _embed_sharded(model: SyncLipMAEModel, mesh: Mesh) -> Callable:
-  """`model.embed`, jitted, of as many clips at once as the mesh has devices."""
+  """`model.embed`, jitted for one clip per device of the mesh."""
 
   def embed(*args, **kwargs):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the activations' constraints
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # needed by the constraints on activations
       return model.embed(*args, **kwargs)
 
   return jax.jit(embed, out_shardings=sharding.batch_sharding(mesh))
 
 
 class PretrainPictures:
-  """Reconstructions, factor swaps and similarities of a few held-out clips: the same, masked alike, at every call."""
+  """Reconstructions, factor swaps and similarities of a few held-out clips, with the same masks in every call."""
 
   def __init__(self, model: SyncLipMAEModel, *, clips: Sequence[EvalClip], workdir: Path, mesh: Mesh):
     self.model, self.workdir = model, workdir
@@ -181,7 +181,7 @@ class PretrainPictures:
   def __call__(self, trainable: Params, frozen: Params, *, step: int) -> Mapping[str, np.ndarray]:
     if not self._clips:
       return {}
-    # `apply` shuffles identity inside a pair of clips: here both are the same one.
+    # `apply` shuffles identity inside a pair of clips. Both clips of a pair are equal here.
     pairs = [clip for clip in self._clips for _ in range(2)]
     batch = middle_batch(pairs, clip_frames=self.model.clip_frames, audio_frames=self.model.audio_frames)
     outputs = jax.device_get(self._apply(trainable, frozen, batch, jax.random.key(0)))
@@ -227,7 +227,7 @@ class PretrainPictures:
 
 
 class Portrait(NamedTuple):
-  """One picture of each of R people, and where the face and the mouth are in it."""
+  """One picture of each of R people, with its face and mouth boxes."""
 
   frames: Any  # uint8 [R, S, S, 3]
   face_box: Any  # [R, 4]
@@ -237,10 +237,10 @@ class Portrait(NamedTuple):
 def swap_factors(
   model: SyncLipMAEModel, trainable: Params, identity_of: Portrait, mouth_of: Portrait, pose_of: Portrait
 ) -> jax.Array:
-  """Pictures [R, S, S, 3] in 0..1 of one person's identity, another's mouth and a third's pose.
+  """Pictures [R, S, S, 3] in 0..1 with the identity of one person, the mouth of another and the pose of a third.
 
-  The decoder sees the patches of the first picture that are least on the face, so that mouth and pose can only come
-  from the tokens.
+  The visible patches are those of the first picture that cover least of the face, so that mouth and pose come from the
+  tokens.
   """
   identity, vocal, ambient = (
     model.embed_visual(trainable, one.frames[:, None], face_box=one.face_box[:, None], mouth_box=one.mouth_box[:, None])
@@ -260,14 +260,13 @@ def swap_factors(
 
 
 def middle_batch(clips: Sequence[EvalClip], *, clip_frames: int, audio_frames: int) -> Batch:
-  """A training batch of the middle `clip_frames` frames of each clip, with the sound that belongs to them: where the
-  file is known to be out of sync, its lag is taken out."""
+  """A training batch of the middle `clip_frames` frames of each clip with their sound. A known lag is removed."""
   lead = (audio_frames - clip_frames) // 2 * SAMPLES_PER_FRAME + AUDIO_MARGIN
   samples = audio_context_samples(audio_frames)
 
   def window(clip: EvalClip) -> tuple[slice, np.ndarray]:
     start = (len(clip.frames) - clip_frames) // 2
-    beyond = len(clip.waveform) + samples  # silence enough for any lag
+    beyond = len(clip.waveform) + samples  # enough silence for any lag
     first = beyond + (start - (clip.lag or 0)) * SAMPLES_PER_FRAME - lead
     return slice(start, start + clip_frames), np.pad(clip.waveform, beyond)[first : first + samples]
 

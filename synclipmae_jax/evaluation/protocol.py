@@ -1,7 +1,7 @@
-"""The paper's synchronisation protocol for any model: many models on the same clips, one table (paper tables 1 and 2).
+"""The paper's synchronisation protocol for several models on the same clips (paper tables 1 and 2).
 
-Every row is measured by `evaluation.sync.score_tokens`. The digit behind a model's name is the number of video frames
-that one of its tokens sees.
+`evaluation.sync.score_tokens` measures every row. The digit after a model's name is the number of video frames that one
+of its tokens depends on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from synclipmae_jax.metrics.lse import LseState
 from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip
 
 LARGEST_INJECTED = 10  # frames
-# Columns of the tables: the paper's own, and the two samplers of R-precision beside its own.
+# Columns of the tables: those of the paper, and two more samplers of R-precision.
 PAPER = (
   *(f"{name}/k{k}" for k in sync.WINDOWS for name in ("acc", "offset")),
   *("utterance/acc", "utterance/offset"),
@@ -45,11 +45,11 @@ POOLS = tuple(f"{sampler}/top{k}" for sampler in retrieval.SAMPLERS[1:] for k in
 
 
 def inject_lag(clip: EvalClip, *, seed: int) -> EvalClip:
-  """A clip of unknown lag, taken to be in sync, with a lag that is known: half of the clips 0, the rest one of -10..10.
+  """Adds a known lag to a clip of unknown lag, which is assumed to be in sync: 0 for half of the clips, else -10..10.
 
-  The draw comes from `seed` and the clip's key alone. A positive lag makes the video late: the sound loses its first
-  frames and the picture its last, so that both stay of one length, shorter by the lag. A clip of known lag stays as it
-  is.
+  The lag depends only on `seed` and the clip's key. A positive lag makes the video late: the sound loses its first
+  frames and the picture its last frames, so that both have the same length, shorter by the lag. A clip of known lag is
+  returned unchanged.
   """
   if clip.lag is not None:
     return clip
@@ -70,7 +70,7 @@ def inject_lag(clip: EvalClip, *, seed: int) -> EvalClip:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-  """One model's line."""
+  """The row of one model."""
 
   kind: str
   name: str  # with its context: "SyncNet-5"
@@ -78,11 +78,11 @@ class Row:
   checkpoint: str | None = None
   context_frames: int | None = None
   similarity: str | None = None  # one of sync.SIMILARITIES
-  lse: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)  # of metrics.lse, where the model has them
+  lse: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)  # from metrics.lse, if defined for the model
 
   @property
   def frames(self) -> int:
-    """Scored ones, of all clips."""
+    """Number of scored frames in all clips."""
     return sum(clip.frames for clip in self.scores.lags.clips)
 
   def to_json(self) -> dict[str, Any]:
@@ -106,8 +106,10 @@ LseOf = Callable[[str, Any, Any], LseState]  # key, (audio, video) tokens [T, D]
 def measure_model(
   kind: str, model: SyncModel, clips: Iterable[EvalClip], *, checkpoint: str | None = None, lse: LseOf | None = None
 ) -> Row:
-  """The row of a model; with `lse` also LSE-C and LSE-D of its tokens. Each process gives its own share of `clips`; all
-  get the row of all clips."""
+  """The row of a model; with `lse` also LSE-C and LSE-D of its tokens.
+
+  Each process passes its own share of `clips`; every process gets the row of all clips.
+  """
   states = []
 
   def embed(clip: EvalClip) -> tuple[Any, Any]:
@@ -130,17 +132,17 @@ def measure_model(
 
 
 def syncnet_lse(key: str, audio: Any, video: Any) -> LseState:
-  """Of SyncNet's tokens: those of the windows that the clip holds whole, as its script has them."""
+  """LSE of SyncNet's tokens, restricted to windows inside the clip, as in its script."""
   return LseState.from_syncnet(key, audio[2:-3], video[2:-3])
 
 
 def stable_syncnet_lse(key: str, audio: Any, video: Any) -> LseState:
-  """Of StableSyncNet's tokens: those of the windows that the clip holds whole."""
+  """LSE of StableSyncNet's tokens, restricted to windows inside the clip."""
   return LseState.from_stable_syncnet(key, audio[8:-7], video[8:-7])
 
 
 def reference_rows(references: References) -> list[Row]:
-  """The linear baseline, and the ceiling where it is known."""
+  """The linear baseline and, if known, the ceiling."""
   named = {"linear": ("linear baseline", references.linear), "ceiling": ("linear ceiling", references.ceiling)}
   return [
     Row(kind=kind, name=name, scores=scores, context_frames=1, similarity="cosine")
@@ -151,10 +153,10 @@ def reference_rows(references: References) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-  """All rows, of the same clips; `to_json` is sync.json, `markdown` is sync.md."""
+  """All rows, measured on the same clips; `to_json` is sync.json, `markdown` is sync.md."""
 
   rows: Sequence[Row]
-  remarks: Sequence[str] = ()  # the caller's own sentences about these clips
+  remarks: Sequence[str] = ()  # the caller's remarks about these clips
 
   @property
   def lags(self) -> list[int]:
@@ -163,14 +165,14 @@ class Benchmark:
 
   @property
   def notes(self) -> list[str]:
-    """Sentences without which the numbers would mislead."""
+    """Caveats about the numbers."""
     notes = self.rows[0].scores.notes("; ".join(self.remarks))
     if any(row.similarity == "pairs" for row in self.rows):
-      notes.append(f"R-precision of models that judge pairs is that of about {retrieval.PAIR_QUERIES} queries")
+      notes.append(f"R-precision of models that score pairs is measured on about {retrieval.PAIR_QUERIES} queries")
     return notes
 
   def to_json(self) -> dict[str, Any]:
-    """Fractions in 0..1, offsets in frames, null where a number is not defined; the notes say why."""
+    """Fractions in 0..1, offsets in frames; null for undefined numbers, explained in the notes."""
     scores = self.rows[0].scores
     return {
       "chance": nest(scores.chance, number_or_null),
@@ -182,12 +184,12 @@ class Benchmark:
     }
 
   def write(self, workdir: Path) -> None:
-    """WORKDIR/sync.json and WORKDIR/sync.md."""
+    """Writes WORKDIR/sync.json and WORKDIR/sync.md."""
     write_json(workdir / "sync.json", self.to_json())
     write_text(workdir / "sync.md", f"# Synchronisation\n\n{self.markdown()}\n")
 
   def markdown(self) -> str:
-    """The paper's table, that of the other pools, LSE where there is any, and the notes; +- is half a 95 % interval."""
+    """The paper's table, the table of the other pools, LSE if defined, and the notes; +- is half a 95 % interval."""
     lags = self.lags
     span = f"lags {lags[0]}..{lags[-1]}, {lags.count(0)} of them 0" if lags else "lags unknown"
     lse = [row for row in self.rows if row.lse]
@@ -195,10 +197,10 @@ class Benchmark:
       *self._table(PAPER),
       "",
       f"{len(lags)} clips, true {span}. Acc (%): within {sync.TOLERANCE} frame of the true lag; Off: error in"
-      f" frames; search +-{sync.MAX_LAG} frames, smoothing window K, utt: one lag a clip. R@k (%): {retrieval.POOL}"
-      " candidates, 1 right, the others from other clips. Chance is for these lags.",
+      f" frames; search +-{sync.MAX_LAG} frames, smoothing window K, utt: one lag per clip. R@k (%): {retrieval.POOL}"
+      " candidates, 1 right, the others from other clips. Chance is computed for these lags.",
       "",
-      "R-precision with the others from the same clip (within) and from both (mixed), %:",
+      "R-precision with the other candidates from the same clip (within) and from both (mixed), %:",
       "",
       *self._table(POOLS),
       *(["", *_lse_table(lse)] if lse else []),

@@ -1,7 +1,7 @@
-"""Audio-visual synchronisation as a measurement: tokens in, `eval.json` and a table out (paper section 5, tables 1, 2).
+"""Measures audio-visual synchronisation from tokens; writes `eval.json` and a table (paper section 5, tables 1, 2).
 
-Chance, a linear baseline and a linear ceiling stand beside the model's numbers. They are measured on the very same
-clips by the very same functions; none of them is a constant. Knows neither data nor training: it is handed clips and
+Chance, a linear baseline and a linear ceiling are reported with the model's numbers. The same functions measure them on
+the same clips; none of them is a constant. This module does not depend on data or training: it takes clips and
 functions from a clip to its two token sequences.
 """
 
@@ -38,41 +38,41 @@ from synclipmae_jax.types import ClipData, EvalClip, Params
 
 TokensOf = Callable[[EvalClip], tuple[Any, Any]]  # -> (audio [T, D], vocal [T, D])
 
-# The protocol's numbers, in the order of the paper's tables; the rest of the columns are extra.
+# The columns of the protocol, in the order of the paper's tables; all other columns are extra.
 PROTOCOL = tuple(f"{name}/k{k}" for k in sync.WINDOWS for name in ("acc", "offset")) + tuple(
   f"r_precision/top{k}" for k in retrieval.TOPS
 )
-SYNTHETIC_NOTE = "synthetic, says nothing about real faces"
+SYNTHETIC_NOTE = "synthetic, not valid for real faces"
 SYNTHETIC_CORPUS = "synthtalk"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyncScores:
-  """What one pair of token functions scores on a set of clips, with the chance level of those clips."""
+  """Scores of one token function on a set of clips, with the chance level of those clips."""
 
   estimates: Mapping[str, Estimate]  # "acc/k1" …: every column of metrics.sync and metrics.retrieval
   chance: Mapping[str, float]  # same names
   lags: LagState  # per clip: keys, scored frames, the mean score curve
   skipped: tuple[str, ...]  # keys of the clips with fewer than sync.MIN_FRAMES frames
-  lag_assumed: tuple[str, ...]  # keys of the clips of unknown lag, judged as if it were 0
+  lag_assumed: tuple[str, ...]  # keys of the clips of unknown lag, scored as lag 0
   synthetic: bool
   pool_note: str | None
   examples: tuple[ClipTokens, ...]  # the first few clips, for the pictures
 
   def notes(self, remark: str = "") -> list[str]:
-    """Sentences about the clips without which the numbers would mislead; `remark` is the caller's own."""
+    """Caveats about the numbers; `remark` comes from the caller."""
     notes = [SYNTHETIC_NOTE] if self.synthetic else []
     notes += [remark] if remark else []
     if self.lag_assumed:
       notes.append(f"the true lag of {len(self.lag_assumed)} clips is unknown: 0 is assumed")
     if self.skipped:
-      notes.append(f"{len(self.skipped)} clips of fewer than {sync.MIN_FRAMES} frames were skipped")
+      notes.append(f"{len(self.skipped)} clips with fewer than {sync.MIN_FRAMES} frames were skipped")
     return notes + ([self.pool_note] if self.pool_note else [])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyncState:
-  """What clips contribute to the scores; `merge` is exact over any split of the clips."""
+  """Contribution of clips to the scores; `merge` is exact for any split of the clips."""
 
   lags: LagState = LagState()
   pairs: RetrievalState = RetrievalState()
@@ -110,11 +110,11 @@ class SyncState:
 def score_tokens(
   tokens_of: TokensOf, clips: Iterable[EvalClip], *, similarity: str | PairScores = "cosine", examples: int = 3
 ) -> SyncScores:
-  """Scores `tokens_of` on every clip of at least sync.MIN_FRAMES frames. Clips are read once and not kept.
+  """Scores `tokens_of` on every clip of at least sync.MIN_FRAMES frames. Clips are read once and not stored.
 
-  `similarity`: "cosine", "l2", or the function of a model that judges pairs (`baselines.protocol.SyncModel`).
-  Each process gives its own share of the clips, and all get the scores of all clips, the very same numbers as a single
-  process. Raises ValueError where the tokens are not [T, D], one for each frame of the clip, or are not finite.
+  `similarity`: "cosine", "l2", or the function of a model that scores pairs (`baselines.protocol.SyncModel`).
+  Each process passes its own share of the clips; every process gets the scores of all clips, identical to those of a
+  single process. Raises ValueError if the tokens are not [T, D], one for each frame of the clip, or are not finite.
   """
   merged = lambda states: functools.reduce(SyncState.merge, states, SyncState())
   state = merged(sharding.gather(merged(SyncState.from_clip(clip, tokens_of, similarity) for clip in clips)))
@@ -132,16 +132,16 @@ def score_tokens(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class References:
-  """What the model is held against; both are fitted on training clips and measured on the evaluation clips."""
+  """References for the model; both are fitted on training clips and measured on the evaluation clips."""
 
-  linear: SyncScores | None = None  # None where no training clips were given
-  ceiling: SyncScores | None = None  # None also where the true mouth parameters are unknown
+  linear: SyncScores | None = None  # None without training clips
+  ceiling: SyncScores | None = None  # None also if the true mouth parameters are unknown
 
 
 def measure_references(clips: Iterable[EvalClip], train_clips: Iterable[EvalClip]) -> References:
-  """Linear baseline and ceiling on `clips`. They do not depend on the model: measure once a run and keep them.
+  """Linear baseline and ceiling on `clips`. They do not depend on the model, so one measurement per run is enough.
 
-  Each process gives its own share of `clips`, and all of them the same `train_clips`.
+  Each process passes its own share of `clips` and the same `train_clips`.
   """
   fits = fit_linear(train_clips)
   if fits is None:
@@ -155,24 +155,24 @@ def measure_references(clips: Iterable[EvalClip], train_clips: Iterable[EvalClip
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyncReport:
-  """The model's scores beside their references; `to_json` is `eval.json`, `table` is what a run prints at its end."""
+  """The model's scores and their references; `to_json` is `eval.json`, `table` is printed at the end of a run."""
 
   model: SyncScores
   references: References
   name: str = "SyncLipMAE"
-  remark: str = ""  # the caller's own sentence about these clips
+  remark: str = ""  # the caller's remark about these clips
 
   @property
   def notes(self) -> list[str]:
-    """Sentences without which the numbers would mislead."""
+    """Caveats about the numbers."""
     return self.model.notes(self.remark)
 
   def scalars(self) -> dict[str, float]:
-    """The model's defined numbers by flat name ("acc/k5", "r_precision/top1" …), for a metric writer."""
+    """The model's defined numbers by flat name ("acc/k5", "r_precision/top1", ...), for the log."""
     return {name: e.value for name, e in self.model.estimates.items() if not math.isnan(e.value)}
 
   def to_json(self) -> dict[str, Any]:
-    """Fractions in 0..1, offsets in frames, null where a number is not defined; the notes say why."""
+    """Fractions in 0..1, offsets in frames; null for undefined numbers, explained in the notes."""
     protocol = {name: self.model.estimates[name] for name in PROTOCOL}
     extra = {name: e for name, e in self.model.estimates.items() if name not in PROTOCOL}
     linear, ceiling = self.references.linear, self.references.ceiling
@@ -196,7 +196,7 @@ class SyncReport:
     }
 
   def table(self) -> str:
-    """Markdown: chance, linear baseline, the model with its 95 % interval and its ratio to linear, the ceiling."""
+    """Markdown table: chance, linear baseline, the model with its 95 % interval and ratio to linear, ceiling."""
     model, linear, ceiling = self.model.estimates, self.references.linear, self.references.ceiling
     rows = {"": [heading(name) for name in PROTOCOL]}
     rows["chance"] = [cell(name, self.model.chance[name]) for name in PROTOCOL]
@@ -229,7 +229,7 @@ def evaluate_sync(
   name: str = "SyncLipMAE",
   remark: str = "",
 ) -> SyncReport:
-  """Measures `tokens_of` on `clips` and sets it beside `references` (from `measure_references` on the same clips)."""
+  """Measures `tokens_of` on `clips`; `references` come from `measure_references` on the same clips."""
   return SyncReport(
     model=score_tokens(tokens_of, clips, similarity=similarity),
     references=references or References(),
@@ -241,9 +241,9 @@ def evaluate_sync(
 class TokenEvaluator(abc.ABC):
   """Acc, Offset and R-precision of a model in training on held-out clips (`types.Evaluator`).
 
-  `data.eval_clips` are this process's share, which may be empty; the scores are those of all clips on every process.
-  Writes DIR/eval.json at every evaluation, and at the last one DIR/lag.png. The linear baseline and the ceiling are
-  fitted on `data.train_clips`, the same on every process, once, at the first evaluation.
+  `data.eval_clips` are this process's share, which may be empty; every process gets the scores of all clips. Every
+  evaluation writes WORKDIR/eval.json, and the last one also WORKDIR/lag.png. The linear baseline and the ceiling are
+  fitted once, at the first evaluation, on `data.train_clips`, which are the same on every process.
   """
 
   name = "sync"

@@ -1,4 +1,4 @@
-"""The evaluation of a training of SyncNet: the same `eval.json` and table as those of a pretraining run."""
+"""The evaluation of a SyncNet training run: `eval.json` and a table, in the format of pretraining."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def build(context: RunContext) -> Evaluation:
   """Synchronisation scores of held-out clips; `context.data` is a `types.ClipData`."""
   data, batches = context.data, context.config["train"]["calibration_batches"]
   if not data.shown:
-    return Evaluation(conclude=lambda: "There is no clip to evaluate on.")
+    return Evaluation(conclude=lambda: "No clips to evaluate.")
 
   def save(step: int, params: Params) -> None:
-    """WORKDIR/calibrated/STEP: SyncNet with the statistics of its batch norm, ready to use."""
+    """Writes WORKDIR/calibrated/STEP: SyncNet with the statistics of its batch norm."""
     directory = context.workdir / "calibrated" / str(step)
     if not directory.exists():
       meta = {**context.stamp, "sizes": context.task.sizes, "similarity": context.task.similarity}
@@ -39,9 +39,10 @@ def build(context: RunContext) -> Evaluation:
 
 
 class SyncNetEvaluator(TokenEvaluator):
-  """SyncNet on held-out clips, its batch norm calibrated on `batches()`, the same on every process.
+  """Evaluates SyncNet on held-out clips. `batches()`, the same on every process, calibrate its batch norm.
 
-  At the end the calibrated parameters go to `save(step, parameters)`: those of the run's checkpoints are not.
+  The last evaluation passes the calibrated parameters to `save(step, parameters)`. The run's checkpoints hold
+  uncalibrated parameters.
   """
 
   def __init__(

@@ -1,4 +1,4 @@
-"""Numbers as a person and as JSON read them: cells, headings, markdown tables, nested dicts."""
+"""Formats numbers for tables and JSON: cells, headings, markdown tables, nested dicts."""
 
 from __future__ import annotations
 

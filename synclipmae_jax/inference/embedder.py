@@ -1,4 +1,4 @@
-"""Face crops and sound to tokens, in blocks of one shape: the array half of what a trained model does."""
+"""Computes tokens from arrays of face crops and sound, in blocks of one shape."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import numpy as np
 from synclipmae_jax.models import augment, synclipmae
 from synclipmae_jax.types import FPS, SAMPLES_PER_FRAME, InputError, Params, Tokens
 
-BLOCK_FRAMES = 128  # at least so many frames go through the model at once
+BLOCK_FRAMES = 128  # minimum number of frames in a block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embedding:
-  """Tokens of T frames at 25 frames/s, un-normalised (take the cosine). Rows without a face are nan but for `audio`."""
+  """Tokens of T frames at 25 frames/s, not normalised. Rows without a face are nan, except in `audio`."""
 
   identity: np.ndarray  # float32 [T, D]
   vocal: np.ndarray  # float32 [T, D]
   ambient: np.ndarray  # float32 [T, D]
   audio: np.ndarray  # float32 [T, D]
-  times: np.ndarray  # float64 [T] s, from the first picture
+  times: np.ndarray  # float64 [T], seconds from the first picture
   face_box: np.ndarray  # float32 [T, 4] x0, y0, x1, y1 as fractions of the picture
 
 
 class Embedder:
   """A model and its parameters, compiled for blocks of frames.
 
-  `image_size` is S; `block_frames` go through the model at once, with `audio_context` frames of sound on both sides.
+  `image_size` is S; a block has `block_frames` frames and `audio_context` more frames of sound on both sides.
   """
 
   def __init__(self, model: synclipmae.SyncLipMAEModel, params: Params):
     self.model, self.params = model, params
-    # Detectors differ in what they call a face. Where training jittered the crop, lips are read from a closer crop
-    # too: on a photograph the z of the lag rises from 3 to 5, on footage like the training data nothing changes.
+    # Detectors differ in the extent of a face. If training jittered the crop, vocal tokens are also computed from a
+    # closer crop: on a photograph the z of the lag rises from 3 to 5; on footage like the training data it stays.
     jitter = model.crop_jitter
     self.looks = (1.0, 1 + 0.8 * (jitter["zoom"] - 1)) if jitter else (1.0,)
     self.image_size = model.image_size
     lead = (model.audio_frames - model.clip_frames) // 2
-    # Whole clips, so that the windows of a stretch are those of the file; one frame more holds the margin.
+    # A multiple of the clip length keeps the windows of a block equal to those of the file; `+ 1` covers the margin.
     self.audio_context = -(-(lead + 1) // model.clip_frames) * model.clip_frames
     self.block_frames = -(-BLOCK_FRAMES // model.clip_frames) * model.clip_frames
     self._encode_frames = jax.jit(functools.partial(_encode_frames, model, self.looks))
@@ -55,14 +55,17 @@ class Embedder:
     face_box: np.ndarray | None = None,
     mouth_box: np.ndarray | None = None,
   ) -> Embedding:
-    """Tokens of face crops uint8 [T, S, S, 3] RGB at 25 frames/s and `waveform` float32 [640 * T] in [-1, 1] at 16 kHz,
-    with the boxes [T, 4] in fractions of the crop, where they are known. Raises InputError."""
+    """Tokens of face crops and their sound.
+
+    `frames`: uint8 [T, S, S, 3] RGB at 25 frames/s; `waveform`: float32 [640 * T] in [-1, 1] at 16 kHz; boxes: [T, 4]
+    as fractions of the crop, if known. Raises InputError for other shapes or dtypes.
+    """
     if frames.ndim != 4 or frames.shape[1:] != (self.image_size, self.image_size, 3) or frames.dtype != np.uint8:
       raise InputError(
         f"frames must be uint8 [T, {self.image_size}, {self.image_size}, 3], not {frames.dtype} {list(frames.shape)}"
       )
     if not len(frames):
-      raise InputError("there is no frame to embed")
+      raise InputError("no frames to embed")
     if waveform is None or np.shape(waveform) != (SAMPLES_PER_FRAME * len(frames),):
       raise InputError(f"{len(frames)} frames need a waveform of {SAMPLES_PER_FRAME * len(frames)} samples")
     if not np.issubdtype(waveform.dtype, np.floating):
@@ -80,9 +83,9 @@ class Embedder:
     )
 
   def encode_frames(self, frames: np.ndarray, *, face_box=None, mouth_box=None) -> tuple[Tokens, np.ndarray]:
-    """Visual tokens of face crops uint8 [n, S, S, 3], each by itself, in blocks of one shape; numpy [n, D].
+    """(visual tokens, lips) of face crops uint8 [n, S, S, 3], independent of each other; tokens are numpy [n, D].
 
-    And beside them what `sync` compares with `heard`: the vocal tokens of every look, float32 [n, looks * D].
+    `lips` are the vocal tokens of all looks, float32 [n, looks * D]; `sync` compares them with `heard`.
     """
     prior = np.array(synclipmae.masking.FACE_PRIOR, np.float32)
     face_box = np.tile(prior, (len(frames), 1)) if face_box is None else face_box
@@ -98,7 +101,7 @@ class Embedder:
     return Tokens(identity=identity, vocal=vocal, ambient=ambient, audio=None), lips
 
   def heard(self, audio: np.ndarray) -> np.ndarray:
-    """Audio tokens [n, D] as `sync` compares them with the lips of every look: [n, looks * D]."""
+    """Audio tokens [n, D] repeated for the comparison with the lips of all looks: [n, looks * D]."""
     return np.tile(audio, len(self.looks))
 
   def embed_sound(self, waveform: np.ndarray) -> np.ndarray:
@@ -112,7 +115,7 @@ class Embedder:
     return np.concatenate(blocks)[:frames]
 
   def encode_sound(self, waveform: np.ndarray) -> np.ndarray:
-    """Audio tokens [block_frames, D] of one block, from the sound of the block and `audio_context` frames around it."""
+    """Audio tokens [block_frames, D] of one block, from its sound and `audio_context` frames on both sides."""
     tokens = self._encode_sound(self.params, waveform[None])[0]
     return np.asarray(tokens)[self.audio_context :][: self.block_frames]
 

@@ -1,4 +1,4 @@
-"""A trained model from a checkpoint: only what serves is read, and the model is the one that the stamp describes."""
+"""Loads a trained model from a checkpoint. Only the items for inference are read; the stamp defines the model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.models.synclipmae import build_model
 from synclipmae_jax.types import FPS, SAMPLE_RATE, InputError, Params
 
-# The footage that this version can prepare. Size of the picture and visible patches are a checkpoint's own affair.
+# Preprocessing of this version. Image size and visible patches are taken from the checkpoint.
 _PREPROCESSING = {"fps": FPS, "sample_rate": SAMPLE_RATE, "crop": faces.CROP_RULE, "version": VERSION}
-_SERVING = ("visual_encoder", "audio_adapter")  # and the frozen speech encoder
+_SERVING = ("visual_encoder", "audio_adapter")  # in addition to the frozen speech encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-  """A model that was read from `step`, with what the checkpoint says of itself."""
+  """A model read from `step`, with the metadata and the configuration of the checkpoint."""
 
   step: Path
   meta: Mapping[str, Any]
@@ -36,16 +36,16 @@ class Trained:
 
 
 def load_trained(directory: str | os.PathLike, *, say: Callable[[str], None] = print) -> Trained:
-  """The model in a workdir or a step; damaged steps are named by `say`.
+  """The model in a workdir or a step; damaged steps are reported through `say`.
 
-  Raises InputError where nothing whole is found there, or what is there was made from other footage than this version
-  prepares.
+  Raises InputError if no complete checkpoint is found, or if its training data were prepared differently from this
+  version.
   """
   step = checkpoints.resolve_step(directory, say=say)
   with refusing(f"checkpoint {step} has a {META} that cannot be read"):
     meta = checkpoints.load_meta(step)
   config = _stamped_config(step, meta)
-  with refusing(f"checkpoint {step} describes no model of this version"):
+  with refusing(f"checkpoint {step} does not describe a model of this version"):
     model = build_model(config)
     trainable, frozen = jax.eval_shape(model.init, jax.random.key(0))
   wanted = {name: trainable[name] for name in _SERVING} | frozen
@@ -54,15 +54,15 @@ def load_trained(directory: str | os.PathLike, *, say: Callable[[str], None] = p
 
 
 def _stamped_config(step: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-  """The configuration of a checkpoint, the stamp of its footage compared with ours and its own choices taken over."""
+  """The configuration of a checkpoint, with the model's preprocessing. Raises InputError if its stamp differs."""
   config, stamp = meta.get("config"), meta.get("preprocessing")
   if not isinstance(config, dict) or not isinstance(stamp, dict):
-    raise InputError(f"checkpoint {step} does not say what it was trained on: it has no stamp of its preprocessing")
+    raise InputError(f"checkpoint {step} has no record of its configuration and preprocessing")
   for name, ours in _PREPROCESSING.items():
     if stamp.get(name) != ours:
-      raise InputError(f"checkpoint {step} was trained on other footage: {name} {stamp.get(name)!r}, here {ours!r}")
-  computing = {"unroll": False, "remat": "none"}  # how, not what: a rolled scan compiles in half the time
-  if jax.default_backend() == "cpu":  # which has no bfloat16
+      raise InputError(f"checkpoint {step} has other preprocessing: {name} {stamp.get(name)!r}, here {ours!r}")
+  computing = {"unroll": False, "remat": "none"}  # same results; a rolled scan compiles in half the time
+  if jax.default_backend() == "cpu":  # CPUs have no bfloat16
     computing["compute_dtype"] = "float32"
   with refusing(f"checkpoint {step} has a stamp that cannot be read"):
     return {
@@ -74,7 +74,7 @@ def _stamped_config(step: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def refusing(complaint: str) -> Iterator[None]:
-  """Whatever fails on what was read from a checkpoint, in any of a dozen ways, is an InputError that says where."""
+  """Turns any exception into an InputError with `complaint`: the content of a checkpoint can fail in many ways."""
   try:
     yield
   except InputError as error:
@@ -86,7 +86,7 @@ def refusing(complaint: str) -> Iterator[None]:
 def _load_item(step: Path, name: str, abstract: Params) -> Params:
   if not jax.tree.leaves(abstract):  # an encoder without parameters
     return abstract
-  saved = checkpoints.find_item(step, name, verify=name == "speech_encoder")  # it stands apart from the step
+  saved = checkpoints.find_item(step, name, verify=name == "speech_encoder")  # it is stored outside the step
   saved.refuse_difference(saved.leaves, abstract)
   with refusing(f"checkpoint {step} is damaged: its {name} cannot be read"):
     return jax.device_put(saved.load(jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)))

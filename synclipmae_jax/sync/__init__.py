@@ -1,1 +1,1 @@
-"""Audio-visual synchronisation of files: footage in, a lag with its confidence out."""
+"""Audio-visual synchronisation of video files: estimates the lag and its confidence."""

@@ -1,4 +1,4 @@
-"""From the tokens of a file to its answer: scores of every face, who speaks, the lag, and a verdict with its reason."""
+"""Analyses the tokens of a file: scores of every face, the speaker, the lag, and a verdict with its reason."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from synclipmae_jax.sync.estimate import (
 from synclipmae_jax.sync.result import MS_PER_FRAME, FaceResult, FrameResult, SyncResult
 from synclipmae_jax.types import FPS, InputError
 
-IN_SYNC = 1  # frames: the lags of at most so many are neither heard nor seen (ITU-R BT.1359: +45 to -125 ms)
+IN_SYNC = 1  # frames: lags up to this are not perceived (ITU-R BT.1359: +45 to -125 ms)
 _SPEAKER_WINDOW = 25  # frames over which faces are compared
-_SILENT = 1e-4  # of full scale: below it a track holds the noise of its codec
+_SILENT = 1e-4  # of full scale; a track below it holds only codec noise
 
 
 def sync_file(
@@ -41,7 +41,7 @@ def sync_file(
   faces: str = "auto",
   progress: Callable[[float, float], None] | None = None,
 ) -> SyncResult:
-  """See `SyncLipMAE.sync`. `checkpoint` and `notes` say which model answers; they go into the result."""
+  """See `SyncLipMAE.sync`. `checkpoint` and `notes` describe the model and are copied to the result."""
   stream = TokenStream(model, path, faces=faces)
   levels, peak, frames, followed = [], 0.0, 0, {}
   for block in stream:
@@ -56,25 +56,25 @@ def sync_file(
     if progress:
       progress(frames / FPS, max(0.0, stream.info.end - float(stream.info.origin)))
   if frames <= 2 * MAX_LAG:
-    raise InputError(f"it is too short: {frames} frames at {FPS} frames/s, {2 * MAX_LAG + 1} are needed")
+    raise InputError(f"the file is too short: {frames} frames at {FPS} frames/s, at least {2 * MAX_LAG + 1} are needed")
   speech = speech_activity(np.concatenate(levels)) & (peak >= _SILENT)
   judged = [face.judge(calibration) for face in followed.values() if face.seen]
-  judged.sort(key=lambda face: -len(face.times))  # the one on screen most is number 0
+  judged.sort(key=lambda face: -len(face.times))  # number 0 is the face that is visible longest
   answer = _answer(stream, path, judged, speech=speech, silent=peak < _SILENT)
   return dataclasses.replace(answer, checkpoint=checkpoint, notes=(*notes, *answer.notes))
 
 
 class _Face:
-  """A face that is followed through the file: its scores and boxes, in stretches without a gap."""
+  """A face tracked through the file: its scores and boxes, in stretches without gaps."""
 
   def __init__(self):
     self.seen = 0
     self._stretches: list[tuple[int, Scores]] = []  # first frame, scores
-    self._scorer, self._start, self._end = None, 0, 0  # of the stretch that goes on
+    self._scorer, self._start, self._end = None, 0, 0  # of the current stretch
     self._boxes: list[np.ndarray] = []
 
   def push(self, start: int, heard: np.ndarray, face: FaceBlock) -> None:
-    """Tokens of the frames from `start` on; blocks come in order of time."""
+    """Adds tokens of the frames from `start` on. Blocks must come in order of time."""
     for a, b in runs(np.isfinite(face.lips[:, 0])):
       self.close(before=start + a)
       if self._scorer is None:
@@ -85,7 +85,7 @@ class _Face:
       self.seen += b - a
 
   def close(self, *, before: int) -> None:
-    """Ends a stretch that does not reach the frame."""
+    """Ends the current stretch if it does not reach the frame `before`."""
     if self._scorer is not None and self._end < before:
       self._stretches.append((self._start, self._scorer.finish()))
       self._scorer = None
@@ -102,7 +102,7 @@ class _Face:
 
 
 def join(stretches: Sequence[Scores], starts: Sequence[int]) -> Scores:
-  """Scores of several stretches of a file as if they were one; sums keep their place in time, for the drift."""
+  """Scores of several stretches of a file as one. Sums keep their position in time, which the drift needs."""
   firsts = [(start - starts[0]) // BLOCK for start in starts]
   ends = [first + len(part.wide_sum) for first, part in zip(firsts, stretches, strict=True)]
   wide_sum = np.zeros((max(ends), *stretches[0].wide_sum.shape[1:]))
@@ -115,7 +115,7 @@ def join(stretches: Sequence[Scores], starts: Sequence[int]) -> Scores:
 
 
 def _margin(scores: np.ndarray) -> np.ndarray:
-  """float32 [n]: by how much the best lag stands out around each frame; -inf where not all lags can be tried."""
+  """float32 [n]: best minus median score over the lags, smoothed in time; -inf if not all lags can be tried."""
   margin, known = np.full(len(scores), -np.inf, np.float32), np.isfinite(scores).all(axis=1)
   if known.any():
     rows = smooth(scores[known], _SPEAKER_WINDOW)
@@ -125,9 +125,9 @@ def _margin(scores: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Judged:
-  """What became of one face, in the n frames in which it is seen."""
+  """Result of one face, for the n frames in which it is visible."""
 
-  times: np.ndarray  # int [n]: which frames
+  times: np.ndarray  # int [n]: frame numbers
   box: np.ndarray  # float32 [4], the median
   scores: np.ndarray  # float16 [n, 31]
   margin: np.ndarray  # float32 [n], of `_margin`
@@ -135,13 +135,13 @@ class _Judged:
 
   @property
   def told(self) -> bool:
-    """Whether its lag can be told."""
+    """Whether its lag can be determined."""
     return self.lags.lag is not None and self.lags.synchronizable >= 0.5
 
 
 def _answer(stream: TokenStream, path, judged: list[_Judged], *, speech: np.ndarray, silent: bool) -> SyncResult:
   frames = len(speech)
-  speaker, followed, row = np.full((3, frames), -1)  # numbers of faces, and a face's row of the frame; -1 without one
+  speaker, followed, row = np.full((3, frames), -1)  # face numbers, and the row of the frame in the face; -1: none
   most = np.full(frames, -np.inf)
   for number, face in reversed(list(enumerate(judged))):
     followed[face.times] = number
@@ -186,20 +186,20 @@ def _answer(stream: TokenStream, path, judged: list[_Judged], *, speech: np.ndar
 
 
 def _verdict(judged: list[_Judged], best: _Judged | None, *, speech: np.ndarray, silent: bool) -> tuple[str, str]:
-  """The verdict, and one sentence that gives its reason."""
+  """The verdict and its reason, one sentence."""
   no = "not_synchronizable"
   if silent:
-    return no, "its sound track is silent"
+    return no, "the sound track is silent"
   if not judged:
-    return no, "no face is found in it"
+    return no, "no face was found"
   if best is None:
-    return no, f"no face is seen for the {(2 * MAX_LAG + 1) / FPS:.2f} s that a comparison takes"
+    return no, f"no face is visible for the {(2 * MAX_LAG + 1) / FPS:.2f} s that a comparison needs"
   if speech.sum() < MIN_SPEECH:
-    return no, "no speech is heard in it"
+    return no, "no speech was detected"
   if not best.told:
     return no, (
-      f"the lips do not move with the sound at any lag within {MAX_LAG * MS_PER_FRAME:.0f} ms: a still or hidden mouth,"
-      " another's voice, music, or a longer lag"
+      f"lips and sound do not match at any lag within {MAX_LAG * MS_PER_FRAME:.0f} ms: a still or hidden mouth,"
+      " another speaker's voice, music, or a longer lag"
     )
   if abs(best.lags.lag) <= IN_SYNC:
     return "in_sync", f"lips and sound agree within {IN_SYNC} frame ({MS_PER_FRAME:.0f} ms)"

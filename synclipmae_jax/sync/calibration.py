@@ -1,7 +1,7 @@
-"""What evidence is worth: from the numbers of `sync.estimate` to probabilities.
+"""Calibration: converts the evidence of `sync.estimate` to probabilities.
 
-Two logistic curves and one temperature, fitted on clips whose lag is known (`fit`), on stretches of many lengths and
-against the same clips with another clip's sound. They travel with the checkpoint, in its meta.json.
+It consists of two logistic curves and one temperature. `fit` fits them on clips of known lag, on stretches of many
+lengths, and on the same clips with the sound of another clip. They are stored in the checkpoint's meta.json.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import scipy.optimize
 
 from synclipmae_jax.metrics.sync import LAGS, TOLERANCE
 
-STRANGERS = 0.025  # the share of them that are taken for a pair
-MASS = 0.95  # of the probability, in the interval of the lag
-BINS = 10  # of the reliability diagram: equally many cases in each
-_MOST = 1e6  # of a weight: what `fit` finds is far below
-_DECAY = 1e-2  # of the weights, so that a perfectly separable set does not send them to infinity
+STRANGERS = 0.025  # fraction of stretches with foreign sound that are accepted as synchronizable
+MASS = 0.95  # probability inside the interval of the lag
+BINS = 10  # bins of the reliability diagram, with equal numbers of cases
+_MOST = 1e6  # upper limit of a weight; fitted weights are far below
+_DECAY = 1e-2  # weight decay; keeps the weights finite on a separable set
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evidence:
-  """What a stretch shows for its best lag."""
+  """Evidence of a stretch for its best lag."""
 
   curve: np.ndarray  # float64 [31], z(l) of `sync.estimate`
   frames: int
@@ -36,7 +36,7 @@ class Evidence:
 
   @property
   def features(self) -> np.ndarray:
-    """float64 [4]: 1, the peak, its margin over the best lag more than one frame away, log2 of the length in 6 s."""
+    """float64 [4]: 1, the peak, its margin over the best lag more than one frame away, log2(length / 6 s)."""
     away = np.abs(LAGS - LAGS[self.best]) > TOLERANCE
     peak = self.curve[self.best]
     return np.array([1.0, peak, peak - self.curve[away].max(), np.log2(self.frames / 150)])
@@ -44,29 +44,32 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-  """`right`: weights of P(|error| <= 1 frame | there is a lag); `present`: of there being a lag, one half where only
-  one stranger in forty shows as much; both logistic in `Evidence.features`. `temperature`: p(l) is proportional to
-  exp(temperature * z(l))."""
+  """Parameters of the probabilities.
+
+  `right`: weights of P(|error| <= 1 frame | a lag exists); `present`: weights of P(a lag exists), which is 0.5 at the
+  evidence that one foreign sound in forty reaches. Both are logistic in `Evidence.features`. `temperature`: p(l) is
+  proportional to exp(temperature * z(l)).
+  """
 
   right: tuple[float, ...]
   present: tuple[float, ...]
   temperature: float
-  fitted_on: str  # a sentence; empty: nothing was fitted
+  fitted_on: str  # description of the data; empty if nothing was fitted
   error: float | None = None  # expected calibration error on clips that were not fitted
-  reliability: tuple[tuple[float, float, int], ...] = ()  # (mean confidence, share right, cases) a bin, of those clips
+  reliability: tuple[tuple[float, float, int], ...] = ()  # (mean confidence, fraction right, cases) by bin
 
   @classmethod
   def uncalibrated(cls) -> Calibration:
-    """For a checkpoint that brings none: a peak of z = 4 with a margin of 1 is worth one half. A guess, and says so."""
+    """Default for a checkpoint without calibration, a guess: probability 0.5 at a peak of z = 4 with a margin of 1."""
     return cls(right=(-5.0, 1.0, 1.0, 0.0), present=(-5.0, 1.0, 1.0, 0.0), temperature=1.0, fitted_on="")
 
   def probabilities(self, evidence: Evidence) -> tuple[float, float]:
-    """(P(|error| <= 1 frame | there is a lag), P(there is a lag to be found))."""
+    """(P(|error| <= 1 frame | a lag exists), P(a lag exists))."""
     right, present = (_logistic(evidence.features @ np.array(weights)) for weights in (self.right, self.present))
     return float(right), float(present)
 
   def interval(self, evidence: Evidence) -> tuple[int, int]:
-    """The shortest run of lags around the best one, grown to its heavier side, that holds 95 % of the probability."""
+    """Interval of lags with 95 % of the probability, grown from the best lag towards the neighbour with more mass."""
     mass = _posterior(evidence.curve, self.temperature)
     low = high = evidence.best
     while mass[low : high + 1].sum() < MASS:
@@ -79,12 +82,12 @@ class Calibration:
 
   @classmethod
   def from_json(cls, stored: Mapping[str, Any]) -> Calibration:
-    """Raises ValueError, TypeError or KeyError where `stored` is no calibration."""
+    """Raises ValueError, TypeError or KeyError if `stored` is not a calibration."""
     numbers = {name: tuple(float(x) for x in stored[name]) for name in ("right", "present")}
     if any(len(weights) != 4 or not (np.abs(weights) < _MOST).all() for weights in numbers.values()):
-      raise ValueError(f"a calibration has four finite weights a curve, none beyond {_MOST:g}")
+      raise ValueError(f"a calibration needs four weights per curve, each below {_MOST:g}")
     if not 0 < float(stored["temperature"]) < _MOST:
-      raise ValueError(f"a temperature of {stored['temperature']}")
+      raise ValueError(f"the temperature {stored['temperature']} is out of range")
     error = stored.get("error")
     return cls(
       **numbers,
@@ -98,7 +101,7 @@ class Calibration:
 def fit(
   pairs: Sequence[tuple[Evidence, int]], strangers: Sequence[Evidence], *, fitted_on: str
 ) -> Calibration:
-  """A calibration from stretches with their true lag, and from stretches that have none (another clip's sound)."""
+  """A calibration from stretches with their true lag and from stretches without one (sound of another clip)."""
   right = np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
   own, foreign = (np.array([e.features for e in group]) for group in ([e for e, _ in pairs], strangers))
   curves = np.array([evidence.curve for evidence, _ in pairs])
@@ -109,8 +112,8 @@ def fit(
     return -np.log(np.maximum(mass[np.arange(len(truth)), truth], 1e-9)).mean()
 
   temperature = scipy.optimize.minimize_scalar(surprise, bounds=(-3.0, 3.0), method="bounded").x
-  # Not the point half-way between own and foreign sound: footage unlike these clips shows less than they do, and is not
-  # to be turned away for that. Nor does the length count: a file is not less in sync for being long.
+  # The threshold is a quantile of foreign sound, not the midpoint to own sound: other footage shows weaker evidence
+  # than these clips and must not be rejected for it. The weight of the length is 0: length is no evidence for a lag.
   weights = np.array(_fit_logistic(np.concatenate([own, foreign]), np.arange(len(own) + len(foreign)) < len(own), 0.0))
   weights[0] -= np.quantile(foreign @ weights, 1 - STRANGERS)
   return Calibration(
@@ -122,7 +125,7 @@ def fit(
 
 
 def measure(calibration: Calibration, pairs: Sequence[tuple[Evidence, int]]) -> Calibration:
-  """`calibration` with its reliability and expected calibration error on stretches that were not fitted."""
+  """`calibration` with its reliability and expected calibration error, measured on stretches not used in the fit."""
   confidence = np.array([calibration.probabilities(evidence)[0] for evidence, _ in pairs])
   right = np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
   bins = [part for part in np.array_split(np.argsort(confidence, kind="stable"), BINS) if len(part)]
@@ -141,7 +144,7 @@ def _logistic(x):
 
 
 def _fit_logistic(features: np.ndarray, labels: np.ndarray, length: float | None = None) -> tuple[float, ...]:
-  """Weights of least mean log loss; peak and margin may only help; `length`: the weight of the length, if not free."""
+  """Weights with the least mean log loss. Those of peak and margin are >= 0; `length` fixes that of the length."""
   sign = np.where(labels, 1.0, -1.0)
 
   def loss(weights):

@@ -1,20 +1,18 @@
-"""From two token sequences to a lag, and to how far it may be believed.
+"""Estimates the lag between two token sequences and its confidence.
 
 Scores. A lag l is positive when the video lags the audio. s(l, t) is the mean of two cosines between audio at t and
-vocal motion at t + l: of the tokens without their local mean, and of their change from frame to frame. The lag of a
-stretch is the best of its mean curve m(l) = mean_t s(l, t) over the search range, -15 .. 15 frames. (The plain cosine
-of the protocol, metrics.sync, does as well on footage like the training data; on a photograph whose jaw moves it finds
-nothing in one clip of three, where these two find the lag with z = 3 to 5.)
+vocal motion at t + l: of the tokens minus their local mean, and of their change from frame to frame. The lag of a
+stretch is the maximum of its mean curve m(l) = mean_t s(l, t) over the search range, -15 .. 15 frames. (The plain
+cosine of the protocol, metrics.sync, is as good on footage like the training data. On a photograph whose jaw moves it
+finds no lag in one clip of three, where these two find it with z = 3 to 5.)
 
-Evidence. Whether a peak means anything is judged by the file itself: the same tokens held against each other at all
-lags up to 60 frames but those of the peak show how far a mean score strays where nothing matches. With mu and sigma
-the mean and the spread of those, z(l) = (m(l) - mu) / sigma has no unit, so it carries over from one model, face and
-microphone to another far better than a cosine does. A still mouth, another speaker and noise have no lag at which z
-stands out.
+Evidence. The significance of a peak is measured in the file itself: the mean scores at all lags up to 60 frames, except
+those of the peak, show how far a mean score varies without a match. With their mean mu and standard deviation sigma,
+z(l) = (m(l) - mu) / sigma has no unit and is much more comparable between models, faces and microphones than a cosine.
+A still mouth, another speaker and noise have no lag with a high z.
 
-Confidence. Two numbers describe a stretch: the z of its peak, and by how much the peak stands above the best lag more
-than one frame away. `calibration.Calibration` turns them into probabilities; what it knows was fitted on clips whose
-lag is known.
+Confidence. Two numbers describe a stretch: the z of its peak, and the difference between the peak and the best lag more
+than one frame away. `calibration.Calibration`, fitted on clips of known lag, converts them to probabilities.
 """
 
 from __future__ import annotations
@@ -28,35 +26,36 @@ from synclipmae_jax.metrics.sync import LAGS, MAX_LAG, smooth, unit
 from synclipmae_jax.sync.calibration import Calibration, Evidence
 from synclipmae_jax.types import FPS, SAMPLES_PER_FRAME
 
-WIDE = 60  # frames: how far chance is sampled
+WIDE = 60  # frames: largest lag for sampling chance scores
 WIDE_LAGS = np.arange(-WIDE, WIDE + 1)
-_NEAR = slice(WIDE - MAX_LAG, WIDE + MAX_LAG + 1)  # the search range in them
-HALF_MEAN = 125  # frames on each side over which tokens are centred
-MIN_OVERLAP = 16  # frames that must have a lag for it to count: 31 frames then have all lags of the search range
-PEAK_WIDTH = 3  # frames around the best lag that say nothing about chance
-MIN_SPREAD = 1e-4  # of a mean cosine: below it there is nothing but rounding
-BLOCK = 64  # frames whose wide sums are kept together: enough to weigh a stretch of a file by itself
-SMOOTHING = 51  # frames the lag of a single frame is read from
+_NEAR = slice(WIDE - MAX_LAG, WIDE + MAX_LAG + 1)  # the search range inside WIDE_LAGS
+HALF_MEAN = 125  # frames on each side for the local mean of the tokens
+MIN_OVERLAP = 16  # minimum frames for a lag: with it, 31 frames have all lags of the search range
+PEAK_WIDTH = 3  # frames around the best lag that are excluded from chance
+MIN_SPREAD = 1e-4  # of a mean cosine; smaller spreads are rounding errors
+BLOCK = 64  # frames per block of wide sums
+SMOOTHING = 51  # frames of the window for the lag of a single frame
 SPEECH_FLOOR = -55.0  # dB of full scale
 SPEECH_RANGE = 30.0  # dB below the loud parts of the file
 MIN_SPEECH = 12  # frames, half a second
 DRIFT_WINDOW, DRIFT_HOP = 4, 1  # blocks: 10 s, every 2.6 s
-DRIFT_WINDOWS = 8  # fewer tell no slope
-_MOST_WINDOWS = 1000  # of the longest files: each pair of them is a slope
+DRIFT_WINDOWS = 8  # minimum number of windows for a slope
+_MOST_WINDOWS = 1000  # maximum number of windows: the cost is quadratic in it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-  """What `LagScorer` keeps of n frames."""
+  """Scores of n frames, from `LagScorer`."""
 
-  scores: np.ndarray  # float16 [n, 31]: s(l, t); rows of nan where not all lags exist
-  wide_sum: np.ndarray  # float64 [blocks, 121]: the sum of s(l, t) over the frames of a block that have the lag
-  wide_count: np.ndarray  # int64 [blocks, 121]: how many frames those are
+  scores: np.ndarray  # float16 [n, 31]: s(l, t); rows of nan if not all lags exist
+  wide_sum: np.ndarray  # float64 [blocks, 121]: sum of s(l, t) over the frames of a block that have the lag
+  wide_count: np.ndarray  # int64 [blocks, 121]: number of these frames
 
 
 class LagScorer:
-  """Collects s(l, t) of one face from tokens that arrive in order of time, in constant memory but for 31 numbers a
-  frame. The local mean is over the 10 s around each frame: it holds the speaker, the light and the microphone.
+  """Computes s(l, t) of one face from tokens in order of time. Memory is constant except for 31 numbers per frame.
+
+  The local mean over the 10 s around each frame removes constant effects of speaker, light and microphone.
   """
 
   def __init__(self):
@@ -67,9 +66,9 @@ class LagScorer:
     self._counts: list[np.ndarray] = []
 
   def push(self, audio: np.ndarray, vocal: np.ndarray) -> None:
-    """float [n, D] each: the next n frames; a row of nan where there is no token, as where the face is not seen.
+    """Adds the next n frames, float [n, D] each; a row of nan if there is no token (the face is not visible).
 
-    Raises ValueError where the two differ in shape.
+    Raises ValueError if the shapes differ.
     """
     audio, vocal = np.asarray(audio, np.float32), np.asarray(vocal, np.float32)
     if audio.ndim != 2 or audio.shape != vocal.shape:
@@ -78,7 +77,7 @@ class LagScorer:
     self._advance(last=False)
 
   def finish(self) -> Scores:
-    """All that was pushed; the scorer is done with."""
+    """The scores of all frames. The scorer must not be used afterwards."""
     self._advance(last=True)
     lags, wide = len(LAGS), len(WIDE_LAGS)
     return Scores(
@@ -96,7 +95,7 @@ class LagScorer:
       low, high = np.maximum(middle - HALF_MEAN, 0), np.minimum(middle + HALF_MEAN + 1, len(window))
       mean = (total[high] - total[low]) / np.maximum(count[high] - count[low], 1)[..., None]
       motion = np.gradient(window, axis=0)[at:stop] if len(window) > 1 else np.zeros_like(window)
-      motion = np.where(np.isfinite(motion), motion, 0)  # beside a frame without a token
+      motion = np.where(np.isfinite(motion), motion, 0)  # next to a frame without a token
       parts = [unit(part, np.float32) for part in (window[at:stop] - mean, motion)]
       self._compared.push(np.concatenate(parts, axis=-1) / np.float32(np.sqrt(2)))
     for window, at, stop in self._compared.blocks(last=last):
@@ -114,22 +113,22 @@ class LagScorer:
 
 
 def _from_zero(rows: np.ndarray) -> np.ndarray:
-  """Running sums along axis 0, one row longer than `rows`: the sum of [a, b) is the difference of two of them."""
+  """Cumulative sums along axis 0, one row longer than `rows`: the sum of [a, b) is out[b] - out[a]."""
   return np.concatenate([np.zeros_like(rows[:1], np.float64), rows.cumsum(axis=0, dtype=np.float64)])
 
 
 class _Window:
-  """A stretch of a stream, in blocks of BLOCK frames, each with up to `reach` frames on both sides of it."""
+  """A stretch of a stream in blocks of BLOCK frames, each with up to `reach` frames of context on both sides."""
 
   def __init__(self, reach: int):
     self._held: np.ndarray | None = None
-    self._reach, self._at = reach, 0  # the next block begins at row `_at` of what is held
+    self._reach, self._at = reach, 0  # the next block begins at row `_at` of `_held`
 
   def push(self, rows: np.ndarray) -> None:
     self._held = rows if self._held is None else np.concatenate([self._held, rows])
 
   def blocks(self, *, last: bool):
-    """Yields (held rows, first row, stop row) of each block whose surroundings are there; `last`: none will follow."""
+    """Yields (rows, first row, stop row) of each block with complete context; `last`: no more rows will follow."""
     while self._held is not None:
       left = len(self._held) - self._at
       if left <= 0 or (left < BLOCK + self._reach and not last):
@@ -142,17 +141,17 @@ class _Window:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LagEstimate:
-  """The lag of one face's stretch and what speaks for it."""
+  """The lag of one face and its evidence."""
 
-  lag: int | None  # frames; None where there are too few to try every lag
-  confidence: float  # P(|error| <= 1 frame); where there seems to be no lag, times the probability that there is one
+  lag: int | None  # frames; None with too few frames to try every lag
+  confidence: float  # P(|error| <= 1 frame); multiplied by `synchronizable` if that is below 0.5
   interval: tuple[int, int] | None  # lags, in frames
   score: float  # mean score at the lag, -1 .. 1
-  synchronizable: float  # probability that there is a lag to be found
-  curve: np.ndarray  # float64 [31], the mean score of every lag; nan where there is none
+  synchronizable: float  # probability that a lag exists
+  curve: np.ndarray  # float64 [31], the mean score of every lag; nan if undefined
   drift_ms_per_min: float | None
-  frame_lags: np.ndarray  # int [n]; NO_LAG where a frame has none
-  frame_scores: np.ndarray  # float32 [n], smoothed; nan where a frame has no lag
+  frame_lags: np.ndarray  # int [n]; NO_LAG for a frame without a lag
+  frame_scores: np.ndarray  # float32 [n], smoothed; nan for a frame without a lag
   peak: float  # the z of the best lag: comparable between faces
 
 
@@ -160,7 +159,7 @@ NO_LAG = np.iinfo(np.int16).min
 
 
 def estimate(scores: Scores, calibration: Calibration) -> LagEstimate:
-  """Reads the lag, its confidence and its drift off the scores of one face."""
+  """The lag of one face from its scores, with confidence and drift."""
   frame_lags, frame_scores = _frame_lags(scores.scores)
   curve = _mean_curve(scores)
   shared = dict(frame_lags=frame_lags, frame_scores=frame_scores, curve=curve[_NEAR])
@@ -183,12 +182,12 @@ def estimate(scores: Scores, calibration: Calibration) -> LagEstimate:
 
 
 def evidence_of(scores: Scores) -> Evidence | None:
-  """What the whole stretch shows; None where it is too short to try every lag."""
+  """Evidence of the whole stretch; None if it is too short to try every lag."""
   return _evidence(_mean_curve(scores), len(scores.scores))
 
 
 def _mean_curve(scores: Scores, blocks: slice = slice(None)) -> np.ndarray:
-  """float64 [121]: m(l); nan for lags that too few frames have."""
+  """float64 [121]: m(l); nan for lags with fewer than MIN_OVERLAP frames."""
   total, count = scores.wide_sum[blocks].sum(axis=0), scores.wide_count[blocks].sum(axis=0)
   return np.divide(total, count, out=np.full(len(WIDE_LAGS), np.nan), where=count >= MIN_OVERLAP)
 
@@ -212,8 +211,10 @@ def _frame_lags(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _drift(scores: Scores, calibration: Calibration) -> float | None:
-  """Slope of the lag over the file, ms a minute (Theil-Sen over windows of 10 s that show a lag); None where fewer
-  than `DRIFT_WINDOWS` of them do."""
+  """Slope of the lag over the file, ms per minute (Theil-Sen over windows of 10 s that have a lag).
+
+  None if fewer than `DRIFT_WINDOWS` windows have a lag.
+  """
   times, lags = [], []
   hop = max(DRIFT_HOP, len(scores.wide_sum) // _MOST_WINDOWS)
   for start in range(0, len(scores.wide_sum) - DRIFT_WINDOW + 1, hop):
@@ -226,7 +227,7 @@ def _drift(scores: Scores, calibration: Calibration) -> float | None:
 
 
 def _vertex(curve: np.ndarray) -> float:
-  """Where between frames the peak lies, in -0.5 .. 0.5: the vertex of the parabola through it and its neighbours."""
+  """Sub-frame position of the peak, in -0.5 .. 0.5: the vertex of the parabola through it and its neighbours."""
   k = int(curve.argmax())
   if not 0 < k < len(curve) - 1:
     return 0.0

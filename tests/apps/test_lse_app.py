@@ -45,7 +45,7 @@ def test_a_file_has_its_numbers_and_a_broken_one_beside_it_a_sentence(place, cap
   ("arguments", "sentence"),
   [
     ((), "name the weights to measure with"),
-    (("--syncnet", "nowhere"), "no whole checkpoint in"),
+    (("--syncnet", "nowhere"), "no complete checkpoint in"),
     (("--stable-syncnet", "syncnet"), "no item 'stable_syncnet'"),
   ],
 )

@@ -44,7 +44,7 @@ def test_one_file_is_one_object(place, capsys):
   answer = json.loads(capsys.readouterr().out)
   assert set(answer) >= ISSUE_KEYS and set(answer["frames"][0]) == {"t", "lag", "score", "face", "speech"}
   assert answer["fps"] == 25 and answer["duration_s"] == 2 and len(answer["frames"]) == 50
-  assert "this checkpoint has seen synthetic faces only" in answer["notes"]
+  assert "this checkpoint was trained on synthetic faces only" in answer["notes"]
 
 
 def test_a_folder_with_a_broken_file_gives_the_others_and_exit_1(place, capsys):
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_one_sentence_and_exit_2(place, monkeypatch, capsys, ar
 
 def test_no_checkpoint_is_one_sentence(place, capsys):
   assert cli(["sync", str(place / "videos" / "a.mp4"), "--checkpoint", str(place / "videos")]) == 2
-  assert "no whole checkpoint" in capsys.readouterr().err
+  assert "no complete checkpoint" in capsys.readouterr().err
 
 
 def test_a_file_is_mended_only_where_a_lag_was_found(place, monkeypatch, tmp_path, capsys):
@@ -187,7 +187,7 @@ def test_a_missing_checkpoint_is_said_once_whatever_the_workers(place, capsys):
   both = [str(place / "videos" / "a.mp4"), str(place / "videos" / "deeper" / "b.mkv")]
   assert cli(["sync", *both, "--workers", "2", "--checkpoint", str(place / "absent")]) == 2
   err = capsys.readouterr().err
-  assert "no whole checkpoint" in err and err.count("\n") == 1
+  assert "no complete checkpoint" in err and err.count("\n") == 1
 
 
 def test_a_name_that_breaks_the_line_is_complained_of_in_one(place, tmp_path, capsys):

@@ -11,7 +11,7 @@ from synclipmae_jax.metrics.sync import ClipTokens, LagState
 
 
 def read_png(path) -> np.ndarray:
-  """Pixels of a PNG that a person would find something on: of some size, neither blank nor of one colour."""
+  """Pixels of a PNG; checks that it has a minimum size and is not of one colour."""
   from matplotlib.image import imread
 
   assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -50,9 +50,9 @@ def test_reconstruction(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["reconstruction.png"]
 
 
-def test_visible_patches_lie_where_they_belong():
+def test_visible_patches_are_drawn_at_their_positions():
   visible = np.zeros((1, 4), bool)
-  visible[0, 1] = True  # the upper right one, row by row
+  visible[0, 1] = True  # the upper right patch in row order
   mask = pictures._pixels(visible, 6)[0, :, :, 0]
   assert mask[:3, 3:].all() and mask.sum() == 9
   with pytest.raises(ValueError, match="do not tile"):

@@ -6,10 +6,10 @@ from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, EvalClip, audi
 
 
 @pytest.mark.parametrize("lag", [None, 0, 3, -10])
-def test_the_middle_of_a_clip_comes_with_the_sound_that_belongs_to_it(lag):
-  """The picture of audio time t is shown at t + lag, so frame f belongs to the sound of f - lag."""
+def test_the_middle_of_a_clip_has_its_own_sound(lag):
+  """The picture for audio time t is at t + lag, so frame f belongs to the sound of f - lag."""
   frames = 40
-  times = np.arange(1, frames * SAMPLES_PER_FRAME + 1, dtype=np.float32)  # every sample says where it stood, from 1
+  times = np.arange(1, frames * SAMPLES_PER_FRAME + 1, dtype=np.float32)  # every sample is its index, from 1
   numbered = np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 2, 2, 3))
   box = np.zeros((frames, 4), np.float32)
   clip = EvalClip(
@@ -19,7 +19,7 @@ def test_the_middle_of_a_clip_comes_with_the_sound_that_belongs_to_it(lag):
   assert batch["waveform"].shape == (2, audio_context_samples(24))
   first = int(batch["frames"][0, 0, 0, 0, 0])
   assert first == 16 and batch["frames"].shape[1] == 8
-  at_first_frame = AUDIO_MARGIN + 8 * SAMPLES_PER_FRAME  # the eight frames stand in the middle of the twenty-four
+  at_first_frame = AUDIO_MARGIN + 8 * SAMPLES_PER_FRAME  # the eight frames are in the middle of the twenty-four
   assert batch["waveform"][0, at_first_frame] == (first - (lag or 0)) * SAMPLES_PER_FRAME + 1
 
 

@@ -12,7 +12,7 @@ from synclipmae_jax.types import EvalClip
 
 
 def make_clip(i: int, *, frames: int = 60, lag: int | None = 0) -> EvalClip:
-  """Frame t shows the number t, its 640 samples are t: what is shown in a frame is heard in it."""
+  """Frame t shows the number t, and its 640 samples are t: picture and sound agree."""
   time = np.arange(frames)
   return EvalClip(
     key=f"clip{i:03d}",
@@ -34,7 +34,7 @@ def clips() -> list[EvalClip]:
 
 
 class Planted:
-  """Tokens of the clip and time that a frame shows: perfect, or with `knows` False of nothing at all."""
+  """Tokens from the clip and time that a frame shows: perfect, or random with `knows` False."""
 
   name, context_frames = "Planted", 5
 
@@ -49,10 +49,10 @@ class Planted:
       rng = np.random.default_rng(number)
       return rng.normal(size=(len(heard), 8)), rng.normal(size=(len(seen), 8))
     table = np.random.default_rng(number).normal(size=(256, 8))
-    if self.kind == "l2":  # of very different lengths: the cosine of the nearest is not the largest
+    if self.kind == "l2":  # norms differ, so the nearest token does not have the largest product
       table *= np.random.default_rng(1).uniform(0.1, 10, size=(256, 1))
     audio, video = table[heard], table[seen]
-    # A pair scorer's two kinds of tokens have nothing in common but their first axis.
+    # The two kinds of tokens of a pair scorer share only their first axis.
     return (audio, video) if isinstance(self.kind, str) else (audio[:, None], np.stack([video, -video], axis=1))
 
 
@@ -69,23 +69,23 @@ def test_a_perfect_model_is_perfect_and_a_random_one_is_chance(clips, similarity
   random = measure_model("planted", Planted(similarity, knows=False), clips).scores
   chance = random.chance
   assert chance["acc/k1"] == pytest.approx(3 / 31) and chance["offset/k1"] > 240 / 31  # lags were injected
-  for name, estimate in random.estimates.items():  # a few of 17 may lie outside a 95 % interval, none outside a wider
+  for name, estimate in random.estimates.items():  # a few of 17 may be outside 95 %, none outside a wider one
     half = (estimate.high - estimate.low) / 2
     assert abs(estimate.value - chance[name]) < 1.8 * half, name
 
 
-def test_injected_lags_have_the_sign_they_claim_and_half_are_zero(clips):
+def test_injected_lags_have_their_sign_and_half_are_zero(clips):
   lags = []
   for clip in clips:
     heard, seen = clip.waveform[::640], clip.frames[:, 0, 0, 0]
     assert len(clip.waveform) == 640 * len(clip.frames) and len(clip.frames) == 60 - abs(clip.lag)
     times = np.arange(max(0, -clip.lag), len(heard) - max(0, clip.lag))
-    np.testing.assert_array_equal(seen[times + clip.lag], heard[times])  # what is heard at t is seen at t + lag
+    np.testing.assert_array_equal(seen[times + clip.lag], heard[times])  # the sound of t is seen at t + lag
     for rows in (clip.face_box[:, 0], clip.mouth_box[:, 0], clip.truth[:, 0]):
       np.testing.assert_array_equal(rows, seen)
     lags.append(clip.lag)
   assert min(lags) < -4 and max(lags) > 4 and 0.3 < np.mean(np.equal(lags, 0)) < 0.75
-  assert lags == [inject_lag(make_clip(i, lag=None), seed=0).lag for i in range(36)]  # by seed and key alone
+  assert lags == [inject_lag(make_clip(i, lag=None), seed=0).lag for i in range(36)]  # depends only on seed and key
   assert lags != [inject_lag(make_clip(i, lag=None), seed=1).lag for i in range(36)]
   many = [inject_lag(make_clip(i, lag=None), seed=2).lag for i in range(400)]
   assert min(many) == -10 and max(many) == 10 and abs(np.mean(np.equal(many, 0)) - 11 / 21) < 0.08
@@ -95,7 +95,7 @@ def test_injected_lags_have_the_sign_they_claim_and_half_are_zero(clips):
 
 def test_positive_lag_is_a_late_picture():
   late = next(clip for i in range(99) if (clip := inject_lag(make_clip(i, lag=None), seed=0)).lag > 0)
-  assert late.frames[0, 0, 0, 0] == 0 and late.waveform[0] == late.lag  # the sound has already gone on
+  assert late.frames[0, 0, 0, 0] == 0 and late.waveform[0] == late.lag  # the sound is ahead
 
 
 def test_pair_scorers_have_a_capped_number_of_queries(clips):
@@ -110,7 +110,7 @@ def test_pair_scorers_have_a_capped_number_of_queries(clips):
   assert sum(asked) <= lag_pairs + 63 * (retrieval.PAIR_QUERIES + len(clips))
 
 
-def test_all_rows_stand_in_the_files_with_their_intervals(clips, tmp_path):
+def test_all_rows_are_in_the_files_with_their_intervals(clips, tmp_path):
   def lse(key, audio, video):
     return sync_benchmark.syncnet_lse(key, audio, video)
 
@@ -148,8 +148,8 @@ def test_all_rows_stand_in_the_files_with_their_intervals(clips, tmp_path):
   assert "LSE-D" in text and "the lag of 36 clips is unknown" in text and "1000 queries" in text
 
 
-def test_too_short_clips_and_none_at_all_are_said():
+def test_too_short_clips_and_no_clips_are_reported():
   short = measure_model("planted", Planted("cosine"), [make_clip(0, frames=sync.MIN_FRAMES - 1), make_clip(1)])
-  assert "1 clips of fewer than 45 frames were skipped" in Benchmark(rows=[short]).markdown()
+  assert "1 clips with fewer than 45 frames were skipped" in Benchmark(rows=[short]).markdown()
   none = Benchmark(rows=[measure_model("planted", Planted("cosine"), [])])
   assert "0 clips" in none.markdown() and none.to_json()["rows"][0]["acc"]["k1"] is None

@@ -45,7 +45,7 @@ def make_clip(rng, i: int, *, frames: int = 60, lag: int | None = 0, corpus: str
 
 
 def planted_tokens(clip: EvalClip, *, noise: float = 0.0):
-  """A model that reads time itself: the audio token of t and the video token that shows t are alike."""
+  """A model that encodes time: the audio token of t equals the video token of the frame that shows t."""
   rng = np.random.default_rng(int(clip.key[-3:]))
   source = rng.normal(size=(len(clip.frames) + 40, 16)).astype(np.float32)
   lag, frames = clip.lag or 0, len(clip.frames)
@@ -68,7 +68,7 @@ def references(clips) -> References:
 def test_json_has_the_promised_keys_and_is_strict(clips, references, tmp_path):
   report = evaluate_sync(lambda clip: planted_tokens(clip, noise=6.0), clips, references=references)
   write_entries(tmp_path, report.to_json())
-  assert [p.name for p in tmp_path.iterdir()] == ["eval.json"]  # nothing half-written is left
+  assert [p.name for p in tmp_path.iterdir()] == ["eval.json"]  # no partial file is left
 
   def refuse(constant):
     raise AssertionError(f"{constant} is no JSON")
@@ -98,15 +98,15 @@ def test_planted_model_is_perfect_and_references_are_measured(clips, references)
   assert found["acc"] == {"k1": 1.0, "k5": 1.0, "k15": 1.0}
   assert found["offset"] == {"k1": 0.0, "k5": 0.0, "k15": 0.0}
   assert found["r_precision"] == {"top1": 1.0, "top2": 1.0, "top3": 1.0}
-  for reference in (found["linear_baseline"], found["ceiling"]):  # the planted relation is linear, if weak
+  for reference in (found["linear_baseline"], found["ceiling"]):  # the planted relation is linear but weak
     assert reference["acc"]["k15"] > 2 * found["chance"]["acc"]["k15"]
     assert reference["r_precision"]["top1"] > 1.3 * found["chance"]["r_precision"]["top1"]
   assert found["chance"]["acc"]["k1"] < found["linear_baseline"]["acc"]["k1"] < 1
   assert report.scalars()["acc/k5"] == 1.0
 
 
-def test_references_are_judged_like_the_model(clips, references):
-  """The baseline handed in as if it were a model gets the baseline's numbers."""
+def test_references_are_measured_like_the_model(clips, references):
+  """The baseline, passed as a model, gets the numbers of the baseline."""
   from synclipmae_jax.baselines.linear import fit_linear
 
   rng = np.random.default_rng(1)
@@ -144,7 +144,7 @@ def test_short_clips_are_skipped_by_name_and_a_single_clip_leaves_nulls():
   assert none.scalars() == {} and "| -" in none.table().replace("  ", "")
 
 
-def test_table_holds_every_row_beside_the_model(clips, references):
+def test_table_has_the_references_and_the_model(clips, references):
   table = evaluate_sync(lambda clip: planted_tokens(clip, noise=2.0), clips, references=references, name="Ours").table()
   lines = table.splitlines()
   rows = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]

@@ -32,7 +32,7 @@ def noise(seconds):
   return rng.normal(0, 0.1, round(16_000 * seconds)).astype(np.float32)
 
 
-def test_block_tokens_are_those_of_the_whole_file(model, tmp_path):
+def test_block_tokens_equal_those_of_the_whole_file(model, tmp_path):
   count = 290
   images = [numbered(t * 40503 % 65536) for t in range(count)]
   path = write_video(tmp_path / "a.mp4", images, sound=noise(count / 25 + 1))
@@ -46,10 +46,10 @@ def test_block_tokens_are_those_of_the_whole_file(model, tmp_path):
 
   tokens = model.embed(path, faces="full_frame")
   assert tokens.vocal.shape == whole.shape and np.isfinite(tokens.vocal).all()
-  assert np.abs(np.diff(tokens.vocal, axis=0)).max(axis=1).min() > 1e-4  # every picture is another
+  assert np.abs(np.diff(tokens.vocal, axis=0)).max(axis=1).min() > 1e-4  # all pictures differ
 
 
-def test_a_stream_that_is_left_stops_decoding(model, tmp_path):
+def test_an_abandoned_stream_stops_decoding(model, tmp_path):
   path = write_video(tmp_path / "a.mp4", [numbered(t) for t in range(700)], sound=noise(28))
   before = threading.active_count()
   blocks = iter(TokenStream(model.embedder, path, faces="full_frame"))
@@ -60,7 +60,7 @@ def test_a_stream_that_is_left_stops_decoding(model, tmp_path):
 
 
 class Lamp:
-  """Stands in for a trained model: a picture and a sound have the token of how bright, how loud they are."""
+  """Stand-in for a trained model: tokens are functions of brightness and of loudness."""
 
   image_size, block_frames, audio_context, looks = 32, 64, 8, (1.0,)
   _directions = np.random.default_rng(1).normal(0, 12, 64).astype(np.float32)
@@ -82,12 +82,12 @@ class Lamp:
 
 
 def judge(path, **options):
-  """The answer of the lamp."""
+  """The result for the lamp."""
   return sync_file(Lamp(), path, calibration=Calibration.uncalibrated(), checkpoint="lamp", **options)
 
 
 def film(path, *, frames, lag, lit=True, **kwargs):
-  """A lamp, `lag` frames later than the tone whose loudness it follows."""
+  """Video of a lamp that follows the loudness of a tone, `lag` frames late."""
   level = np.random.default_rng(3).uniform(0.1, 0.9, frames)
   tone = np.repeat(level, SAMPLES_PER_FRAME) * 0.5 * np.sqrt(2) * np.sin(np.arange(frames * SAMPLES_PER_FRAME) * 0.4)
   shown = np.roll(level, lag) if lit else np.full(frames, 0.5)
@@ -96,7 +96,7 @@ def film(path, *, frames, lag, lit=True, **kwargs):
 
 
 @pytest.mark.parametrize("lag", [0, 5, -7])
-def test_the_lag_has_its_sign_and_every_frame_its_row(tmp_path, lag):
+def test_the_lag_has_its_sign_and_every_frame_has_a_row(tmp_path, lag):
   seen = []
   path = film(tmp_path / "a.mp4", frames=300, lag=lag, sound_codec="flac" if lag else "aac")
   result = judge(path, faces="full_frame", progress=lambda done, total: seen.append((done, total)))
@@ -111,7 +111,7 @@ def test_the_lag_has_its_sign_and_every_frame_its_row(tmp_path, lag):
 
 
 class TwoFaces:
-  """The left half of the picture, and the right one but for frames 100 to 149."""
+  """The left half of the picture, and the right half except in frames 100 to 149."""
 
   def __init__(self, *_, **__):
     pass
@@ -141,7 +141,7 @@ def test_of_two_faces_the_one_that_moves_with_the_sound_is_the_speaker(tmp_path,
   path = write_video(tmp_path / "a.mp4", images, sound=tone.astype(np.float32))
   result = judge(path)
   assert result.lag_frames == 3 and result.notes == ("two lamps",)
-  still, speaker = result.faces  # in order of the frames in which they are seen
+  still, speaker = result.faces  # ordered by the number of visible frames
   assert still.lag_frames is None and speaker.lag_frames == 3
   assert speaker.speaking > 0.6 > 0.3 > still.speaking
   assert (speaker.start, speaker.end) == (0, 299 / 25) and speaker.box[0] > 0.5 > still.box[2]
@@ -150,7 +150,7 @@ def test_of_two_faces_the_one_that_moves_with_the_sound_is_the_speaker(tmp_path,
   assert {frame.lag for frame in result.frames[30:70]} == {3}
 
 
-def test_a_face_whose_lag_is_told_comes_before_one_with_a_higher_peak(tmp_path, monkeypatch):
+def test_a_face_with_a_known_lag_precedes_one_with_a_higher_peak(tmp_path, monkeypatch):
   monkeypatch.setattr(stream, "open_faces", lambda *_, **__: (TwoFaces(), ()))
   estimates = iter([
     dict(lag=-2, peak=9.0, synchronizable=0.1, interval=(-2, -2)),
@@ -167,13 +167,13 @@ def test_a_face_whose_lag_is_told_comes_before_one_with_a_higher_peak(tmp_path, 
   assert sorted(str(face.lag_frames) for face in result.faces) == ["4.0", "None"]
 
 
-def test_short_stretches_keep_their_place_in_time():
+def test_short_stretches_keep_their_position_in_time():
   tokens = rng.normal(size=(10, 64, 8))
   stretches, starts = [], [7 + 100 * number for number in range(10)]
   for part in tokens:
     scorer = LagScorer()
     scorer.push(part, part)
-    scorer.push(part[:20], part[:20])  # 84 frames: a block and a part of one
+    scorer.push(part[:20], part[:20])  # 84 frames: one block and a part of another
     stretches.append(scorer.finish())
   joined = join(stretches, starts)
   assert len(joined.wide_sum) == (starts[-1] - starts[0]) // BLOCK + 2
@@ -181,17 +181,17 @@ def test_short_stretches_keep_their_place_in_time():
   np.testing.assert_allclose(joined.wide_sum.sum(axis=0), sum(part.wide_sum.sum(axis=0) for part in stretches))
 
 
-def test_what_cannot_be_synchronised_is_an_answer(tmp_path):
+def test_a_file_that_cannot_be_synchronised_has_a_result(tmp_path):
   still = judge(film(tmp_path / "still.mp4", frames=300, lag=0, lit=False), faces="full_frame")
   none = judge(film(tmp_path / "none.mp4", frames=50, lag=0))
   path = write_video(tmp_path / "silent.mp4", [numbered(t) for t in range(50)], sound=np.zeros(32_000))
   silent = judge(path, faces="full_frame")
-  for result, reason in ((still, "lips do not move"), (none, "no face is found"), (silent, "silent")):
+  for result, reason in ((still, "lips and sound do not match"), (none, "no face was found"), (silent, "silent")):
     assert result.verdict == "not_synchronizable" and result.lag_frames is None and result.lag_ms is None
     assert reason in result.reason
 
 
-def test_bad_files_are_one_sentence(tmp_path):
+def test_bad_files_print_one_sentence(tmp_path):
   pictures = [numbered(t) for t in range(60)]
   (tmp_path / "text.mp4").write_text("not a film\n" * 50)
   write_video(tmp_path / "mute.mp4", pictures)

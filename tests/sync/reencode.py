@@ -1,4 +1,4 @@
-"""Encodes footage anew at another frame rate and sample rate, picture and sound on the clock they had."""
+"""Re-encodes a video at another frame rate and sample rate without a shift between picture and sound."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from synclipmae_jax.data.media.video import open_media, video_stream
 
 
 def reencode(source, out, *, fps, rate: int):
-  """Writes `source` to `out` as H.264 at `fps` (each picture the one that stands at its time) and AAC at `rate` Hz.
+  """Writes `source` to `out` as H.264 at `fps` (each frame shows the picture at its time) and AAC at `rate` Hz.
 
-  Second 0 of both is the first picture of `source`; sound from before it is cut. For short footage: it is all held.
-  Returns `out`.
+  Second 0 of both is the first picture of `source`; earlier sound is cut. The whole file is held in memory. Returns
+  `out`.
   """
   fps = Fraction(fps)
   with open_media(source) as footage:

@@ -14,7 +14,7 @@ def evidence(rng, lag, strength, frames=150):
 
 
 def cases(seed, number=600):
-  """Peaks of 0 .. 6 sigma: some found, some not."""
+  """Peaks of 0 .. 6 sigma; some are found, some are not."""
   rng = np.random.default_rng(seed)
   lags = rng.integers(-10, 11, number)
   return [(evidence(rng, lag, rng.uniform(0, 6)), int(lag)) for lag in lags]
@@ -30,21 +30,21 @@ def calibration():
   return measure(fit(cases(0), strangers(1), fitted_on="a test"), cases(2))
 
 
-def test_confidence_is_the_share_that_is_right(calibration):
+def test_confidence_is_the_fraction_that_is_correct(calibration):
   assert calibration.error < 0.05
   low, high = calibration.reliability[0], calibration.reliability[-1]
-  assert low[1] < 0.6 < 0.95 < high[1]  # the cases really differ
+  assert low[1] < 0.6 < 0.95 < high[1]  # the cases differ
   assert sum(count for *_, count in calibration.reliability) == 600
 
 
-def test_strangers_are_told_from_peaks(calibration):
+def test_foreign_sound_is_separated_from_peaks(calibration):
   rng = np.random.default_rng(5)
   strong = [calibration.probabilities(evidence(rng, 3, 8.0))[1] for _ in range(50)]
   none = [calibration.probabilities(other)[1] for other in strangers(6, 50)]
   assert np.mean(np.array(strong) > 0.5) > 0.95 and np.mean(np.array(none) < 0.5) > 0.8
 
 
-def test_the_interval_holds_the_lag_as_often_as_it_says(calibration):
+def test_the_interval_has_its_nominal_coverage(calibration):
   held = [calibration.interval(own)[0] <= lag <= calibration.interval(own)[1] for own, lag in cases(7)]
   assert 0.9 < np.mean(held) <= 1
   sharp = calibration.interval(evidence(np.random.default_rng(0), 4, 40.0))
@@ -61,9 +61,9 @@ def test_an_edge_lag_has_an_interval():
 
 def test_survives_json(calibration):
   assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
-  with pytest.raises(ValueError, match="four finite weights"):
+  with pytest.raises(ValueError, match="four weights per curve"):
     Calibration.from_json({**calibration.to_json(), "right": [1.0, float("nan"), 0, 0]})
-  with pytest.raises(ValueError, match="four finite weights"):
+  with pytest.raises(ValueError, match="four weights per curve"):
     Calibration.from_json({**calibration.to_json(), "present": [1e308] * 4})
   for temperature in (float("nan"), float("inf"), 0, -1):
     with pytest.raises(ValueError, match="temperature"):

@@ -11,7 +11,7 @@ BELIEVER = Calibration.uncalibrated()
 
 
 def tokens(frames, lag, *, noise=1.0, seed=0, offset=0.0):
-  """(audio, vocal) of one hidden sequence, the video `lag` frames late, noise added to both."""
+  """(audio, vocal) from one hidden sequence, with the video `lag` frames late and noise on both."""
   rng = np.random.default_rng(seed)
   hidden = rng.normal(size=(frames + 200, WIDTH))
   audio = hidden[100 : 100 + frames] + noise * rng.normal(size=(frames, WIDTH))
@@ -42,7 +42,7 @@ def test_finds_the_lag_with_its_sign(lag):
 def test_scores_are_the_mean_of_two_cosines():
   audio, vocal = tokens(100, 3, offset=4.0)
   rows = score(audio, vocal).scores
-  place = lag_scores(audio - audio.mean(0), vocal - vocal.mean(0))  # 100 frames: one mean is every frame's
+  place = lag_scores(audio - audio.mean(0), vocal - vocal.mean(0))  # 100 frames: all frames have the same mean
   motion = lag_scores(np.gradient(audio, axis=0), np.gradient(vocal, axis=0))
   expected = (place + motion) / 2
   np.testing.assert_allclose(rows[MAX_LAG:-MAX_LAG], expected, atol=2e-3)
@@ -58,7 +58,7 @@ def test_pieces_of_any_size_give_the_same():
   assert len(whole.wide_sum) == -(-700 // BLOCK)
 
 
-def test_a_long_stream_holds_a_window_only():
+def test_a_long_stream_keeps_only_a_window():
   scorer = LagScorer()
   for part in range(40):
     scorer.push(*tokens(128, 0, seed=part))
@@ -70,7 +70,7 @@ def test_a_constant_part_does_not_hide_the_lag():
   assert estimate(score(audio, vocal), BELIEVER).lag == 5
 
 
-def test_strangers_and_still_mouths_are_not_believed():
+def test_foreign_sound_and_still_mouths_are_rejected():
   audio, _ = tokens(150, 0)
   _, other = tokens(150, 0, seed=9)
   stranger = estimate(score(audio, other), BELIEVER)
@@ -79,7 +79,7 @@ def test_strangers_and_still_mouths_are_not_believed():
   assert still.synchronizable < 0.1 and still.peak == 0
 
 
-def test_frames_without_a_face_are_left_out():
+def test_frames_without_a_face_are_ignored():
   audio, vocal = tokens(300, 4)
   vocal[100:160] = np.nan
   scores = score(audio, vocal)

@@ -1,4 +1,4 @@
-"""The tool that the tests of `sync` re-encode with must not move anything itself."""
+"""The re-encoder of the tests of `sync` must not shift picture or sound."""
 
 from __future__ import annotations
 
