@@ -1,24 +1,24 @@
 """Pretraining.
 
     python -m synclipmae_jax.main --config=configs/pretrain.py --workdir=DIR          the paper's run, on a pod
-    python -m synclipmae_jax.main --config=configs/pretrain.py:demo --workdir=DIR     the embedded default, on two cores
+    python -m synclipmae_jax.main --config=configs/pretrain.py:demo --workdir=DIR     SynthTalk, on two cores
     python -m synclipmae_jax.main --config=configs/pretrain.py:demo,A1 --workdir=DIR  an ablation, as in the appendix
     python -m synclipmae_jax.main --config=configs/pretrain.py:demo --config.optimizer.peak_lr=5e-4 ...  any field
 
-Presets: `paper` (default), `demo`, `long` (the demo with a longer budget: what the embedded checkpoint is made of),
-`tiny` (tests, seconds).
+Presets: `paper` (default), `demo`, `long` (the demo with a longer budget; it makes the embedded checkpoint), `tiny`
+(for tests, runs in seconds).
 Ablations: A1 one uniform view, A2 one face-weighted view, A3 two views without jitter, B1 last audio layer only,
 C1 prompts concatenated instead of cross-attended.
 
-Where a value comes from stands behind it: `paper`, `inferred` (from the paper's numbers or its reviews) or
-`borrowed from ...`. What the presets for small machines change is theirs alone.
+The comment after a value gives its source: `paper`, `inferred` (from the paper's numbers or its reviews), `borrowed` or
+`ours`. Changes in the presets for small machines apply only to those presets.
 """
 
 from ml_collections import ConfigDict, config_dict
 
 
 def get_config(arg: str = "paper") -> ConfigDict:
-  """`arg` is a preset and, behind a comma, at most one ablation: `demo,A1`."""
+  """`arg`: a preset, optionally followed by a comma and one ablation, like `demo,A1`."""
   preset, *ablations = arg.split(",")
   presets = {"paper": _paper, "demo": _demo, "long": _long, "tiny": _tiny}
   if preset not in presets:
@@ -36,17 +36,17 @@ def _paper() -> ConfigDict:
   config.task = "pretrain"
   config.seed = 0
 
-  # What the frames and the sound are before any model sees them; stamped into checkpoints.
+  # Input frames and sound; stored in checkpoints.
   config.data = ConfigDict(
     dict(
       # [(directory of records, weight)]; the paper mixes seven corpora (section 5) and gives no weights.
       sources=config_dict.placeholder(tuple),
-      synthtalk=None,  # the embedded corpus instead: dict(train=clips, test=clips, seconds, size, seed)
+      synthtalk=None,  # SynthTalk instead of `sources`: dict(train=clips, test=clips, seconds, size, seed)
       image_size=256,  # inferred: reviewers call the inputs low-resolution; LatentSync's faces are 256
       clip_frames=16,  # borrowed from VideoMAE and StableSyncNet: 16 frames
-      audio_frames=64,  # ours: the sound the speech encoder hears around the 16 frames
+      audio_frames=64,  # ours: the audio context of the 16 frames
       workers=8,
-      eval_clips=100,  # paper: 100 random clips where a corpus has no split
+      eval_clips=100,  # paper: 100 random clips if a corpus has no split
       eval_split="test",
     )
   )
@@ -59,7 +59,7 @@ def _paper() -> ConfigDict:
       decoder=dict(width=512, depth=8, heads=16, mlp_width=2048, conditioning="cross_attention"),  # paper: ViTMAE-B
       speech_encoder=dict(
         kind="wav2vec2",  # paper; log_mel needs no weights
-        wav2vec2=dict(  # paper: base, frozen, the waveform resampled to one token a frame
+        wav2vec2=dict(  # paper: base, frozen, the waveform resampled to one token per frame
           alignment="waveform", include_embedding_output=False,
           width=768, depth=12, heads=12, mlp_width=3072, conv_width=512, pos_kernel=128, pos_groups=16,
         ),
@@ -76,11 +76,11 @@ def _paper() -> ConfigDict:
       ),
       crop_jitter=config_dict.placeholder(dict),  # ours: the paper has none; dict(zoom, shift) of models/augment.py
       shuffle_probability=0.5,  # ours: the paper says "randomly"
-      # ours: the heaviest patches, as many as in training. Measured on the demo (300 steps): Acc K = 5 40.5 % and R@1
-      # 8.5 %, against 37.5 % and 8.0 % with `all`, in a third of the time.
+      # ours: as many patches as in training, those of largest weight. Measured on the demo (300 steps):
+      # Acc K = 5 40.5 % and R@1 8.5 %, against 37.5 % and 8.0 % with `all`, in a third of the time.
       embed_visible="face_topk",
       compute_dtype="bfloat16",
-      unroll=False,  # a rolled scan compiles in time flat in depth; on CPU unrolled runs 12 % faster
+      unroll=False,  # the compile time of a scan is constant in depth; on CPU unrolled runs 12 % faster
       remat="full",
     )
   )
@@ -91,9 +91,9 @@ def _paper() -> ConfigDict:
         reconstruction=1.0, contrast=0.1, covariance=0.04
       ),
       reconstruct_patches="masked",  # borrowed from MAE
-      negatives_clips=48,  # inferred: the paper's batch per GPU; 0 takes all of the micro-batch
-      contrast_form="log_sum",  # ours: silent frames need not all be equally likely
-      positive_window=0,  # ours: with 1, a constant one-frame error costs almost nothing
+      negatives_clips=48,  # inferred: the paper's batch per GPU; 0: the whole micro-batch
+      contrast_form="log_sum",  # ours: silent frames need not be equally likely
+      positive_window=0,  # ours: with 1, a constant error of one frame is hardly penalised
       positive_similarity=config_dict.placeholder(float),  # the paper's audio self-similarity threshold; off
       temperature_init=0.07,  # borrowed from CLIP
       temperature_range=(0.01, 0.5),  # ours
@@ -102,8 +102,8 @@ def _paper() -> ConfigDict:
 
   config.optimizer = ConfigDict(
     dict(  # borrowed from MAE and Sapiens: AdamW (0.9, 0.95), decay 0.05, clip 1
-      name="adamw",  # or muon, of which b1, b2 are those of all that is no matrix
-      peak_lr=5e-4,  # borrowed from AV-HuBERT: MAE's rule would give 3.6e-3 at this batch
+      name="adamw",  # or muon: then b1 and b2 apply to leaves that are not matrices
+      peak_lr=5e-4,  # borrowed from AV-HuBERT; MAE's rule gives 3.6e-3 for this batch
       floor_lr=1e-6,
       warmup_steps=20_000,
       b1=0.9,
@@ -137,14 +137,14 @@ def _paper() -> ConfigDict:
       decoder=config_dict.placeholder(str),  # directory of a converted item; the paper names none, ViTMAE fits
       require=("visual_encoder", "speech_encoder"),  # items that must come from a directory
       allow_random_frozen=False,
-      by_reference=(),  # frozen items that a workdir names, by directory and hash, instead of holding a copy
+      by_reference=(),  # frozen items that checkpoints reference by directory and hash instead of a copy
     )
   )
   return config
 
 
 def _demo() -> ConfigDict:
-  """Two cores, no accelerator, nothing downloaded: SynthTalk, a small model of the same code, a log-mel front end."""
+  """For two cores without accelerator or downloads: SynthTalk, a small model of the same code, a log-mel front end."""
   config = _paper()
   config.data.update(
     dict(
@@ -154,19 +154,19 @@ def _demo() -> ConfigDict:
       eval_clips=64,
     )
   )
-  # A grid of 16 x 16, as the paper's. Two blocks learn as much a step as four narrower ones, and take 3/4 of the time.
-  # Heads of 32: of 16 there are twice as many scores, and a step takes a tenth longer.
+  # A grid of 16 x 16, as in the paper. Two blocks learn as much per step as four narrower ones in 3/4 of the time.
+  # Heads of width 32: width 16 doubles the attention scores and makes a step 10 % slower.
   config.model.visual_encoder = dict(patch=4, width=128, depth=2, heads=4, mlp_width=512, class_token=False)
   config.model.decoder.update(dict(width=64, depth=2, heads=2, mlp_width=256))
   config.model.speech_encoder.kind = "log_mel"
   config.model.update(
     dict(
       decode_frames=1,
-      mask_ratio=0.9,  # 26 patches: the mouth's 15 or so, and some of the rest
-      # The mouth's are always among them. Acc K = 5 after 200 steps of contrast: 70 % with the 26 heaviest patches,
-      # 56 % with 32 drawn at a weight of 40.
+      mask_ratio=0.9,  # 26 patches: about 15 of the mouth and some others
+      # With this weight the mouth patches are always visible. Acc K = 5 after 200 steps of contrast: 70 % with the 26
+      # patches of largest weight, 56 % with 32 patches drawn at a mouth weight of 40.
       mouth_weight=1000.0,
-      jitter=dict(brightness=0.2, contrast=0.2, saturation=0.1, hue=0.02, probability=0.5),  # a short run's share
+      jitter=dict(brightness=0.2, contrast=0.2, saturation=0.1, hue=0.02, probability=0.5),  # weaker, for a short run
       compute_dtype="float32",
       unroll=True,
       remat="none",
@@ -174,8 +174,8 @@ def _demo() -> ConfigDict:
   )
   config.loss.negatives_clips = 16
   config.loss.weights.contrast = 1.0
-  config.loss.reconstruct_patches = "all"  # so that its pictures are whole
-  config.optimizer.update(dict(name="muon", peak_lr=8e-3, warmup_steps=50))  # AdamW is slower, and best at 1e-3
+  config.loss.reconstruct_patches = "all"  # so that pictures are complete
+  config.optimizer.update(dict(name="muon", peak_lr=8e-3, warmup_steps=50))  # AdamW learns more slowly, best at 1e-3
   config.train.update(
     dict(
       steps=900,
@@ -193,21 +193,21 @@ def _demo() -> ConfigDict:
 
 
 def _long() -> ConfigDict:
-  """The demo at a longer budget, with five times the clips to learn from: how the embedded checkpoint is made.
+  """The demo with a longer budget and five times the training clips; it makes the embedded checkpoint.
 
-  With 3,000 steps (and heads of 16) it scored more on SynthTalk (Acc K = 1 51 %, not 46), but showed half as much of
-  the lag of a photograph that speaks.
+  With 3,000 steps and heads of width 16 it scored higher on SynthTalk (Acc K = 1 51 %, not 46 %), but the evidence for
+  the lag of a speaking photograph was half as strong.
   """
   config = _demo()
   config.data.synthtalk.update(dict(train=1_200, test=128))
   config.data.eval_clips = 128
-  config.model.crop_jitter = dict(zoom=1.25, shift=0.06)  # ours: faces of other footage sit otherwise in their crops
+  config.model.crop_jitter = dict(zoom=1.25, shift=0.06)  # ours: in other footage faces lie differently in the crop
   config.train.update(dict(steps=1_400, eval_every=700, checkpoint_every=350, pictures_every=1_400))
   return config
 
 
 def _tiny() -> ConfigDict:
-  """Every part in seconds, for tests; it learns next to nothing."""
+  """Runs every part in seconds, for tests; the model learns almost nothing."""
   config = _demo()
   config.data.update(dict(image_size=32, clip_frames=8, audio_frames=24, eval_clips=6))
   config.data.synthtalk.update(dict(train=6, test=6, seconds=3.0, size=64))

@@ -1,11 +1,12 @@
-"""SyncNet, trained from scratch on the same records: the yardstick for `configs/pretrain.py`.
+"""Trains SyncNet from scratch on the same records, for comparison with `configs/pretrain.py`.
 
     python -m synclipmae_jax.main --config=configs/syncnet.py:demo --workdir=DIR
     python -m synclipmae_jax.main --config=configs/syncnet.py:demo --workdir=DIR --config.data.sources="(('DIR', 1.0),)"
 
-Presets: `demo` (default; the data and the compute of `pretrain.py:demo`), `tiny` (tests, seconds). A step of
-`demo` costs 37.6 GFLOP, 1.34 times a step of `pretrain.py:demo` (28.0): 670 steps are the 900 of `pretrain.py:demo`,
-1043 steps the 1400 of `pretrain.py:long`. `--config.model.scale=1.0` is the released width, at ten times the cost.
+Presets: `demo` (default; data and compute of `pretrain.py:demo`), `tiny` (for tests, runs in seconds). A step of `demo`
+costs 37.6 GFLOP, 1.34 times a step of `pretrain.py:demo` (28.0): 670 steps cost as much as the 900 of
+`pretrain.py:demo`, 1043 steps as much as the 1400 of `pretrain.py:long`. `--config.model.scale=1.0` is the released
+width, at ten times the cost.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -25,12 +26,12 @@ def _demo() -> ConfigDict:
 
   config.data = ConfigDict(
     dict(
-      # [(directory of records, weight)]; by default the corpus of `pretrain.py:demo` is made anew.
+      # [(directory of records, weight)]; by default the corpus of `pretrain.py:demo` is generated.
       sources=config_dict.placeholder(tuple),
       synthtalk=dict(train=240, test=64, seconds=6.0, size=112, seed=0),
       image_size=64,  # of the records
       clip_frames=16,  # 12 windows of 5 frames
-      audio_frames=64,  # as in pretraining, so that both draw the same clips
+      audio_frames=64,  # as in pretraining, so that both runs draw the same clips
       workers=0,
       eval_clips=64,
       eval_split="test",
@@ -38,8 +39,8 @@ def _demo() -> ConfigDict:
   )
   config.model = ConfigDict(
     dict(
-      image_size=64,  # the records' own; 224 in the release
-      scale=0.25,  # a quarter of the release's channels: at equal compute ten times the steps
+      image_size=64,  # the size of the records; 224 in the release
+      scale=0.25,  # a quarter of the release's channels: ten times the steps at equal compute
       width=256,
     )
   )
@@ -55,7 +56,7 @@ def _demo() -> ConfigDict:
       batch_clips=16,
       accumulation=1,
       mesh=(("data", -1),),
-      calibration_batches=16,  # training batches on which the statistics of batch norm are measured
+      calibration_batches=16,  # training batches for the statistics of batch norm
       log_every=10,
       pictures_every=0,
       eval_every=335,
@@ -70,7 +71,7 @@ def _demo() -> ConfigDict:
 
 
 def _tiny() -> ConfigDict:
-  """Every part in seconds, for tests; it learns next to nothing."""
+  """Runs every part in seconds, for tests; the model learns almost nothing."""
   config = _demo()
   config.data.synthtalk.update(dict(train=6, test=6, seconds=3.0, size=64))
   config.data.update(dict(image_size=32, clip_frames=8, audio_frames=24, eval_clips=6))
