@@ -1,38 +1,37 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice of any number of hosts, driven from this machine. launch/README.md tells the whole way.
+# A run on a Cloud TPU slice of any number of hosts, controlled from this machine. See launch/README.md.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 launch/tpu_vm.sh COMMAND [--yes] [--SETTING=VALUE ...] [-- --config.FIELD=VALUE ...]
 
-Prints the gcloud commands it would run; with --yes it runs them, and TPUs cost money from then until `delete`.
+Prints the gcloud commands; --yes runs them. TPUs cost money from `create` until `delete`.
 
-  up        all of the following up to `logs`; deletes and recreates what was preempted and starts again, until the
-            run ends. A run resumes from its workdir by itself.
-  create    asks for the slice (a queued resource), unless there is one
-  install   code and environment on every worker
-  start     the same `python -m synclipmae_jax.main` on every worker, in the background
+  up        create, install, start and logs; replaces a preempted slice and resumes the run, until the run ends
+  create    requests the slice (a queued resource), unless it exists
+  install   installs code and environment on every worker
+  start     starts `python -m synclipmae_jax.main` on every worker, in the background
   logs      follows the log of one worker
-  status    of the queued resource, of the slice, and of the run on every worker
-  stop      SIGTERM on every worker: the run saves and ends; waits for that
-  delete    the slice and the queued resource
+  status    prints the state of the queued resource, of the slice, and of the run on every worker
+  stop      sends SIGTERM to every worker and waits until the run has saved and ended
+  delete    deletes the slice and the queued resource
 
-Settings; each can also be given as an environment variable of the name in brackets:
+Settings; the environment variable in brackets sets the same value:
   --project=ID            [PROJECT]      --zone=ZONE [ZONE]
-  --name=NAME             [NAME]         of the queued resource and of its slice; synclipmae if not given
+  --name=NAME             [NAME]         name of the queued resource and of its slice (default: synclipmae)
   --accelerator=TYPE      [ACCELERATOR]  v5p-256, v5litepod-256, v6e-256, v4-256 ...
-  --runtime=VERSION       [RUNTIME]      VM image; the one documented for the accelerator if not given
-  --spot                  [SPOT=1]       cheaper, may be taken away at any time
-  --git=URL --revision=R  [GIT] [REVISION]  install this; if not given, this working tree without ignored files
-  --workdir=gs://BUCKET/FOLDER [WORKDIR]    the bucket is mounted on every worker, at /gcs/BUCKET
-  --bucket=NAME           mount this one too (data, weights); may be repeated
-  --config=FILE[:PRESET]  [CONFIG]       configs/pretrain.py if not given
-  --mounts=FOLDER         [MOUNTS]       where buckets are mounted on the workers; /gcs if not given
-  --create-option=OPTION  for `queued-resources create`, like --reserved; may be repeated
-  --ssh-option=OPTION     for `tpu-vm ssh` and `scp`, like --internal-ip; may be repeated
-  --worker=N              whose log to follow: a number or all; 0 if not given
-  --stop-seconds=N        how long `stop` waits; 600 if not given.  --force: SIGKILL after that
+  --runtime=VERSION       [RUNTIME]      VM image (default: the documented one for the accelerator)
+  --spot                  [SPOT=1]       cheaper, may be preempted at any time
+  --git=URL --revision=R  [GIT] [REVISION]  code to install (default: this working tree without ignored files)
+  --workdir=gs://BUCKET/FOLDER [WORKDIR]    its bucket is mounted on every worker at /gcs/BUCKET
+  --bucket=NAME           another bucket to mount (data, weights); may be repeated
+  --config=FILE[:PRESET]  [CONFIG]       default: configs/pretrain.py
+  --mounts=FOLDER         [MOUNTS]       folder of the mounted buckets on the workers (default: /gcs)
+  --create-option=OPTION  option of `queued-resources create`, like --reserved; may be repeated
+  --ssh-option=OPTION     option of `tpu-vm ssh` and `scp`, like --internal-ip; may be repeated
+  --worker=N              worker whose log is followed: a number or all (default: 0)
+  --stop-seconds=N        time limit of `stop` (default: 600);  --force: SIGKILL after it
 TEXT
 }
 
@@ -42,7 +41,7 @@ main() {
     "") usage >&2 && exit 2 ;;
     -h | --help | help) usage && exit ;;
     up | create | install | start | logs | status | stop | delete) shift ;;
-    *) refuse "there is no command '$command': up, create, install, start, logs, status, stop or delete" ;;
+    *) refuse "unknown command '$command': up, create, install, start, logs, status, stop or delete" ;;
   esac
   settings "$@"
   check "$command"
@@ -80,7 +79,7 @@ settings() {
       --worker=*) worker=${1#*=} ;;
       --stop-seconds=*) stop_seconds=${1#*=} ;;
       --) shift && overrides=("$@") && break ;;
-      *) refuse "what is '$1'? Settings are written --name=value, fields of the configuration stand after --" ;;
+      *) refuse "unexpected argument '$1': settings are written --name=value, configuration fields follow after --" ;;
     esac
     shift
   done
@@ -88,11 +87,11 @@ settings() {
 
 check() {
   [[ $spot != 0 ]] || spot=""
-  [[ $project ]] || refuse "which project? --project=ID"
-  [[ $zone ]] || refuse "which zone? --zone=ZONE, one that has the accelerator"
-  [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || refuse "a name has small letters, digits and hyphens, not '$name'"
-  [[ $worker =~ ^([0-9]+|all)$ ]] || refuse "--worker is a number or all, not '$worker'"
-  [[ $stop_seconds =~ ^[0-9]+$ ]] || refuse "--stop-seconds is a number, not '$stop_seconds'"
+  [[ $project ]] || refuse "the project is missing: --project=ID"
+  [[ $zone ]] || refuse "the zone is missing: --zone=ZONE, a zone with the accelerator"
+  [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || refuse "--name takes small letters, digits and hyphens, not '$name'"
+  [[ $worker =~ ^([0-9]+|all)$ ]] || refuse "--worker must be a number or all, not '$worker'"
+  [[ $stop_seconds =~ ^[0-9]+$ ]] || refuse "--stop-seconds must be a number, not '$stop_seconds'"
   case $1 in
     up | create) check_accelerator && check_runtime ;;
   esac
@@ -103,13 +102,13 @@ check() {
     up | start) check_workdir && check_arguments ;;
   esac
   [[ ! $yes ]] || command -v gcloud >/dev/null ||
-    refuse "there is no gcloud on this machine: install the Google Cloud CLI and run gcloud auth login"
+    refuse "gcloud is not installed: install the Google Cloud CLI and run gcloud auth login"
 }
 
 check_accelerator() {
   case $accelerator in
-    "") refuse "which accelerator? --accelerator=TYPE, like v5p-256" ;;
-    v5e-*) refuse "slices of v5e are called v5litepod-${accelerator#v5e-}" ;;
+    "") refuse "the accelerator is missing: --accelerator=TYPE, like v5p-256" ;;
+    v5e-*) refuse "slices of v5e are named v5litepod-${accelerator#v5e-}" ;;
     v[0-9]*-[0-9]*) [[ $accelerator =~ ^v[0-9]+[a-z]*-[0-9]+$ ]] && return ;;
   esac
   refuse "an accelerator is written like v5p-256, not '$accelerator'"
@@ -122,24 +121,24 @@ check_runtime() { # https://cloud.google.com/tpu/docs/runtimes
     v5p-*) runtime=v2-alpha-tpuv5 ;;
     v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
     v[234]-*) runtime=tpu-ubuntu2204-base ;;
-    *) refuse "which VM image does $accelerator take? --runtime=VERSION" ;;
+    *) refuse "the VM image of $accelerator is unknown: --runtime=VERSION" ;;
   esac
 }
 
 check_source() {
   if [[ $git ]]; then
-    [[ $revision ]] || refuse "which revision? --revision=R: a slice made anew must get the same code"
+    [[ $revision ]] || refuse "the revision is missing: --revision=R (a recreated slice must get the same code)"
   else
     [[ ! $revision ]] || refuse "--revision needs --git=URL"
-    git -C "$repository" rev-parse >/dev/null 2>&1 || refuse "this is no git checkout: give --git=URL --revision=R"
-    [[ -f $repository/${config%%:*} ]] || refuse "there is no configuration ${config%%:*}"
+    git -C "$repository" rev-parse >/dev/null 2>&1 || refuse "not a git checkout: give --git=URL --revision=R"
+    [[ -f $repository/${config%%:*} ]] || refuse "the configuration ${config%%:*} does not exist"
   fi
 }
 
-# A bucket's folder becomes its place below the mount: the code reads and writes plain files.
+# Replaces a gs:// folder by its path below the mount, because the code reads and writes plain files.
 check_workdir() {
   case $workdir in
-    "") refuse "where does the run keep its checkpoints? --workdir=gs://BUCKET/FOLDER" ;;
+    "") refuse "the workdir is missing: --workdir=gs://BUCKET/FOLDER" ;;
     gs://*) workdir=$mounts/${workdir#gs://} ;;
   esac
   workdir=${workdir%/}
@@ -149,19 +148,19 @@ check_workdir() {
     buckets=("${place%%/*}" ${buckets[@]+"${buckets[@]}"})
     return
   fi
-  [[ $workdir == /* ]] || refuse "--workdir is gs://BUCKET/FOLDER, or a path from / on a single host, not '$workdir'"
-  ((${#buckets[@]} == 0)) || refuse "--bucket without a workdir on a bucket: give --workdir=gs://BUCKET/FOLDER"
+  [[ $workdir == /* ]] || refuse "--workdir takes gs://BUCKET/FOLDER or a path from / on a single host, not '$workdir'"
+  ((${#buckets[@]} == 0)) || refuse "--bucket needs a workdir on a bucket: give --workdir=gs://BUCKET/FOLDER"
   check_accelerator
-  # Of every generation, slices up to 8 have one host: v5p-8, v4-8 (in cores), v5litepod-8, v6e-8 (in chips).
+  # Slices up to 8 have one host in every generation: v5p-8, v4-8 (in cores), v5litepod-8, v6e-8 (in chips).
   ((${accelerator##*-} <= 8)) ||
-    refuse "$accelerator has several hosts, and $workdir would be another disk on each: no checkpoint would be whole," \
-      "and the disks go with the slice. Give --workdir=gs://BUCKET/FOLDER"
+    refuse "$accelerator has several hosts, and $workdir is another disk on each: checkpoints would be incomplete," \
+      "and the disks are deleted with the slice. Give --workdir=gs://BUCKET/FOLDER"
 }
 
 check_arguments() {
   local argument
   for argument in ${overrides[@]+"${overrides[@]}"}; do
-    [[ $argument == --* ]] || refuse "what is '$argument' after --? Every argument of the run starts with --"
+    [[ $argument == --* ]] || refuse "unexpected argument '$argument' after --: arguments of the run start with --"
   done
 }
 
@@ -169,7 +168,7 @@ check_arguments() {
 
 create() {
   look
-  if [[ $request == NONE ]]; then ask; else say "$name is there already: $request"; fi
+  if [[ $request == NONE ]]; then ask; else say "$name already exists: $request"; fi
 }
 
 install() {
@@ -195,22 +194,22 @@ stop() { on_workers all stop "$stop_seconds" ${force:+force}; }
 
 delete() { tpus queued-resources delete "$name" --force --quiet; }
 
-# A lost slice is replaced, and the run on it resumes from its workdir; a run that ended by itself is not started again.
+# Replaces a lost slice and resumes its run from the workdir. A run that ended by itself is not started again.
 up() {
   local started="" unreachable=0
   while true; do
-    obtain # forgets started where it replaces the slice
+    obtain # resets started when it replaces the slice
     read_run
     case $run in
       unreachable)
-        ((++unreachable < 10)) || fail "no worker answers: see what gcloud says above"
+        ((++unreachable < 10)) || fail "no worker answers: see the messages of gcloud above"
         pause
         continue
         ;;
-      running) say "the run is alive: following its log" ;;
+      running) say "the run is active: following its log" ;;
       *)
         if [[ $started ]]; then
-          pause # on a slice that is being taken away a run looks, for a moment, as if it had been stopped
+          pause # during a preemption a run looks for a moment as if it had been stopped
           look
           [[ "$request $slice" == "ACTIVE READY" ]] || continue
           local costs="the slice costs money until you delete it"
@@ -223,7 +222,7 @@ up() {
         ;;
     esac
     started=1 unreachable=0
-    on_workers "$worker" logs || true # however it ends, the state of things says what to do
+    on_workers "$worker" logs || true # the next iteration checks the state
     [[ $yes ]] || return 0
     pause
   done
@@ -231,7 +230,7 @@ up() {
 
 # The queued resource and its slice
 
-# Until the slice is ready; one that is lost is replaced, but a request that fails is not made twice.
+# Waits until the slice is ready. A lost slice is replaced; a request that failed is not repeated.
 obtain() {
   local asked="" before=""
   while true; do
@@ -244,11 +243,11 @@ obtain() {
         ask
         asked=1
         ;;
-      "ACTIVE NONE") fail "the slice of $name has another name, so it is not from here: choose another --name" ;;
+      "ACTIVE NONE") fail "the slice of $name has another name, so it is not of this script: use another --name" ;;
       FAILED* | SUSPENDED* | "ACTIVE PREEMPTED" | "ACTIVE TERMINATED")
         [[ $request != FAILED || ! $asked ]] ||
-          fail "the request failed: gcloud compute tpus queued-resources describe $name says why"
-        say "the slice is lost: asking for another"
+          fail "the request failed: see gcloud compute tpus queued-resources describe $name"
+        say "the slice is lost: requesting another"
         delete
         started=""
         ;;
@@ -272,7 +271,7 @@ look() { # sets request and slice
   fi
 }
 
-describe() { # sets state: NONE where there is no such thing; a dry run assumes $3
+describe() { # sets state: NONE if the resource does not exist; a dry run assumes $3
   if [[ ! $yes ]]; then
     tpus "$1" describe "$name" --format="$2"
     state=$3
@@ -290,14 +289,14 @@ put_code() {
     fetch="git clone --quiet -- $(quoted "$git") $source"
     fetch+="; git -C $source checkout --quiet --detach $(quoted "$revision")"
   else
-    if [[ $yes ]]; then pack "$scratch/synclipmae.tar.gz"; else echo "# packs this working tree, and then"; fi
+    if [[ $yes ]]; then pack "$scratch/synclipmae.tar.gz"; else echo "# packs this working tree, then"; fi
     tpus tpu-vm scp "$scratch/synclipmae.tar.gz" "$name:" --worker=all ${ssh_options[@]+"${ssh_options[@]}"}
     fetch="mkdir -p $source; tar -xzf synclipmae.tar.gz -C $source"
   fi
   remote all "set -e; rm -rf $source; $fetch; bash $source/launch/worker.sh install"
 }
 
-pack() { # tracked files, and untracked ones that are not ignored, as they stand
+pack() { # tracked files, and untracked files that are not ignored
   git -C "$repository" ls-files -z --cached --others --exclude-standard |
     (cd "$repository" && while IFS= read -r -d '' file; do [[ ! -e $file ]] || printf '%s\0' "$file"; done) |
     COPYFILE_DISABLE=1 tar -czf "$1" -C "$repository" --null -T -
@@ -310,11 +309,11 @@ start_run() {
 
 refuse_over_a_run() {
   read_run
-  [[ $run != running ]] || fail "a run is alive on $name: stop it first"
+  [[ $run != running ]] || fail "a run is active on $name: stop it first"
 }
 
-# Sets run: running where it is alive on any worker, else ended STATUS, the first that is not 0, else idle; unreachable
-# where no worker answers.
+# Sets run: running if it is active on any worker; else ended with the first STATUS that is not 0, or 0; else idle;
+# unreachable if no worker answers.
 read_run() {
   local states
   if [[ ! $yes ]]; then
@@ -331,7 +330,7 @@ read_run() {
   ' <<<"$states")
 }
 
-on_workers() { # all|N COMMAND ARGUMENT...: worker.sh there
+on_workers() { # all|N COMMAND ARGUMENT...: runs worker.sh on the workers
   local which=$1 script=synclipmae/src/launch/worker.sh
   shift
   remote "$which" "[ -e $script ] || { echo \"\$HOSTNAME idle: install first\"; exit 4; }; bash $script $(quoted "$@")"
@@ -349,9 +348,9 @@ tpus() {
   fi
 }
 
-# Speaking
+# Output
 
-quoted() { # the words as a shell reads them back; single quotes only where they are needed
+quoted() { # quotes words for a shell, with single quotes only where needed
   local word line="" quote="'\\''"
   for word; do
     case $word in

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# A run on GKE, submitted with xpk (https://github.com/AI-Hypercomputer/xpk) to a cluster that has the TPUs and the
-# bucket. launch/README.md says how to make both, and the image.
+# Submits a run on GKE with xpk (https://github.com/AI-Hypercomputer/xpk) to a cluster with TPUs and the bucket.
+# launch/README.md describes how to create them and the image.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 launch/xpk.sh [--yes] --SETTING=VALUE ... [-- --config.FIELD=VALUE ...]
 
-Prints the xpk command that submits the run; with --yes it submits.
+Prints the xpk command that submits the run; --yes runs it.
 
   --project=ID --zone=ZONE --cluster=NAME --accelerator=TYPE --image=IMAGE
   --workdir=gs://BUCKET/FOLDER   the bucket is attached to the cluster at /gcs/BUCKET
-  --name=NAME                    of the workload; synclipmae if not given
-  --config=FILE[:PRESET]         configs/pretrain.py if not given
-  --restarts=N                   how often the run is started again after a preemption; 50 if not given
+  --name=NAME                    name of the workload (default: synclipmae)
+  --config=FILE[:PRESET]         default: configs/pretrain.py
+  --restarts=N                   maximum number of restarts after a preemption (default: 50)
 TEXT
 }
 
@@ -38,22 +38,22 @@ while (($#)); do
     --config=*) config=${1#*=} ;;
     --restarts=*) restarts=${1#*=} ;;
     --) shift && break ;;
-    *) refuse "what is '$1'? Settings are written --name=value, fields of the configuration stand after --" ;;
+    *) refuse "unexpected argument '$1': settings are written --name=value, configuration fields follow after --" ;;
   esac
   shift
 done
 for setting in project zone cluster accelerator image workdir; do
   [[ ${!setting} ]] || refuse "--$setting is missing"
 done
-[[ $restarts =~ ^[0-9]+$ ]] || refuse "--restarts is a number, not '$restarts'"
-[[ $workdir =~ ^gs://[^/]+/.+ ]] || refuse "--workdir is gs://BUCKET/FOLDER: pods share nothing but the bucket"
+[[ $restarts =~ ^[0-9]+$ ]] || refuse "--restarts must be a number, not '$restarts'"
+[[ $workdir =~ ^gs://[^/]+/.+ ]] || refuse "--workdir must be gs://BUCKET/FOLDER: pods share only the bucket"
 for argument; do
-  [[ $argument == --* ]] || refuse "what is '$argument' after --? Every argument of the run starts with --"
-  [[ $argument != *$'\n'* ]] || refuse "an argument of the run may not have several lines"
+  [[ $argument == --* ]] || refuse "unexpected argument '$argument' after --: arguments of the run start with --"
+  [[ $argument != *$'\n'* ]] || refuse "an argument of the run must not contain line breaks"
 done
 
-# xpk runs this in a subshell and passes SIGTERM on to that: exec makes it the run itself, which then saves.
-# TPU and CPU by name: a TPU that is missing must be an error and not a run on the CPU.
+# xpk runs this in a subshell and forwards SIGTERM to it. exec replaces the subshell by the run, which then saves.
+# JAX_PLATFORMS: a missing TPU must be an error, not a run on the CPU.
 printf -v run ' %q' exec env JAX_PLATFORMS=tpu,cpu python -u -m synclipmae_jax.main --distributed \
   --config="$config" --workdir="/gcs/${workdir#gs://}" "$@"
 command=(
@@ -62,7 +62,7 @@ command=(
   --termination-grace-period-seconds=600 --command="${run# }"
 )
 if [[ $yes ]]; then
-  command -v xpk >/dev/null || refuse "there is no xpk on this machine: pip install xpk"
+  command -v xpk >/dev/null || refuse "xpk is not installed: pip install xpk"
   exec "${command[@]}"
 fi
 printf -v line ' %q' "${command[@]}"
