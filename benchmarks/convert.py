@@ -1,4 +1,4 @@
-"""Time and memory of full-size conversions: random weights in the released naming and size, through the command line.
+"""Time and memory of full-size conversions on the command line, with random weights in the released naming and size.
 
     python benchmarks/convert.py [NAME ...] [--dir DIR] [--verify]
 
@@ -25,7 +25,7 @@ from synclipmae_jax.convert import donor
 from synclipmae_jax.convert.rules import invert
 from synclipmae_jax.sharding import tree_paths
 
-# Sizes of the released models, and the type of their files.
+# Sizes of the released models, and the dtype of their files.
 FULL = {
   "sapiens": (
     dict(image_size=1024, patch=16, width=1024, depth=24, heads=16, mlp_width=4096, class_token=True), "float32",
@@ -44,7 +44,7 @@ SECONDS = {"sapiens": 120, "wav2vec2": 60, "wan_vace": 600}
 
 
 def write(name: str, path: Path) -> int:
-  """A full-size file of random weights; returns the number of parameters."""
+  """Writes a full-size file of random weights; returns the number of parameters."""
   that, (sizes, dtype) = donor.load(name), FULL[name]
   leaves = {
     path: np.broadcast_to(np.float32(0), leaf.shape)
@@ -61,9 +61,9 @@ def write(name: str, path: Path) -> int:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("names", nargs="*", default=list(FULL), help=f"of {', '.join(FULL)} (default all)")
-  parser.add_argument("--dir", help="where to write (default: a temporary directory)")
-  parser.add_argument("--verify", action="store_true", help="with the comparison of the result with the file")
+  parser.add_argument("names", nargs="*", default=list(FULL), help=f"some of {', '.join(FULL)} (default: all)")
+  parser.add_argument("--dir", help="folder for the files (default: a temporary directory)")
+  parser.add_argument("--verify", action="store_true", help="include the comparison of the result with the file")
   args = parser.parse_args()
   missed = False
   for name in args.names:

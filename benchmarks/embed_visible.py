@@ -1,9 +1,9 @@
-"""Which patches `embed` should look at: all of a frame, or as many of the heaviest as in training.
+"""Compares the patches for `embed`: all of a frame, or as many as in training, those of largest weight.
 
     python benchmarks/embed_visible.py runs/demo
 
-Scores one finished run both ways on its own held-out clips and prints accuracy, retrieval and the ratio of the times.
-The answer is the default of `model.embed_visible` in configs/pretrain.py.
+Scores one finished run in both ways on its held-out clips and prints accuracy, retrieval and the ratio of the times.
+The result is the default of `model.embed_visible` in configs/pretrain.py.
 """
 
 import functools

@@ -1,11 +1,11 @@
-"""What the input pipeline costs: against PyAV alone, against a torch DataLoader, and in the training loop.
+"""Cost of the input pipeline: relative to PyAV alone, to a torch DataLoader, and inside the training loop.
 
-    python benchmarks/input_pipeline.py                        makes 64 SynthTalk clips of 256 px first (1.5 minutes)
-    python benchmarks/input_pipeline.py --records=DIR          what `synclipmae prepare` made in DIR
+    python benchmarks/input_pipeline.py                        first makes 64 SynthTalk clips of 256 px (1.5 minutes)
+    python benchmarks/input_pipeline.py --records=DIR          DIR: output of `synclipmae prepare`
 
-Clips/s per core, that is, per second of processor time, since decoding takes nothing else. The bound is a loop over
-records in memory in which PyAV decodes two windows of pictures, and the sound; the DataLoader (needs the extra
-`convert`) decodes as we do. The step is the demo's, fed by the pipeline as `train.loop` feeds it.
+The unit is clips per second of processor time (clips/s per core), because decoding uses only the processor. The bound
+is a loop over records in memory in which PyAV decodes two windows of pictures and the sound. The DataLoader (needs the
+extra `convert`) uses the decoding functions of the pipeline. The step is that of the demo, fed as in `train.loop`.
 Targets: at least 0.8 of the bound; host time of a step outside the device under 2 %.
 """
 
@@ -40,9 +40,10 @@ CLIPS, FRAMES, AUDIO_FRAMES, BATCHES = 16, 16, 64, 4  # clips and frames of a ba
 
 
 def make_records(directory: Path, size: int) -> Path:
-  """A small SynthTalk corpus, prepared; of 8 clips, Grain's shuffling alone would be a fifth of the time.
+  """Writes and prepares a small SynthTalk corpus. With only 8 clips, Grain's shuffling would take a fifth of the time.
 
-  (It permutes 2^16 numbers and walks on until one is an index: 3 ms a record for 8 records, 0.5 for 64, none for 10^4.)
+  (Grain permutes 2^16 numbers and skips those that are not an index: 3 ms per record for 8 records, 0.5 ms for 64,
+  negligible for 10^4.)
   """
   write_corpus(directory / "raw", clips={"train": 64}, seconds=6.0, size=size, progress=False)
   out = directory / "prepared"
@@ -51,7 +52,7 @@ def make_records(directory: Path, size: int) -> Path:
 
 
 def pyav_alone(recorded: list[dict], random: np.random.Generator) -> None:
-  """Decodes two windows of every record, and its sound."""
+  """Decodes two windows and the sound of every record."""
   for record in recorded:
     first = int(random.integers(record["n_frames"] - 2 * FRAMES + 1))
     second = int(random.integers(first + FRAMES, record["n_frames"] - FRAMES + 1))
@@ -71,10 +72,10 @@ def pyav_alone(recorded: list[dict], random: np.random.Generator) -> None:
 
 
 def torch_batches(source: records.Records, size: int):
-  """Endless batches of a DataLoader over the same records, cut and decoded by the same functions."""
+  """Endless batches of a DataLoader over the same records, with the same functions for cutting and decoding."""
   import torch
 
-  torch.set_num_threads(1)  # as in the workers of a DataLoader; more spin, which is processor time too
+  torch.set_num_threads(1)  # as in DataLoader workers; more threads spin and use processor time
   pair = WindowPair(FRAMES)
   cut = pipeline._CutWindows(seed=0, sampler=pair, frames=FRAMES, audio_frames=AUDIO_FRAMES, size=size)
 
@@ -91,7 +92,7 @@ def torch_batches(source: records.Records, size: int):
 
 
 def rest() -> None:
-  """Waits until the threads of this process rest: what the pipeline decodes ahead belongs to the round."""
+  """Waits until the threads of this process are idle, so that prefetching is counted in its round."""
   used = -1.0
   while time.process_time() - used > 0.01:
     used = time.process_time()
@@ -99,8 +100,11 @@ def rest() -> None:
 
 
 def feeding(batches, rounds: int) -> dict[str, float]:
-  """Of the loop's step on the demo's model, medians: its seconds, those that the main thread computes (assembling,
-  dispatching, reading the metrics), the share of these, and those that it waits for its batch."""
+  """Medians for a step of the loop on the demo model.
+
+  `step_s`: seconds of the step; `host_s`: seconds of computation in the main thread (assembling, dispatching, reading
+  metrics); `share`: host_s / step_s; `data_wait_s`: seconds of waiting for the batch.
+  """
   config = sized("demo", dtype="float32")
   ours = build(config, jax.devices()[:1])
   frozen, _, key = ours.arguments
@@ -114,7 +118,7 @@ def feeding(batches, rounds: int) -> dict[str, float]:
     waits.append(time.perf_counter() - started)
     batch = sharding.to_global(batch, mesh)
     ours.state, metrics = ours.compiled(ours.state, frozen, batch, key)
-    if before is not None:  # as the loop does: read the step before while the device computes this one
+    if before is not None:  # as in the loop: read the previous step while the device computes this one
       {name: float(value) for name, value in jax.device_get(before).items()}
     before = metrics
     seconds.append(time.perf_counter() - started)
@@ -126,9 +130,9 @@ def feeding(batches, rounds: int) -> dict[str, float]:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--records", help="directory that `synclipmae prepare` has filled")
+  parser.add_argument("--records", help="output directory of `synclipmae prepare`")
   parser.add_argument("--rounds", type=int, default=7)
-  parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+  parser.add_argument("--json", action="store_true", help="print one JSON object")
   args = parser.parse_args()
   keep_freed_memory()
   with tempfile.TemporaryDirectory() as made:
@@ -156,26 +160,26 @@ def main() -> int:
       next(loader)
       runs["torch"] = lambda: draw(loader)
     except ImportError:
-      print("no torch: its DataLoader is left out", file=sys.stderr)
-    in_turn(runs, rounds=1)  # warm
+      print("torch is not installed: the DataLoader is skipped", file=sys.stderr)
+    in_turn(runs, rounds=1)  # warm up
     times = in_turn(runs, rounds=args.rounds)
     step = feeding(open_stream(64), rounds=8 * args.rounds) if size >= 64 else None
   clips = BATCHES * CLIPS
   rates = {name: clips / float(np.median(each.cpu)) for name, each in times.items()}
-  # Times the other way up: of two rates, the larger is the one that takes less.
+  # The ratio of rates is the inverse ratio of times.
   ratios = {name: ratio(times[name], times["ours"]) for name in runs if name != "ours"}
   if args.json:
     plain = {name: dataclasses.asdict(value) for name, value in ratios.items()}
     print(json.dumps({"size": size, "clips_per_cpu_second": rates, "ratio": plain, "step": step, "load": load()}))
     return 0
   for name, rate in rates.items():
-    print(f"{name:6} {rate:7.0f} clips/s per core ({FRAMES} frames of {size} px and their sound)")
+    print(f"{name:6} {rate:7.0f} clips/s per core ({FRAMES} frames of {size} px with sound)")
   for name, value in ratios.items():
     print(f"ours / {name:5} = {value.cpu:.2f}" + (" (target: at least 0.8)" if name == "pyav" else ""))
   if step:
     print(
-      f"the demo's step: {1e3 * step['step_s']:.0f} ms, of which the host's own {1e3 * step['host_s']:.1f} ms"
-      f" ({step['share']:.1%}; target: under 2 %); it waits {1e3 * step['data_wait_s']:.1f} ms for its batch"
+      f"step of the demo: {1e3 * step['step_s']:.0f} ms, host computation {1e3 * step['host_s']:.1f} ms"
+      f" ({step['share']:.1%}; target: under 2 %), wait for the batch {1e3 * step['data_wait_s']:.1f} ms"
     )
   print(load())
   return 0

@@ -1,11 +1,11 @@
-"""How the cost of a step grows with the model, the clip, the batch and the number of devices.
+"""Growth of the cost of a step with the model, the clip, the batch and the number of devices.
 
     python benchmarks/scaling.py
 
-Every row is a step of a small model in which one thing is larger, timed in turn with the smallest, in one
-process; beside it how the model's FLOPs grow. A ratio below that of the FLOPs says that the larger one is the more
-efficient. The virtual devices of a CPU share its cores: the same work cut into parts, so what exceeds 1 is the cost of
-cutting. On an accelerator only the devices that are there are used.
+Every row is a step of a small model in which one size is larger. It is timed in turn with the smallest model in one
+process, and printed with the growth of the model FLOPs. A time ratio below the FLOP ratio means that the larger step is
+more efficient. The virtual devices of a CPU share its cores and split the same work, so a ratio above 1 is the overhead
+of the split. On an accelerator only existing devices are used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from train_step import build, change, sized
 
 from synclipmae_jax.train.host_memory import keep_freed_memory
 
-VIRTUAL_DEVICES = 4  # of a CPU
+VIRTUAL_DEVICES = 4  # on a CPU
 SMALLEST = {
   "model.visual_encoder": dict(width=128, depth=2, heads=2, mlp_width=512),
   "model.decoder": dict(width=64, depth=2, heads=2, mlp_width=256),
@@ -31,7 +31,7 @@ SMALLEST = {
   "train.batch_clips": 8,
   "loss.negatives_clips": 2,
 }
-ROWS = {  # what grows -> the larger ones: name -> what is changed
+ROWS = {  # what grows -> larger variants: name -> changed fields
   "width": {
     "2 x": {"model.visual_encoder": dict(width=256, mlp_width=1024, heads=4)},
     "4 x": {"model.visual_encoder": dict(width=512, mlp_width=2048, heads=8)},
@@ -48,7 +48,7 @@ ROWS = {  # what grows -> the larger ones: name -> what is changed
 
 
 def step(changes: dict):
-  """The smallest step with `changes`, on as many devices as its mesh has."""
+  """The smallest step with `changes`, on the devices of its mesh."""
   config = change(sized("demo", dtype="float32"), SMALLEST | {"train.mesh": (("data", 1),)})
   config = change(config, changes)
   return build(config, jax.devices()[: dict(config.train.mesh).popitem()[1]])
@@ -56,12 +56,12 @@ def step(changes: dict):
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("names", nargs="*", default=list(ROWS), help=f"what grows: of {', '.join(ROWS)} (default all)")
+  parser.add_argument("names", nargs="*", default=list(ROWS), help=f"rows, some of {', '.join(ROWS)} (default: all)")
   parser.add_argument("--rounds", type=int, default=11)
-  parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+  parser.add_argument("--json", action="store_true", help="print one JSON object")
   args = parser.parse_args()
   if unknown := sorted(set(args.names) - set(ROWS)):
-    parser.error(f"{unknown[0]!r} is none of {', '.join(ROWS)}")
+    parser.error(f"{unknown[0]!r} is not one of {', '.join(ROWS)}")
   keep_freed_memory()
   jax.config.update("jax_num_cpu_devices", VIRTUAL_DEVICES)
   smallest, result = step({}), {}
@@ -70,7 +70,7 @@ def main() -> int:
     there = lambda label: not label.isdigit() or int(label) <= jax.device_count()
     rows = {label: changes for label, changes in ROWS[name].items() if there(label)}
     runs = {"smallest": smallest} | {label: step(changes) for label, changes in rows.items()}
-    in_turn(runs, rounds=2)  # warm
+    in_turn(runs, rounds=2)  # warm up
     times = in_turn(runs, rounds=args.rounds)
     for label in rows:
       measured, flops = ratio(times[label], times["smallest"]), count(runs[label]) / count(smallest)

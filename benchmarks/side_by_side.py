@@ -1,4 +1,4 @@
-"""Timing things in turn, so that a busy machine slows all of them alike, and ratios with their spread."""
+"""Times functions in turn, so that other load affects all of them equally; ratios with their spread."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Times:
-  """Seconds of one thing, round by round."""
+  """Seconds of one function by round."""
 
   wall: list[float] = dataclasses.field(default_factory=list)
-  cpu: list[float] = dataclasses.field(default_factory=list)  # of all threads of this process: blind to others' load
+  cpu: list[float] = dataclasses.field(default_factory=list)  # of all threads of this process; excludes other load
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ratio:
-  """Of two times, over the rounds: median and quartiles of the wall clock, median of the processor time."""
+  """Ratio of two times over the rounds: median and quartiles of wall time, median of processor time."""
 
   wall: float
   low: float
@@ -32,7 +32,7 @@ class Ratio:
 
 
 def in_turn(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Times]:
-  """Every round times all of `runs`, in an order that alternates."""
+  """Times all of `runs` in every round; the order alternates."""
   times = {name: Times() for name in runs}
   for number in range(rounds):
     for name in list(runs)[:: -1 if number % 2 else 1]:
@@ -44,12 +44,12 @@ def in_turn(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[st
 
 
 def ratio(above: Times, below: Times) -> Ratio:
-  """Of the rounds of two entries of `in_turn`, each round by itself."""
+  """Ratio of two entries of `in_turn`, computed in each round."""
   of = lambda a, b: np.quantile(np.divide(a, b), [0.25, 0.5, 0.75]).tolist()
   low, wall, high = of(above.wall, below.wall)
   return Ratio(wall=wall, low=low, high=high, cpu=of(above.cpu, below.cpu)[1])
 
 
 def load() -> str:
-  """How busy the machine was: with more load than cores, wall clocks are noise and processor times still count."""
+  """Load of the machine. With more load than cores wall times are unreliable; processor times are still valid."""
   return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"

@@ -1,9 +1,9 @@
-"""What `synclipmae sync` costs: seconds of video a second, and memory, on a short file and on longer ones.
+"""Cost of `synclipmae sync`: real-time factor and memory, on a short file and on longer ones.
 
     python benchmarks/sync.py VIDEO [CHECKPOINT]
 
-Repeats VIDEO to 10 s, 60 s and 10 min without encoding it anew, analyses each in a process of its own, and prints the
-real-time factor (start of the process, loading and compiling counted, and without them) and the peak of the memory.
+Repeats VIDEO to 10 s, 60 s and 10 min without encoding it again, analyses each file in a separate process, and prints
+the real-time factor (with and without process start, loading and compilation) and the peak memory.
 """
 
 import json
@@ -22,7 +22,7 @@ SECONDS = (10, 60, 600)
 
 
 def repeat(source: str, out: Path, *, seconds: float) -> None:
-  """Copies the packets of `source` again and again until `out` lasts `seconds`."""
+  """Repeats the packets of `source` until `out` lasts `seconds`."""
   with av.open(source) as once, av.open(str(out), "w") as target:
     video, sound = once.streams.video[0], once.streams.audio[0]
     streams = {stream: target.add_stream_from_template(stream) for stream in (video, sound)}
@@ -33,7 +33,7 @@ def repeat(source: str, out: Path, *, seconds: float) -> None:
         if packet.dts is None or packet.pts * packet.time_base >= length:
           continue
         shift = round(turn * length / packet.time_base)
-        # At a seam the first packets would be decoded before the last: a millisecond later does.
+        # At a seam the first packets would precede the last ones in decoding order: shift them by a millisecond.
         after = last[packet.stream] + math.ceil(Fraction(1, 1000) / packet.time_base)
         packet.dts = last[packet.stream] = max(packet.dts + shift, after)
         packet.pts = max(packet.pts + shift, packet.dts)
@@ -42,7 +42,7 @@ def repeat(source: str, out: Path, *, seconds: float) -> None:
 
 
 def analyse(path: str, checkpoint: str | None) -> None:
-  """In a process of its own: prints what it took."""
+  """Runs in a separate process and prints its times and memory."""
   started = time.perf_counter()
   from synclipmae_jax.apps.footage import keep_compiled
   from synclipmae_jax.pretrained import SyncLipMAE
@@ -52,7 +52,7 @@ def analyse(path: str, checkpoint: str | None) -> None:
   loaded = time.perf_counter()
   result = model.sync(path)
   whole, processor = time.perf_counter(), time.process_time()
-  again = model.sync(path) if result.duration_s < 60 else None  # compiled by now
+  again = model.sync(path) if result.duration_s < 60 else None  # compiled already
   seconds = time.perf_counter() - whole if again else whole - loaded
   print(
     json.dumps({
@@ -73,7 +73,7 @@ def main(source: str, checkpoint: str | None = None) -> None:
       found.append(json.loads(answer.splitlines()[-1]))
       one = found[-1]
       print(
-        f"{one['seconds']:6.1f} s of video: loaded in {one['start']:.1f} s, answered {one['first']:.1f} s later, peak"
+        f"{one['seconds']:6.1f} s of video: loaded in {one['start']:.1f} s, result {one['first']:.1f} s later, peak"
         f" {one['rss']:.0f} MB, {one['processor']:.1f} s of processor time;"
         f" real-time factor {one['seconds'] / (one['start'] + one['first']):.1f} with the start,"
         f" {one['seconds'] / one['warm']:.1f} once compiled"

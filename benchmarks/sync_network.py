@@ -1,10 +1,10 @@
-"""The networks behind a lag: ours against those of the SyncNet pipeline in PyTorch, on the same seconds of a clip.
+"""Time of the networks for a lag: SyncLipMAE relative to the SyncNet pipeline in PyTorch, on the same clip length.
 
     python benchmarks/sync_network.py [CHECKPOINT]
 
-Each gets its own input, made beforehand: ours face crops of its image size and the waveform, SyncNet v2 crops of 224
-pixels and MFCC columns, in batches of 20 windows as its script runs them. Random weights serve for SyncNet: they cost
-the same. What finds faces and searches lags is left out on both sides. Needs the extra `convert`.
+The inputs are prepared in advance: face crops of its image size and the waveform for SyncLipMAE; crops of 224 pixels
+and MFCC columns for SyncNet v2, in batches of 20 windows as in its script. SyncNet has random weights, which cost the
+same. Face detection and the lag search are not included for either. Needs the extra `convert`.
 Target: at most 1.0 x SyncNet's time.
 """
 
@@ -22,7 +22,7 @@ from synclipmae_jax.baselines.syncnet import COLUMNS, COLUMNS_PER_FRAME, CONTEXT
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.types import FPS, SAMPLES_PER_FRAME
 
-# The reference that the parity tests hold ours against; in place of this folder, whose convert.py is not theirs.
+# The reference of the parity tests. Replaces this folder in the path, whose convert.py would shadow tests/convert.
 sys.path[0] = str(Path(__file__).parents[1] / "tests")
 from parity.sync_references import SyncNet  # noqa: E402
 
@@ -50,7 +50,7 @@ def main(checkpoint: str | None = None) -> int:
       syncnet.netfcaud(syncnet.netcnnaud(torch.stack(heard)).flatten(1))
 
   for run in (ours, theirs):
-    run()  # compiles, or fills the caches
+    run()  # compiles or fills the caches
   times = in_turn({"ours": ours, "SyncNet": theirs}, rounds=ROUNDS)
   for name, each in times.items():
     print(f"{name}: {SECONDS / np.median(each.wall):.1f} x real time")

@@ -1,7 +1,7 @@
-"""Parts of a vision transformer and its ears in PyTorch, for `torch_twin.py`.
+"""Vision transformer and audio modules in PyTorch, for `torch_twin.py`.
 
-torch's own: `nn.Linear`, `nn.LayerNorm`, scaled dot-product attention with a fused qkv (measured 10 % faster here than
-`nn.TransformerEncoderLayer`, 3 % faster than transformers' `ViTLayer`); wav2vec 2.0 is transformers'.
+They use torch's `nn.Linear`, `nn.LayerNorm` and scaled dot-product attention with a fused qkv (measured 10 % faster
+than `nn.TransformerEncoderLayer`, 3 % faster than `ViTLayer` of transformers). wav2vec 2.0 is that of transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from synclipmae_jax.models.position import sincos_position
 
 
 class Attention(nn.Module):
-  """Pre-LN attention with its residual; over `context` where there is one, else over itself."""
+  """Pre-LN attention with its residual; over `context` if given, otherwise self-attention."""
 
   def __init__(self, width: int, heads: int, *, cross: bool = False):
     super().__init__()
@@ -53,7 +53,7 @@ def _position(grid: int, width: int, *, rows_first: bool) -> Tensor:
 
 
 def take(x: Tensor, index: Tensor, dim: int) -> Tensor:
-  """Rows of `x` along `dim` = index.ndim - 1; what follows `dim` comes along."""
+  """Rows of `x` along `dim` = index.ndim - 1; axes after `dim` are kept."""
   shape = (*index.shape, *x.shape[dim + 1 :])
   return x.gather(dim, index.reshape(*index.shape, *[1] * (x.ndim - dim - 1)).expand(shape))
 
@@ -76,7 +76,8 @@ class VisualEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """`lean`: the first self-attention once for both passes, as ours does, and only `scored` patches to pixels."""
+  """`lean`: as in the JAX model, the first self-attention runs once for both passes and only `scored` patches become
+  pixels."""
 
   def __init__(
     self, *, grid: int, patch: int, token_width: int, width: int, depth: int, heads: int, mlp_width: int, lean: bool
@@ -109,7 +110,7 @@ class Decoder(nn.Module):
 
 
 class LogMel(nn.Module):
-  """Ours, on torch's Fourier transform."""
+  """The log-mel front end with torch's Fourier transform."""
 
   def __init__(self, bands: int):
     super().__init__()
@@ -132,7 +133,7 @@ class LogMel(nn.Module):
 
 
 class Wav2Vec2(nn.Module):
-  """transformers' model on the halved rate: one token a frame (alignment `waveform`)."""
+  """The model of transformers at half the rate: one token per frame (alignment `waveform`)."""
 
   def __init__(self, *, width, depth, heads, mlp_width, conv_width, pos_kernel, pos_groups, alignment, **_):
     from transformers import Wav2Vec2Config, Wav2Vec2Model

@@ -1,7 +1,8 @@
-"""The pretraining step in PyTorch, as one writes it there: what `train_step.py` holds ours against.
+"""The pretraining step in PyTorch, the reference for `train_step.py`.
 
-The same model, losses and optimiser (fused AdamW) from the same configuration, out of `torch_modules.py`; the frozen
-speech encoder runs under `no_grad`. Random choices are drawn for the batch at once, as one does in torch.
+It has the same model, losses and optimiser (fused AdamW), built from the same configuration with `torch_modules.py`.
+The frozen speech encoder runs under `no_grad`. Random choices are drawn for the whole batch at once, as is usual in
+torch.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Twin(nn.Module):
     )
 
   def jitter(self, x: Tensor, frames: Tensor) -> Tensor:
-    """One draw of brightness, contrast, saturation and hue a clip, on [B, T, K, pixels, 3] in [0, 1]."""
+    """One draw of brightness, contrast, saturation and hue per clip, on [B, T, K, pixels, 3] in [0, 1]."""
     strength, clips, one = self.config.model.jitter, len(x), torch.eye(3, device=x.device)
     amounts = torch.tensor([strength[k] for k in ("brightness", "contrast", "saturation", "hue")], device=x.device)
     draw = (2 * torch.rand(clips, 4, device=x.device) - 1) * amounts
@@ -164,7 +165,7 @@ def _cross_covariance(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Trainer:
-  """The step: loss, backward, clipping by the global norm, AdamW on matrices with decay and on the rest without."""
+  """The step: loss, backward, clipping by the global norm, AdamW (weight decay on matrices only)."""
 
   def __init__(self, config: ConfigDict, *, lean: bool):
     self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -182,7 +183,7 @@ class Trainer:
     )  # fmt: skip
 
   def compile(self) -> None:
-    """From now on the model runs compiled."""
+    """Compiles the model."""
     self.model.compile()
 
   def step(self, batch: dict[str, Tensor]) -> Tensor:
@@ -198,10 +199,10 @@ class Trainer:
 
 
 def count_flops(run: Callable[[], Any]) -> tuple[Any, int]:
-  """(result of `run`, FLOPs of its matrix products and convolutions), counted as ours are.
+  """(result of `run`, FLOPs of its matrix products and convolutions), counted like the FLOPs of the JAX step.
 
-  torch's counter has no formula for the attention of a CPU and would count nothing for it. Backward is twice forward:
-  torch's own formulas for a GPU also charge the scores that the kernel computes again.
+  torch's counter has no formula for attention on a CPU and would not count it. Backward counts twice forward: torch's
+  formulas for a GPU also include the scores that the kernel recomputes.
   """
   aten = torch.ops.aten
   forward = lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)

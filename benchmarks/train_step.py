@@ -1,13 +1,13 @@
-"""Our train step against the same step in PyTorch (`torch_twin.py`), timed in turn in one process.
+"""Time of the train step relative to the same step in PyTorch (`torch_twin.py`), timed in turn in one process.
 
     python benchmarks/train_step.py                              the demo's model, float32, all cores
     python benchmarks/train_step.py --size=middle                12 blocks of 384, with wav2vec 2.0
     python benchmarks/train_step.py --size=paper                 on a GPU: bfloat16, the twins compiled, MFU
 
-`plain` is the twin as one writes it first; `lean` also shares the decoder's first self-attention and predicts only the
-patches that are scored. On a CPU both keep the memory they free, as ours does by itself (train/host_memory.py).
-Needs the extra `convert`; `taskset -c 0` in front gives one core.
-Targets: at most 1.1 x `plain` on a CPU, aim 1.0; on a GPU at most 0.9 x the compiled one.
+`plain` is a direct PyTorch implementation; `lean` also shares the decoder's first self-attention and predicts only
+the scored patches. On a CPU all of them keep freed memory, as `main` does (train/host_memory.py). Needs the extra
+`convert`. Prefix the command with `taskset -c 0` for one core.
+Targets: at most 1.1 x `plain` on a CPU, aim 1.0; on a GPU at most 0.9 x the compiled `plain`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import init_state
 from synclipmae_jax.train.step import make_train_step
 
-SIZES = {  # preset of configs/pretrain.py and what is changed in it
+SIZES = {  # preset of configs/pretrain.py and changed fields
   "demo": ("demo", {}),
   "middle": (
     "demo",
@@ -62,7 +62,7 @@ def sized(name: str, *, dtype: str, clips: int | None = None):
   """The configuration of one of SIZES."""
   preset, changes = SIZES[name]
   config = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "pretrain.py"))["get_config"](preset)
-  # The twin's optimizer, and what its matrices cost is not the subject here.
+  # The optimizer of the twin: the cost of Muon is not measured here.
   changes = changes | {"model.compute_dtype": dtype, "optimizer.name": "adamw"}
   if clips:
     changes |= {"train.batch_clips": clips, "loss.negatives_clips": min(clips, config.loss.negatives_clips)}
@@ -70,7 +70,7 @@ def sized(name: str, *, dtype: str, clips: int | None = None):
 
 
 def change(config, changes: Mapping[str, Any]):
-  """`config` itself, with other values in the fields named by their paths; a part is updated."""
+  """Changes fields of `config`, named by their paths, in place; dicts are updated. Returns `config`."""
   for path, value in changes.items():
     *parts, field = path.split(".")
     part = functools.reduce(getattr, parts, config)
@@ -83,7 +83,7 @@ def change(config, changes: Mapping[str, Any]):
 
 @dataclasses.dataclass
 class Ours:
-  """Our step on random data; calling it runs one to its end."""
+  """The JAX step on random data; a call runs one step to its end."""
 
   task: Any
   compiled: Any
@@ -117,13 +117,13 @@ def build(config, devices=None) -> Ours:
 
 
 def same_work(ours: Ours, twins, tensors) -> dict:
-  """Parameters of every part, FLOPs of a step and the first loss, of ours and of the twins."""
+  """Parameters of every part, FLOPs of a step and first loss, for the JAX step and the twins."""
   from torch_twin import count_flops
 
   parameters, flops, first_loss = {}, {"ours": ours.task.model_flops(ours.arguments[1])}, {"ours": ours()}
   parts = dict(next(iter(twins.values())).model.named_children())
   for part, tree in {**ours.state.trainable, **ours.arguments[0]}.items():
-    if part in parts:  # our tables of positions are parameters, never trained
+    if part in parts:  # position tables are untrained parameters in JAX
       count = sum(leaf.size for path, leaf in sharding.tree_paths(tree) if not path.endswith("position"))
       parameters[part] = {"ours": count, "twin": sum(p.numel() for p in parts[part].parameters())}
   for name, twin in twins.items():
@@ -137,10 +137,10 @@ def main() -> int:
   parser.add_argument("--size", choices=SIZES, default="demo")
   parser.add_argument("--clips", type=int, help="clips of a batch (default: 16 demo, 4 middle, 48 paper)")
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
-  parser.add_argument("--compile", action="store_true", help="torch.compile the twins (on a GPU: always)")
-  parser.add_argument("--system-malloc", action="store_true", help="do not keep freed memory, as main does on a CPU")
+  parser.add_argument("--compile", action="store_true", help="torch.compile the twins (always on a GPU)")
+  parser.add_argument("--system-malloc", action="store_true", help="do not keep freed memory (main keeps it on a CPU)")
   parser.add_argument("--rounds", type=int, default=15)
-  parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+  parser.add_argument("--json", action="store_true", help="print one JSON object")
   args = parser.parse_args()
 
   import torch
@@ -148,7 +148,7 @@ def main() -> int:
 
   if not args.system_malloc:
     keep_freed_memory()
-  torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA takes
+  torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA uses
   on_gpu = torch.cuda.is_available()
   config = sized(args.size, dtype=args.dtype or ("bfloat16" if on_gpu else "float32"), clips=args.clips)
   ours = build(config, jax.devices()[:1])
@@ -164,7 +164,7 @@ def main() -> int:
   for twin in twins.values() if args.compile or on_gpu else ():
     twin.compile()
   runs = {"ours": ours} | {name: functools.partial(_finished, twin, tensors) for name, twin in twins.items()}
-  in_turn(runs, rounds=2)  # warm
+  in_turn(runs, rounds=2)  # warm up
   times = in_turn(runs, rounds=args.rounds)
   ratios = {name: ratio(times["ours"], times[name]) for name in twins}
   seconds = {name: statistics.median(each.wall) for name, each in times.items()}
@@ -174,7 +174,7 @@ def main() -> int:
     print(json.dumps({"ratio": plain, "seconds": seconds, "mfu": utilisation, **same, "load": load()}))
     return 0
   for part, count in same["parameters"].items():
-    print(f"{part:15} {count['ours'] / 1e6:8.3f} M parameters, the twin's {count['twin'] / 1e6:8.3f}")
+    print(f"{part:15} {count['ours'] / 1e6:8.3f} M parameters, twin {count['twin'] / 1e6:8.3f}")
   for name in runs:
     print(
       f"{name:6} {same['flops'][name] / 1e9:9.2f} GFLOP, first loss {same['first_loss'][name]:7.3f},"

@@ -1,12 +1,12 @@
-"""How much of the lag is in one picture: SynthTalk's true lips, seen one frame at a time and five at a time.
+"""Lag information in one picture and in five: SynthTalk's true lips with one and with five frames per token.
 
     python benchmarks/visual_context.py [--clips=1200] [--steps=2000]
 
-No pixels: a small network is given what a perfect reader of pictures could know, another hears the log-mel front end,
-and both learn by the contrast of pretraining. `landmarks` are the 39 points of the face in the picture, relative to
-their centre, in which the shape of a person's lips, a smile and the pose stand beside the articulation; `articulation`
-is the generator's own state of the mouth, which nobody can see without all that. Prints the columns of the paper's
-table on held-out clips. It takes about four minutes on two cores.
+No pixels are used. One small network gets the true geometry of the pictures, another gets the log-mel features, and
+both are trained with the contrast loss of pretraining. `landmarks` are the 39 points of the face in the picture,
+relative to their centre; they depend on articulation, lip shape of the person, smile and pose. `articulation` is the
+mouth state of the generator, which pictures show only mixed with the other factors. Prints the columns of the paper's
+table on held-out clips. Takes about four minutes on two cores.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COLUMNS = ("acc/k1", "acc/k5", "acc/k15", "r_precision/top1", "r_precision/top2"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Truth:
-  """One clip: its lag, its sound [640 T], and what is true of its pictures, name -> [T, ...]."""
+  """One clip: its lag, its sound [640 T], and the true values of its pictures, name -> [T, ...]."""
 
   lag: int
   waveform: np.ndarray
@@ -63,7 +63,7 @@ def truth(job: tuple[str, int]) -> Truth:
 
 
 class Tower(nnx.Module):
-  """Two hidden layers, the second a residual."""
+  """Two hidden layers; the second is residual."""
 
   def __init__(self, width: int, *, hidden: int = 512, out: int = 128, rngs: nnx.Rngs):
     make = functools.partial(Linear, compute_dtype=jnp.float32, rngs=rngs)
@@ -76,7 +76,7 @@ class Tower(nnx.Module):
 
 @jax.jit
 def hear(waveform):
-  """[640 T] -> [T, C] of the log-mel front end, as the model hears it."""
+  """[640 T] -> features [T, C] of the log-mel front end, as in the model."""
   windows = audio_windows(waveform[None], audio_frames=HEARD, clip_frames=FRAMES)
   hidden = rearrange(LogMel()(windows[0]), "w t l c -> 1 w t l c")
   hidden = centre_tokens(hidden, clip_frames=FRAMES, total_frames=len(waveform) // 640)
@@ -90,7 +90,7 @@ def look(seen: np.ndarray, context: int) -> np.ndarray:
 
 
 def measure(train, test, lags, *, steps: int) -> dict[str, float]:
-  """Trains both towers on (heard, seen) [clips, T, ...] and scores them on others of the given lags."""
+  """Trains both towers on (heard, seen) [clips, T, ...] and scores them on test clips with the given lags."""
   towers = [Functional(lambda rngs, width=x.shape[-1]: Tower(width, rngs=rngs)) for x in train]
   keys = jax.random.split(jax.random.key(0), 2)
   params = {"towers": [t.init(key) for t, key in zip(towers, keys, strict=True)], "log_temperature": jnp.log(0.07)}
@@ -123,7 +123,7 @@ def measure(train, test, lags, *, steps: int) -> dict[str, float]:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--clips", type=int, default=1_200, help="to train on")
+  parser.add_argument("--clips", type=int, default=1_200, help="number of training clips")
   parser.add_argument("--steps", type=int, default=2_000)
   args = parser.parse_args()
   jobs = [("train", i) for i in range(args.clips)] + [("test", i) for i in range(HELD_OUT)]

@@ -1,4 +1,4 @@
-"""What the benchmarks share, and that their configurations are ones that train; nothing is timed."""
+"""The shared functions of the benchmarks, and that their configurations are valid; nothing is timed."""
 
 import importlib
 from pathlib import Path
@@ -15,13 +15,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def load():
-  """A benchmark by its name, as a module; none of these needs torch to be imported."""
+  """A benchmark by its name, as a module. These modules do not import torch."""
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(BENCHMARKS)
     yield importlib.import_module
 
 
-def test_every_round_runs_all_in_an_order_that_alternates(load):
+def test_every_round_runs_all_in_alternating_order(load):
   ran = []
   runs = {name: lambda name=name: ran.append(name) for name in "abc"}
   times = load("side_by_side").in_turn(runs, rounds=3)
@@ -29,14 +29,14 @@ def test_every_round_runs_all_in_an_order_that_alternates(load):
   assert all(len(each.wall) == len(each.cpu) == 3 for each in times.values())
 
 
-def test_a_ratio_is_the_median_over_rounds_and_blind_to_what_slows_both(load):
+def test_a_ratio_is_the_median_over_rounds_and_independent_of_common_load(load):
   side_by_side = load("side_by_side")
   busy = [1.0, 10.0, 1.0, 100.0, 1.0]
   above = side_by_side.Times(wall=[3.0 * b for b in busy], cpu=[1.0] * 5)
   below = side_by_side.Times(wall=[2.0 * b for b in busy], cpu=[1.0, 2.0, 4.0, 4.0, 5.0])
   found = side_by_side.ratio(above, below)
   assert found == side_by_side.Ratio(wall=1.5, low=1.5, high=1.5, cpu=0.25)
-  below.wall[0] = below.wall[1] = 0.1  # two rounds of five that went wrong
+  below.wall[0] = below.wall[1] = 0.1  # two of five rounds are outliers
   assert side_by_side.ratio(above, below).wall == 1.5 < side_by_side.ratio(above, below).high
 
 
@@ -49,8 +49,8 @@ def test_a_size_is_a_configuration_of_the_job(load, size):
   assert config.model.compute_dtype == "float32" and task.model_flops(task.abstract_batches(4)[0]) > 0
 
 
-def test_what_grows_in_scaling_grows(load):
-  """Each larger row costs more than the row before, or as much on more devices; every one divides."""
+def test_the_cost_of_scaling_rows_increases(load):
+  """Each row costs more than the previous row, or as much on more devices; every batch divides."""
   scaling, train_step = load("scaling"), load("train_step")
 
   def flops(changes):
