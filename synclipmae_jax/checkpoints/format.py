@@ -40,7 +40,7 @@ def save_items(directory: str | Path, items: Mapping[str, Params], meta: Mapping
   """
   place = epath.Path(directory).absolute()
   if place.exists():
-    raise InputError(f"{place} exists already")
+    raise InputError(f"{place} already exists")
   place.parent.mkdir(parents=True, exist_ok=True)
   context = ocp.Context()
   context.memory.deepcopy_host_arrays = False

@@ -48,7 +48,7 @@ def resolve_step(directory: str | os.PathLike, *, say: Callable[[str], None] = p
       say(f"checkpoint {step} is damaged ({damage}); trying the previous one")
     else:
       return folder / str(step)
-  raise InputError(f"no whole checkpoint in {folder}")
+  raise InputError(f"no complete checkpoint in {folder}")
 
 
 @dataclasses.dataclass(frozen=True)
