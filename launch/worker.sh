@@ -26,7 +26,8 @@ install() {
   local jax
   jax=$(sed -nE 's/^jax==([^ ;#]+).*/\1/p' "$source/requirements.txt")
   [[ $jax ]] || fail "requirements.txt pins no version of jax"
-  uv pip install --quiet --python "$venv/bin/python" --constraint "$source/requirements.txt" --editable "$source" "jax[tpu]==$jax"
+  uv pip install --quiet --python "$venv/bin/python" --constraint "$source/requirements.txt" \
+    --editable "$source" "jax[tpu]==$jax"
   echo "$HOSTNAME installed jax[tpu]==$jax"
 }
 
