@@ -71,30 +71,38 @@ class SyncLipMAE:
     face_box: np.ndarray | None = None,
     mouth_box: np.ndarray | None = None,
     faces: str = "auto",
+    audio_track: int | None = None,
   ) -> Embedding | list[Embedding]:
     """Tokens of a video file, of each of several, or of arrays.
 
-    Files: the face that is on screen most; `faces` says who finds it (`data.faces.sources.open_faces`). Arrays: as for
+    Files: the face that is on screen most; `faces` says who finds it (`data.faces.sources.open_faces`), `audio_track`
+    which sound track is heard, counted from 1 (None: `data.media.sound_track.choose_sound` chooses). Arrays: as for
     `Embedder.embed`. Raises InputError.
     """
     if isinstance(source, str | os.PathLike):
-      return embed_file(self.embedder, source, faces=faces)
+      return embed_file(self.embedder, source, faces=faces, audio_track=audio_track)
     if not isinstance(source, np.ndarray):
-      return [embed_file(self.embedder, path, faces=faces) for path in source]
+      return [embed_file(self.embedder, path, faces=faces, audio_track=audio_track) for path in source]
     return self.embedder.embed(source, waveform, face_box=face_box, mouth_box=mouth_box)
 
   def sync(
-    self, path: str | os.PathLike, *, faces: str = "auto", progress: Callable[[float, float], None] | None = None
+    self,
+    path: str | os.PathLike,
+    *,
+    faces: str = "auto",
+    audio_track: int | None = None,
+    progress: Callable[[float, float], None] | None = None,
   ) -> SyncResult:
     """By how much the picture of a video file lags its sound, and how sure that is.
 
-    Positive: the video lags the audio. `progress` is told the second that has been reached and
+    Positive: the video lags the audio. `audio_track` says which sound track is heard, counted from 1; without it the
+    one with speech. `progress` is told the second that has been reached and
     the length in seconds, 0 where the file does not say it. Raises InputError for a
     file that cannot be judged at all; silence, no face and a still mouth are answers.
     """
     return sync_file(
       self.embedder, path, calibration=self.calibration, checkpoint=self.name, notes=self.notes, faces=faces,
-      progress=progress,
+      audio_track=audio_track, progress=progress,
     )  # fmt: skip
 
   def sync_loss(

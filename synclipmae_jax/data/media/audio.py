@@ -17,7 +17,8 @@ import numpy as np
 
 from synclipmae_jax.data.media.clock import read_clock
 from synclipmae_jax.data.media.containers import check_length, declared_end, open_media
-from synclipmae_jax.data.media.sound_track import SoundTrack, choose_sound
+from synclipmae_jax.data.media.sound_track import MIN_RATE, SoundTrack, choose_sound
+from synclipmae_jax.data.media.watchdog import watched
 from synclipmae_jax.types import SAMPLE_RATE, InputError
 
 _MAX_DRIFT = Fraction(1, 100)  # seconds between a packet's timestamp and the sample count before it
@@ -50,7 +51,8 @@ def read_chunks(
     failed, damage = False, []
     for packet in clock.packets(container, stream):
       try:
-        frames = packet.decode()
+        with watched():
+          frames = packet.decode()
       except av.error.InvalidDataError:
         failed = True
         continue
@@ -63,6 +65,8 @@ def read_chunks(
             at, lasts = map(float, damage[-1])
             raise InputError(f"it is damaged: its sound is broken from {at:.1f} s to {at + lasts:.1f} s")
         failed = False
+        if frame.sample_rate < MIN_RATE:
+          raise InputError(f"its sound has {frame.sample_rate} samples a second, too few for speech")
         if frame_format != run_format or abs(begin - run_end) > _MAX_DRIFT:
           if resampler is not None:
             yield from lay(resampler.resample(None))

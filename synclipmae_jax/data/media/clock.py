@@ -23,6 +23,7 @@ import av
 
 from synclipmae_jax.data.media import patched
 from synclipmae_jax.data.media.containers import open_media, video_stream
+from synclipmae_jax.data.media.watchdog import each, watched
 from synclipmae_jax.types import FPS, InputError
 
 MAX_HOLD = 10  # seconds a picture may stand, or sound be absent, where the other track does not say that time passed
@@ -50,7 +51,7 @@ class Clock:
   def packets(self, container, stream) -> Iterator[av.Packet]:
     """The packets of a stream with their times corrected; last the one that empties its decoder."""
     shifts, number, shift = [*self.shifts.get(stream.index, ())], 0, 0
-    for packet in container.demux(stream):
+    for packet in each(container.demux(stream)):
       if packet.size:
         while shifts and number >= shifts[0][0]:
           shift = shifts.pop(0)[1]
@@ -74,9 +75,9 @@ def shown(packet: av.Packet) -> av.Packet:
 
 
 def read_clock(path: str | os.PathLike) -> Clock:
-  """The clock of a file. Raises InputError where it cannot be read, or jumps so that nobody knows what belongs together.
+  """The clock of a file; the last few are remembered, by their size and time.
 
-  The last few files are remembered, by their size and time.
+  Raises InputError where the file cannot be read, or its clock jumps so that nobody knows what belongs together.
   """
   try:
     stat = os.stat(path)
@@ -107,7 +108,7 @@ def _survey(path: str, patches: Mapping[int, bytes]) -> tuple[Clock, str, int]:
       if stream in sounds:
         tracks[stream.index] = _Track(stream, name=f"sound track {number}" if len(sounds) > 1 else "sound")
     last = 0
-    for packet in container.demux([picture, *sounds]):
+    for packet in each(container.demux([picture, *sounds])):
       if packet.size:
         last = last if packet.pos is None else packet.pos
         tracks[packet.stream_index].see(packet, last)
@@ -124,13 +125,13 @@ def _how_counted(path: str, patches: Mapping[int, bytes]) -> str | None:
   stored = reordered = False
   with open_media(path, patches=patches, stored_times_only=True) as container:
     stream, last = video_stream(container), -1
-    for number, packet in enumerate(container.demux(stream)):
+    for number, packet in enumerate(each(container.demux(stream))):
       stored |= packet.pts is not None
       if number > _COUNTED or reordered:
         break
       if packet.size:
         packet.pts = number
-      with contextlib.suppress(av.error.FFmpegError):
+      with contextlib.suppress(av.error.FFmpegError), watched():
         for frame in packet.decode():
           reordered |= frame.pts is not None and frame.pts < last
           last = frame.pts if frame.pts is not None else last
@@ -216,15 +217,15 @@ def _continue(
   notes, longest, epochs = [], Fraction(MAX_HOLD), {}
   for track in tracks:
     others = [segment for other in tracks if other.is_picture != track.is_picture for segment in other.segments]
-    covered = lambda a, b, others=others: any(s.low < b - _STEP and s.high > a + _STEP for s in others)
+    covered = lambda a, b, others=others: _overlap(others, a, b) > (b - a) / 2
     epochs[track.index], hold, strays = _epochs(track.segments, covered=covered)
     longest = max(longest, hold) if track.is_picture else longest
     if strays:
       at, jump = strays[0]
       more = f" (and {len(strays) - 1} more)" if len(strays) > 1 else ""
       notes.append(
-        f"the timestamps of a stretch of its {track.name} at {float(at - start):.1f} s are {float(jump):+.1f} s off{more}:"
-        " it is placed where its neighbours are"
+        f"the timestamps of a stretch of its {track.name} at {float(at - start):.1f} s are {float(jump):+.1f} s off"
+        f"{more}: it is placed where its neighbours are"
       )
   shifts = {}
   for track, offsets in _shared_offsets(tracks, epochs, start=start, notes=notes):
@@ -243,7 +244,7 @@ def _epochs(
 ) -> tuple[list[_Epoch], Fraction, list[tuple[Fraction, Fraction]]]:
   """Segments gathered where they are on one clock; the longest gap between two; strays, as (second, jump).
 
-  `covered(a, b)`: whether another track goes on between these seconds, so that a gap there is one.
+  `covered(a, b)`: whether another track goes on between these seconds, so that there really is a gap.
   """
   epochs, longest, strays, i = [], Fraction(0), [], 0
   while i < len(segments):
@@ -270,6 +271,11 @@ def _epochs(
       epochs.append(_Epoch.begin(segment))
       i += 1
   return epochs, longest, strays
+
+
+def _overlap(segments: Sequence[_Segment], a: Fraction, b: Fraction) -> Fraction:
+  """Seconds between a and b in which there is something."""
+  return sum((max(Fraction(0), min(part.high, b) - max(part.low, a)) for part in segments), Fraction(0))
 
 
 def _stray(segments: Sequence[_Segment], line: Fraction) -> int:
@@ -316,8 +322,8 @@ def _shared_offsets(
     if track.is_picture and jump > 0:
       raise InputError(f"its timestamps jump by {jump:.0f} s at {at:.1f} s")
     notes.append(
-      f"the clock of its {track.name} alone jumps by {jump:+.1f} s at {at:.1f} s: what follows is placed after what came"
-      " before, and the lag may be another from there on"
+      f"the clock of its {track.name} alone jumps by {jump:+.1f} s at {at:.1f} s: what follows is placed after what"
+      " came before, and the lag may be another from there on"
     )
     offsets[track.index].append(shift)
 

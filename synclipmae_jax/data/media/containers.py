@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import av
 
 from synclipmae_jax.data.media.patched import PatchedFile
+from synclipmae_jax.data.media.watchdog import watched
 from synclipmae_jax.types import InputError
 
 # FFmpeg's demuxers that are opened, and the endings by which a folder is searched. What a file holds decides, not its
@@ -41,6 +42,7 @@ SUFFIXES = tuple(suffix for suffixes in CONTAINERS.values() for suffix in suffix
 TAKEN = "MP4, MOV, 3GP, MKV, WebM, AVI, MPEG-PS, MPEG-TS, FLV, WMV, OGG, MXF and DV"  # for sentences
 
 _OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+_MAX_PIXELS = 8192 * 4352  # of one picture: 8K, as far as H.264 goes
 _MAX_SHORTFALL = 0.5  # seconds a stream may end before the length that its header declares ...
 _MAX_SHORTFALL_FRACTION = 0.02  # ... or this share of it, where that is more
 _MEASURED = ("mpegts", "mpeg")  # no header says the length: what FFmpeg calls the duration is measured in the packets
@@ -62,7 +64,8 @@ def open_media(
   try:
     # Absolute, for FFmpeg takes what stands before the colon of "12:30.mp4" for a protocol.
     source = PatchedFile(path, patches) if patches else os.path.abspath(path)
-    container = av.open(source, options=options, metadata_errors="ignore")
+    with watched():
+      container = av.open(source, options=options, metadata_errors="ignore")
   except FileNotFoundError as error:
     raise InputError("the file is missing") from error
   except PermissionError as error:
@@ -89,6 +92,9 @@ def video_stream(container) -> av.video.stream.VideoStream:
     raise InputError("it has no picture track")
   if stream.codec_context is None:
     raise InputError("its pictures are of a codec that cannot be decoded")
+  if (stream.width or 0) * (stream.height or 0) > _MAX_PIXELS:
+    raise InputError(f"its picture has {stream.width} x {stream.height} pixels, more than any footage")
+  stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}  # a decoder holds many of them
   stream.thread_type = "NONE"  # parallelism is one level up: one file, or one batch, a worker
   return stream
 

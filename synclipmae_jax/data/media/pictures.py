@@ -10,6 +10,7 @@ import av
 from av.video.frame import PictureType
 
 from synclipmae_jax.data.media.clock import Clock, shown
+from synclipmae_jax.data.media.watchdog import watched
 from synclipmae_jax.types import InputError
 
 _MAX_LATE = 0.02  # share of the pictures whose times may go back
@@ -34,7 +35,8 @@ def pictures(container, stream, clock: Clock) -> Iterator[Picture]:
     if counter and packet.size:
       packet = counter.sent(packet)
     try:
-      frames = packet.decode()
+      with watched():
+        frames = packet.decode()
     except av.error.InvalidDataError:
       yield Picture(None, None)
       continue

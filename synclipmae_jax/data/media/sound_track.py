@@ -14,8 +14,10 @@ import numpy as np
 from synclipmae_jax.data.media.clock import read_clock
 from synclipmae_jax.data.media.containers import open_media
 from synclipmae_jax.data.media.speech import speech_score
+from synclipmae_jax.data.media.watchdog import watched
 from synclipmae_jax.types import SAMPLE_RATE, InputError
 
+MIN_RATE = 2000  # samples a second; a header may claim one, and a frame would become minutes
 _LISTEN = 30  # seconds of sound, silence not counted, by which a track is judged ...
 _LISTEN_AT_MOST = 300  # ... found within so many seconds
 _SILENCE = 1e-3  # of full scale: a block whose samples are all below it is not counted
@@ -116,14 +118,15 @@ def _listen(path: str, index: int) -> _Heard:
     mix, apart = None, None
     for packet in clock.packets(container, stream):
       try:
-        frames = packet.decode()
+        with watched():
+          frames = packet.decode()
       except av.error.InvalidDataError:
         continue
       for frame in frames:
         if mix is None:
           mix = av.AudioResampler("fltp", "mono", SAMPLE_RATE)
           apart, form = av.AudioResampler("fltp", frame.layout, SAMPLE_RATE), _form(frame)
-        if _form(frame) != form:
+        if _form(frame) != form or frame.sample_rate < MIN_RATE:
           continue
         frame.pts = None
         parts = [part.to_ndarray() for part in apart.resample(frame)]

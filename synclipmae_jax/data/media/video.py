@@ -19,7 +19,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from synclipmae_jax.data.media.clock import MAX_HOLD, read_clock
+from synclipmae_jax.data.media.clock import read_clock
 from synclipmae_jax.data.media.containers import (
   check_length,
   declared_end,
@@ -31,7 +31,8 @@ from synclipmae_jax.data.media.pictures import pictures
 from synclipmae_jax.data.media.sound_track import SoundTrack, choose_sound
 from synclipmae_jax.types import FPS, InputError
 
-_MAX_FRAMES = 24 * 3600 * 240  # that a header may claim: a day of slow motion
+MAX_HOURS = 24
+_MAX_FRAMES = MAX_HOURS * 3600 * 240  # that a header may claim: a day of slow motion
 _MAX_DAMAGE = Fraction(1, 2)  # seconds of damaged pictures in one place that the picture before stands in for ...
 _MAX_DAMAGED_SHARE = 0.05  # ... and share of all; more is a damaged file
 _DAMAGE_REACH = 32  # pictures within which one that could not be decoded is missed: they are stored out of order
@@ -134,6 +135,8 @@ def read_frames(
         if damage[-1][1] > _MAX_DAMAGE:
           at, lasts = map(float, damage[-1])
           raise InputError(f"it is damaged: its picture is broken from {at:.1f} s to {at + lasts:.1f} s")
+      if index > MAX_HOURS * 3600 * FPS:
+        raise InputError(f"it lasts longer than {MAX_HOURS} hours")
       while held is not None and not covers(pts):
         yield shown()
         index += 1
