@@ -219,7 +219,7 @@ def _continue(
     others = [segment for other in tracks if other.is_picture != track.is_picture for segment in other.segments]
     covered = lambda a, b, others=others: _overlap(others, a, b) > (b - a) / 2
     epochs[track.index], hold, strays = _epochs(track.segments, covered=covered)
-    longest = max(longest, hold) if track.is_picture else longest
+    longest = max(longest, hold + _STEP) if track.is_picture else longest  # with the duration of the picture itself
     if strays:
       at, jump = strays[0]
       more = f" (and {len(strays) - 1} more)" if len(strays) > 1 else ""
@@ -299,7 +299,7 @@ def _shared_offsets(
   """
   picture, *sounds = tracks
   shown, together = epochs[picture.index], []
-  offsets = {track.index: [Fraction(0)] for track in tracks}
+  offsets = {track.index: [Fraction(0)] * bool(epochs[track.index]) for track in tracks}  # a track may be empty
 
   def wanted(track: _Track) -> Fraction:  # what the next epoch would be shifted by if the track were alone
     number = len(offsets[track.index])
