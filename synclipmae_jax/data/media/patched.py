@@ -13,6 +13,11 @@ import struct
 from collections.abc import Mapping
 
 _PROBES = 64  # entries of an index that are compared with the chunks they point to
+_SIGNATURES = {  # how a file begins, by the name of its demuxer
+  "mov,mp4,m4a,3gp,3g2,mj2": b"ftyp",
+  "flv": b"FLV\x01",
+  "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
+}
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
@@ -82,6 +87,15 @@ def joined_segments(path: str | os.PathLike, *, after: int) -> dict[int, bytes]:
         patches[segment + 4] = (2 ** (7 * length) - 1 | 1 << 7 * length).to_bytes(length, "big")  # unknown
       at = data.find(_EBML, at + 4)
     return patches
+
+
+def joined_behind(path: str | os.PathLike, *, name: str, after: int) -> bool:
+  """Whether behind place `after` there begins another file of the format, which FFmpeg and players do not read."""
+  signature = _SIGNATURES.get(name)
+  if signature is None:
+    return False
+  with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    return data.find(signature, after) >= 0
 
 
 def _size(data: mmap.mmap, at: int) -> tuple[int, int]:

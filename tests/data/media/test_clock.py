@@ -64,11 +64,14 @@ def test_both_clocks_go_back_in_the_middle(tmp_path):
 
 
 @pytest.mark.parametrize("seconds", [1000, -1000, 3, -3])
-@pytest.mark.parametrize("kind", ["audio", "video"])
-def test_a_stray_stretch_stays_where_its_neighbours_are(tmp_path, kind, seconds):
+@pytest.mark.parametrize(
+  ("kind", "stray"), [("audio", [20]), ("audio", [0]), ("audio", [60, 61, 110]), ("video", range(100, 110))]
+)
+def test_a_stray_stretch_stays_where_its_neighbours_are(tmp_path, kind, stray, seconds):
   path = talk(tmp_path / "a.ts", count=250, at=(2.0, 5.0, 8.0))
   whole, before, _ = read(path)
-  stray = {"audio": [20], "video": range(100, 110)}[kind]
+  if stray == [0] and seconds == -3:
+    pytest.skip("sound that begins 3 s early is a gap after it, which there may be")
   moved = restamp_ts(path.read_bytes(), kind=kind, ticks=lambda number: 90_000 * seconds * (number in stray))
   path.write_bytes(moved)
   frames, heard, notes = read(path)
