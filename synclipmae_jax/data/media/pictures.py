@@ -11,7 +11,7 @@ from av.video.frame import PictureType
 
 from synclipmae_jax.data.media.clock import Clock, shown
 from synclipmae_jax.data.media.watchdog import watched
-from synclipmae_jax.types import InputError
+from synclipmae_jax.types import FPS, InputError
 
 _MAX_LATE = 0.02  # share of the pictures whose times may go back
 
@@ -65,13 +65,16 @@ class _Counter:
     self._codec, self._decoded = stream.codec_context, decoded
     self._times: collections.deque[tuple[int, bool]] = collections.deque()  # and whether it is hidden
     self._sent, self._dropped, self._next, self._delay = 0, 0, 0, None
-    self._step = max(1, round(1 / (stream.average_rate or stream.guessed_rate or 25) / stream.time_base))
+    rate = stream.average_rate or stream.guessed_rate or FPS
+    self._step = max(1, round(1 / rate / stream.time_base))  # ticks from one packet to the next
 
   def sent(self, packet: av.Packet) -> av.Packet:
     """What is to be decoded in place of a packet."""
     begin = packet.pts if self._decoded else packet.dts
     if begin is None:
       begin = self._times[-1][0] + self._step if self._times else 0
+    if self._times and begin > self._times[-1][0]:
+      self._step = begin - self._times[-1][0]
     self._times.append((begin, packet.is_discard))
     if packet.is_discard:  # the decoder would hide the wrong picture
       packet = shown(packet)

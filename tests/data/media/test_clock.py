@@ -39,6 +39,18 @@ def test_a_clock_that_starts_again_goes_on(tmp_path, name, times):
   assert sum("starts again at 3." in note for note in notes) == 1 and len(notes) == 1
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.flv", "a.wmv"])
+def test_a_file_behind_the_end_is_named(tmp_path, name):
+  """Players do not read it either."""
+  kinds = dict(codec="wmv2", sound_codec="libmp3lame", rate=44100, time_base=Fraction(1, 25))
+  path = talk(tmp_path / name, **(kinds if name == "a.wmv" else {}))
+  assert not read(path)[2]
+  path.write_bytes(path.read_bytes() * 2)
+  frames, _, notes = read(path)
+  assert len(frames) == pytest.approx(75, abs=1)
+  assert len(notes) == 1 and "another file is joined to it at 3." in notes[0]
+
+
 def test_a_clock_that_jumps_far_ahead_for_both_tracks_goes_on(tmp_path):
   path = talk(tmp_path / "a.ts", codec="h264")
   data = path.read_bytes()

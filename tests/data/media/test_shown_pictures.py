@@ -95,6 +95,20 @@ def test_mp4_that_lost_its_presentation_times(tmp_path, fps):
   np.testing.assert_array_equal(heard, before)
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".flv", ".mov"])
+def test_so_are_those_that_were_copied_from_it(tmp_path, suffix):
+  path, copy = without_ctts(talk(tmp_path / "a.mp4", codec="h264")), tmp_path / f"b{suffix}"
+  with av.open(str(path)) as source, av.open(str(copy), "w") as target:
+    tracks = {stream.index: target.add_stream_from_template(stream, opaque=True) for stream in source.streams}
+    for packet in source.demux():
+      if packet.size:
+        packet.stream = tracks[packet.stream_index]
+        target.mux(packet)
+  frames, heard, _ = read(copy)
+  assert [number_of(frame.image) for frame in frames] == list(range(75))
+  assert click_times(heard) == pytest.approx([1.0], abs=0.001)
+
+
 def test_pictures_in_order_keep_their_own_times(tmp_path):
   """Times of presentation and decoding are the same here too, and rightly."""
   times = [Fraction(k * k, 900) for k in range(1, 60)]
