@@ -120,6 +120,19 @@ def test_pictures_in_order_keep_their_own_times(tmp_path):
     assert k == 59 or Fraction(frame.index, 25) < times[k] - times[0]
 
 
+def test_a_codec_that_might_reorder_and_does_not_keeps_its_times(tmp_path):
+  path = tmp_path / "a.mp4"
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("libx264", rate=25, width=64, height=64, pix_fmt="yuv420p")
+    stream.options = {"bf": "3", "x264-params": "b-adapt=1:b-bias=-100"}
+    for index in range(50):
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(index * 40503 % 65536), format="rgb24")))
+    container.mux(stream.encode())
+  with av.open(str(path)) as container:
+    assert container.streams.video[0].codec_context.has_b_frames
+  assert not out_of_order(path) and read_clock(path).counted is None
+
+
 @pytest.mark.parametrize("lost", [1, 10])
 def test_damaged_pictures_are_a_gap_of_known_length(tmp_path, lost):
   path = talk(tmp_path / "a.mkv", count=300, codec="mjpeg")
