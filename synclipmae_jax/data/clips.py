@@ -121,9 +121,7 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
   return Cut(source=source, clips=clips)
 
 
-def _checked(
-  frames: Iterator[video.Frame], check: Callable[[], None], damaged: list[int]
-) -> Iterator[video.Frame]:
+def _checked(frames: Iterator[video.Frame], check: Callable[[], None], damaged: list[int]) -> Iterator[video.Frame]:
   """Adds to `damaged` the frames whose picture is."""
   for frame in frames:
     check()

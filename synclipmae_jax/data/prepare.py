@@ -67,9 +67,7 @@ def prepare(
 
   Raises InputError for a wrong argument or a folder without files; a bad file is an entry of the manifest.
   """
-  settings = Settings(
-    size=size, faces=faces, min_seconds=min_seconds, max_seconds=max_seconds, audio_track=audio_track
-  )
+  settings = Settings(size=size, faces=faces, min_seconds=min_seconds, max_seconds=max_seconds, audio_track=audio_track)
   raw, out = Path(os.path.realpath(raw)), Path(out)  # Path.resolve raises RuntimeError for a loop of links
   if not raw.is_dir():
     raise InputError(f"{raw} is not a folder")

@@ -99,9 +99,9 @@ def _survey(path: str, patches: Mapping[int, bytes]) -> tuple[Clock, str, int, f
   with open_media(path, patches=patches) as container:
     name = container.format.name
     if name == "avi" and not patches and (patches := patched.without_bad_index(path)):
-      clock, *rest = _survey(path, patches)
+      clock, _, last, length = _survey(path, patches)
       note = "its index points to wrong places: it is read without it"
-      return dataclasses.replace(clock, notes=(note, *clock.notes)), *rest
+      return dataclasses.replace(clock, notes=(note, *clock.notes)), name, last, length
     picture = video_stream(container)
     sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
     tracks = {picture.index: _Stream(picture, name="picture")}

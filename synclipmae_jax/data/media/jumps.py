@@ -75,7 +75,8 @@ class _Track:
         epoch.high, epoch.last = epoch.high + part.length, epoch.last + part.length
         epoch.stop = max(epoch.stop, part.stop)
       return count
-    through = sum(max(0, min(part.high, segment.low) - max(part.low, epoch.high)) for part in others)
+    nothing = Fraction(0)
+    through = sum((max(nothing, min(p.high, segment.low) - max(p.low, epoch.high)) for p in others), nothing)
     if -BACK <= jump <= MAX_HOLD or (jump > 0 and through > jump / 2):  # it goes on, after a gap
       epoch.moved.append((segment.packet, Fraction(0)))
       epoch.high, epoch.last, epoch.stop = max(epoch.high, segment.high), segment.last, segment.stop

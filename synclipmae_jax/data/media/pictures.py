@@ -64,7 +64,8 @@ class _Counter:
   def __init__(self, stream, *, decoded: bool):
     self._codec, self._decoded = stream.codec_context, decoded
     self._times: collections.deque[tuple[int, bool]] = collections.deque()  # and whether it is hidden
-    self._sent, self._dropped, self._next, self._delay = 0, 0, 0, None
+    self._sent = self._dropped = self._next = 0
+    self._delay: int | None = None  # pictures that the decoder holds back; known when it gives the first
     rate = stream.average_rate or stream.guessed_rate or FPS
     self._step = max(1, round(1 / rate / stream.time_base))  # ticks from one packet to the next
 

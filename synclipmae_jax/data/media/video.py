@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from fractions import Fraction
 
 import av
