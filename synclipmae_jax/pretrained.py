@@ -71,30 +71,37 @@ class SyncLipMAE:
     face_box: np.ndarray | None = None,
     mouth_box: np.ndarray | None = None,
     faces: str = "auto",
+    audio_track: int | None = None,
   ) -> Embedding | list[Embedding]:
     """Tokens of a video file, of each of several files, or of arrays.
 
-    Files: the face that is visible longest; `faces` selects the detector (`data.faces.sources.open_faces`). Arrays: see
+    Files: the face that is visible longest; `faces` selects the detector (`data.faces.sources.open_faces`),
+    `audio_track` the sound track, counted from 1 (None: `data.media.sound_track.choose_sound` chooses). Arrays: see
     `Embedder.embed`. Raises InputError.
     """
     if isinstance(source, str | os.PathLike):
-      return embed_file(self.embedder, source, faces=faces)
+      return embed_file(self.embedder, source, faces=faces, audio_track=audio_track)
     if not isinstance(source, np.ndarray):
-      return [embed_file(self.embedder, path, faces=faces) for path in source]
+      return [embed_file(self.embedder, path, faces=faces, audio_track=audio_track) for path in source]
     return self.embedder.embed(source, waveform, face_box=face_box, mouth_box=mouth_box)
 
   def sync(
-    self, path: str | os.PathLike, *, faces: str = "auto", progress: Callable[[float, float], None] | None = None
+    self,
+    path: str | os.PathLike,
+    *,
+    faces: str = "auto",
+    audio_track: int | None = None,
+    progress: Callable[[float, float], None] | None = None,
   ) -> SyncResult:
     """The lag between picture and sound of a video file, with its confidence.
 
-    Positive: the video lags the audio. `progress(reached, length)` is called with the position and the length in
-    seconds; the length is 0 if the file does not state it. Raises InputError for a file that cannot be analysed;
-    silence, no face and a still mouth are results.
+    Positive: the video lags the audio. `audio_track` selects the sound track, counted from 1; None: the one with speech.
+    `progress(reached, length)` is called with the position and the length in seconds; the length is 0 if the file does
+    not state it. Raises InputError for a file that cannot be analysed; silence, no face and a still mouth are results.
     """
     return sync_file(
       self.embedder, path, calibration=self.calibration, checkpoint=self.name, notes=self.notes, faces=faces,
-      progress=progress,
+      audio_track=audio_track, progress=progress,
     )  # fmt: skip
 
   def sync_loss(

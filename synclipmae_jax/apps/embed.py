@@ -21,7 +21,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from synclipmae_jax.apps.footage import add_videos, complain, exit_status, find_videos, keep_compiled, outputs
+from synclipmae_jax.apps.footage import (
+  add_videos,
+  complain,
+  exit_status,
+  find_videos,
+  keep_compiled,
+  outputs,
+  remark,
+)
 from synclipmae_jax.types import InputError
 
 FORMATS = (".npz", ".safetensors")
@@ -50,8 +58,11 @@ def _run(args: argparse.Namespace) -> int:
   failed = 0
   for video in tqdm(videos, unit="file", desc="embed", disable=not sys.stderr.isatty()):
     try:
-      embedding: Any = model.embed(video, faces=args.faces)
-      _write(paths[video], {field.name: getattr(embedding, field.name) for field in dataclasses.fields(embedding)})
+      embedding: Any = model.embed(video, faces=args.faces, audio_track=args.audio_track)
+      arrays = {field.name: getattr(embedding, field.name) for field in dataclasses.fields(embedding)}
+      for note in arrays.pop("notes"):
+        remark("embed", video, note)
+      _write(paths[video], arrays)
     except Exception as error:  # whatever one file does to us, the others get their tokens
       complain("embed", video, error)
       failed += 1

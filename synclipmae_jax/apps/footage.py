@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from synclipmae_jax.data.clips import FACES
-from synclipmae_jax.data.media.remux import FORMATS
+from synclipmae_jax.data.media.containers import SUFFIXES
 from synclipmae_jax.types import InputError
 
-SUFFIXES = tuple(FORMATS)  # of what is taken for a video in a folder: all that can be read, and mended
 
-
-def find_videos(arguments: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES) -> tuple[list[str], bool]:
+def find_videos(arguments: Sequence[str]) -> tuple[list[str], bool]:
   """Files as they stand; folders, searched to any depth for videos; patterns (`**` crosses folders).
 
   Each file once, in order; and whether these are several: a folder or a pattern is, even with one file in it, so that
@@ -29,9 +27,9 @@ def find_videos(arguments: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES)
   for argument in arguments:
     if os.path.isdir(argument):
       names = [os.path.join(folder, name) for folder, _, files in os.walk(argument) for name in files]
-      files, several = sorted(name for name in names if Path(name).suffix.lower() in suffixes), True
+      files, several = sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES), True
       if not files:
-        raise InputError(f"there is no video ({', '.join(suffixes)}) in {argument}")
+        raise InputError(f"there is no video ({', '.join(SUFFIXES)}) in {argument}")
     elif glob.has_magic(argument) and not os.path.exists(argument):
       files, several = sorted(name for name in glob.glob(argument, recursive=True) if os.path.isfile(name)), True
       if not files:
@@ -89,6 +87,12 @@ def add_videos(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
   parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the faces (auto: the .faces.npz beside "
                       "a file, else skimage_lbp)")  # fmt: skip
+  add_audio_track(parser)
+
+
+def add_audio_track(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--audio-track", type=int, metavar="N", help="the sound track to be heard, counted from 1 "
+                      "(default: the one with speech)")  # fmt: skip
 
 
 def exit_status(command: str, work: Callable[[], int]) -> int:
@@ -105,10 +109,15 @@ def exit_status(command: str, work: Callable[[], int]) -> int:
 
 def complain(command: str, video: str, error: Exception) -> None:
   """One line on stderr: what is wrong with a file, whatever its name holds."""
+  unexpected = "" if isinstance(error, InputError) else f"unexpected {type(error).__name__}: "
+  remark(command, video, f"{unexpected}{error}")
+
+
+def remark(command: str, video: str, sentence: str) -> None:
+  """One line on stderr about a file."""
   from synclipmae_jax.sync.report import printable
 
-  unexpected = "" if isinstance(error, InputError) else f"unexpected {type(error).__name__}: "
-  print(f"synclipmae {command}: {printable(video)}: {unexpected}{error}", file=sys.stderr)
+  print(f"synclipmae {command}: {printable(video)}: {sentence}", file=sys.stderr)
 
 
 def keep_compiled() -> None:

@@ -26,7 +26,7 @@ import numpy as np
 from synclipmae_jax.apps.footage import add_videos, complain, exit_status, find_videos, keep_compiled
 from synclipmae_jax.baselines.protocol import SyncModel
 from synclipmae_jax.data import labels, pipeline
-from synclipmae_jax.data.clips import VIDEO_SUFFIXES, Settings, cut_file
+from synclipmae_jax.data.clips import Settings, cut_file
 from synclipmae_jax.data.corpora import SourceItem
 from synclipmae_jax.metrics import lse
 from synclipmae_jax.types import EvalClip, InputError
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
   if not (args.syncnet or args.stable_syncnet):
     raise InputError("name the weights to measure with: --syncnet DIR, --stable-syncnet DIR, or both")
-  settings = Settings(size=args.size, faces=args.faces)
-  videos, several = find_videos(args.videos, suffixes=VIDEO_SUFFIXES)
+  settings = Settings(size=args.size, faces=args.faces, audio_track=args.audio_track)
+  videos, several = find_videos(args.videos)
   keep_compiled()
   judges = _load(syncnet=args.syncnet, stable_syncnet=args.stable_syncnet)
   entries, failed = [], 0

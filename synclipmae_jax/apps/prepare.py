@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from synclipmae_jax.apps.footage import add_audio_track
 from synclipmae_jax.data import corpora
 from synclipmae_jax.data.clips import FACES
 from synclipmae_jax.data.prepare import prepare
@@ -25,11 +26,12 @@ _SHOWN = 20  # refusals printed; the manifest has all
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser("synclipmae prepare", description=__doc__.split("\n\n")[0])
-  parser.add_argument("--raw", required=True, help="folder of mp4, mov, mkv and webm files, searched to any depth")
+  parser.add_argument("--raw", required=True, help="folder of video files, searched to any depth")
   parser.add_argument("--out", required=True, help="folder for clips, manifest and records")
   parser.add_argument("--corpus", default="auto", choices=("auto", *corpora.NAMES), help="how the files are arranged")
   parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the face (auto: the .faces.npz beside "
                       "a file, else skimage_lbp)")  # fmt: skip
+  add_audio_track(parser)
   parser.add_argument("--size", type=int, default=256, help="pixels of a side of the square clips (default 256)")
   parser.add_argument("--min-seconds", type=float, default=1.6, help="shortest clip (default 1.6)")
   parser.add_argument("--max-seconds", type=float, default=10.0, help="longest clip (default and most 10)")
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     manifest = prepare(
       args.raw, args.out, corpus=args.corpus, faces=args.faces, size=args.size, min_seconds=args.min_seconds,
-      max_seconds=args.max_seconds, workers=args.workers, progress=not args.json,
+      max_seconds=args.max_seconds, audio_track=args.audio_track, workers=args.workers, progress=not args.json,
     )  # fmt: skip
   except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
     print(f"synclipmae prepare: {error}", file=sys.stderr)

@@ -32,6 +32,7 @@ from synclipmae_jax.apps.footage import (
   outputs,
   refuse_inputs,
 )
+from synclipmae_jax.data.media import watchdog
 from synclipmae_jax.sync.result import SyncResult
 from synclipmae_jax.types import InputError
 
@@ -108,14 +109,13 @@ def _answers(videos: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[
   quiet = args.json or not sys.stderr.isatty()
   if args.workers > 1:  # each with a model of its own, maybe on one accelerator, of which JAX would take it all
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-  _start_worker(args.checkpoint)  # here too where others work: what is wrong with a checkpoint is said once
-  if args.workers == 1 or len(videos) == 1:
-    with tqdm(total=len(videos), unit="file", desc="sync", disable=quiet or len(videos) == 1) as files:
-      for video in videos:
-        with tqdm(unit="s", desc=Path(video).name[:30], disable=quiet, leave=False) as seconds:
-          yield video, _answer(video, args.faces, functools.partial(_show, seconds))
-        files.update()
+  if len(videos) == 1:
+    _start_worker(args.checkpoint)
+    (video,) = videos
+    with tqdm(unit="s", desc=Path(video).name[:30], disable=quiet, leave=False) as seconds:
+      yield video, _answer(video, args.faces, args.audio_track, functools.partial(_show, seconds))
     return
+  # Several are read by other processes, be it one: a file that ends its process costs no other its answer.
   with tqdm(total=len(videos), unit="file", desc="sync", disable=quiet) as files:
     left = list(videos)
     try:
@@ -128,7 +128,7 @@ def _answers(videos: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[
         try:
           yield from _in_processes([video], args, workers=1)
         except BrokenProcessPool:
-          yield video, "reading it ended the process that read it (out of memory, or a fault of the decoder)"
+          yield video, f"reading it ended the process that read it ({watchdog.REASONS})"
         files.update()
 
 
@@ -141,9 +141,11 @@ def _in_processes(
   videos: Sequence[str], args: argparse.Namespace, *, workers: int
 ) -> Iterator[tuple[str, SyncResult | str]]:
   context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(workers, context, _start_process, (args.checkpoint,)) as pool:
+  with concurrent.futures.ProcessPoolExecutor(workers, context, _start_process) as pool:
     try:
-      running = {pool.submit(_answer, video, args.faces): video for video in videos}
+      running = {
+        pool.submit(_load_and_answer, args.checkpoint, video, args.faces, args.audio_track): video for video in videos
+      }
       for future in concurrent.futures.as_completed(running):
         yield running[future], future.result()
     except BaseException:  # Ctrl-C, or the consumer has gone
@@ -164,14 +166,23 @@ def _start_worker(checkpoint: str | None) -> None:
   _model = SyncLipMAE.load(checkpoint)
 
 
-def _start_process(checkpoint: str | None) -> None:
+def _start_process() -> None:
   signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; the parent speaks
-  _start_worker(checkpoint)
+  watchdog.end_process_after(watchdog.NO_END)
 
 
-def _answer(video: str, faces: str, progress: Callable[[float, float], None] | None = None) -> SyncResult | str:
+def _load_and_answer(checkpoint: str | None, video: str, faces: str, audio_track: int | None) -> SyncResult | str:
+  """Raises InputError where there is no checkpoint: that is said once, not of every file."""
+  if _model is None:
+    _start_worker(checkpoint)
+  return _answer(video, faces, audio_track)
+
+
+def _answer(
+  video: str, faces: str, audio_track: int | None = None, progress: Callable[[float, float], None] | None = None
+) -> SyncResult | str:
   try:
-    return _model.sync(video, faces=faces, progress=progress)
+    return _model.sync(video, faces=faces, audio_track=audio_track, progress=progress)
   except InputError as error:
     return str(error)
   except Exception as error:  # whatever one file does to us, the others get their answer

@@ -18,10 +18,10 @@ import numpy as np
 from synclipmae_jax.data.corpora import SourceItem
 from synclipmae_jax.data.faces import backends as faces
 from synclipmae_jax.data.media import audio, video
+from synclipmae_jax.data.media.containers import SUFFIXES
 from synclipmae_jax.data.media.scenes import SceneCuts
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 FACES = ("auto", *faces.BACKENDS)
 CLIP_FILES = (".mp4", ".flac", ".npz")  # of clip NN of a folder: NN.mp4, NN.flac, NN.npz
 VERSION = 1  # of what this file makes: raise it, and prepared clips are made anew
@@ -38,12 +38,15 @@ class Settings:
   faces: str = "auto"
   min_seconds: float = 1.6
   max_seconds: float = 10.0
+  audio_track: int | None = None  # the sound track that is heard, counted from 1; None: `choose_sound` chooses
 
   def __post_init__(self):
     if self.size < 32 or self.size % 2:
       raise InputError(f"the size must be an even number of pixels, at least 32, not {self.size}")
     if self.faces not in FACES:
       raise InputError(f"unknown face backend {self.faces!r}: choose one of {', '.join(FACES)}")
+    if self.audio_track is not None and self.audio_track < 1:
+      raise InputError(f"sound tracks are counted from 1, there is no track {self.audio_track}")
     if not 1 / FPS <= self.min_seconds <= self.max_seconds <= 10:
       seconds = f"{self.min_seconds:g} to {self.max_seconds:g}"
       raise InputError(f"clips must last {1 / FPS:g} <= min <= max <= 10 s, not {seconds}")
@@ -67,20 +70,23 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
 
   Raises InputError with the reason where the file yields no clip.
   """
-  if item.path.suffix.lower() not in VIDEO_SUFFIXES:
-    raise InputError(f"it is not a video file ({', '.join(VIDEO_SUFFIXES)})")
+  if item.path.suffix.lower() not in SUFFIXES:
+    raise InputError(f"it is not a video file ({', '.join(SUFFIXES)})")
   # os.path answers where Path raises: a loop of links, a name too long with its new ending, a locked folder.
   if os.path.exists(item.path) and not os.path.isfile(item.path):  # a pipe would be waited for
     raise InputError("it is not a regular file")
-  info = video.probe(item.path)
+  info, notes = video.probe(item.path, audio_track=settings.audio_track), []
   backend = settings.faces
   if backend == "auto":
     backend = "precomputed" if item.faces_path and os.path.exists(item.faces_path) else "skimage_lbp"
-  scenes = SceneCuts()
-  small = scenes.watch(_checked(video.read_frames(item.path, short_side=_LOOK), check))
+  scenes, damaged = SceneCuts(), []
+  small = _checked(video.read_frames(item.path, short_side=_LOOK, notes=notes), check, damaged)
+  small = scenes.watch(small)
   track = faces.BACKENDS[backend](small, info=info, sidecar=item.faces_path)
   frames = len(track.box)
-  segments = _segments(track.track, cuts=scenes.cuts, heard=_heard(item.path, info, frames), settings=settings)
+  heard = _heard(item.path, info, frames, notes)
+  heard[damaged] = False
+  segments = _segments(track.track, cuts=scenes.cuts, heard=heard, settings=settings)
 
   scale = np.tile([info.width, info.height], 2)
   crops = [faces.crop_path(track.box[a:b] * scale, width=info.width, height=info.height).round() for a, b in segments]
@@ -90,12 +96,12 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
     raise InputError(f"its face is too small: a crop of {side:.0f} pixels, for clips of {settings.size}")
 
   truth = _read_truth(item.truth_path)
-  sound = audio.Track(item.path, origin=info.origin)
-  pictures = _checked(video.read_frames(item.path), check)
+  sound = audio.Track(item.path, origin=info.origin, sound=info.sound)
+  pictures = _checked(video.read_frames(item.path), check, [])
   clips = []
   for (start, stop), crop in itertools.compress(zip(segments, crops, strict=True), large):
     stem = folder / f"{len(clips):02d}"
-    sources = _write_pictures(stem.with_suffix(".mp4"), pictures, start, crop, info=info, size=settings.size)
+    sources = _write_pictures(stem.with_suffix(".mp4"), pictures, start, crop, size=settings.size)
     waveform = sound.read(start * SAMPLES_PER_FRAME, stop * SAMPLES_PER_FRAME)
     stem.with_suffix(".flac").write_bytes(audio.encode_flac(waveform))
     arrays: dict[str, Any] = crop_boxes(track, start, stop, crop, info)
@@ -109,26 +115,29 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
       "key": f"{item.key}#{start}", "start": start, "frames": stop - start, "whole": stop - start >= 0.95 * frames,
       "upscale": round(max(1.0, settings.size / float(crop[0, 2])), 2), "sha256": hashlib.sha256(content).hexdigest(),
     })  # fmt: skip
-  source = {**dataclasses.asdict(info), "origin": float(info.origin), "frames": frames, "faces": backend}
+  facts = {field.name: getattr(info, field.name) for field in dataclasses.fields(info) if field.name != "sound"}
+  notes = [*info.notes, *notes]
+  source = {**facts, "origin": float(info.origin), "notes": notes, "frames": frames, "faces": backend}
   return Cut(source=source, clips=clips)
 
 
-def _checked(frames: Iterator[video.Frame], check: Callable[[], None]) -> Iterator[video.Frame]:
+def _checked(frames: Iterator[video.Frame], check: Callable[[], None], damaged: list[int]) -> Iterator[video.Frame]:
+  """Adds to `damaged` the frames whose picture is."""
   for frame in frames:
     check()
+    if frame.damaged:
+      damaged.append(frame.index)
     yield frame
 
 
 def _write_pictures(
-  path: Path, pictures: Iterator[video.Frame], start: int, crop: np.ndarray, *, info: video.MediaInfo, size: int
+  path: Path, pictures: Iterator[video.Frame], start: int, crop: np.ndarray, *, size: int
 ) -> list[int]:
   """Writes the crops of frames [start, start + len(crop)), taken from the stream; returns their source frames."""
   sources = []
   with video.ClipWriter(path, size=size) as writer:
     for frame in pictures:
       if frame.index >= start:
-        if frame.image.shape[:2] != (info.height, info.width):
-          raise InputError(f"the size of its picture changes at {frame.index / FPS:.1f} s")
         x, y, side = crop[frame.index - start].astype(int)
         writer.write(frame.image[y : y + side, x : x + side])
         sources.append(frame.source)
@@ -165,13 +174,13 @@ def _segments(
   return found
 
 
-def _heard(path: Path, info: video.MediaInfo, frames: int) -> np.ndarray:
+def _heard(path: Path, info: video.MediaInfo, frames: int, notes: list[str]) -> np.ndarray:
   """bool [frames]: there is sound for the frame, or for one at most `_UNHEARD` away.
 
   Refuses a silent track, and a file both of whose tracks end early.
   """
   heard, peak, last = np.zeros(frames, bool), 0.0, 0
-  for start, samples in audio.read_chunks(path, origin=info.origin):
+  for start, samples in audio.read_chunks(path, origin=info.origin, sound=info.sound, notes=notes):
     first, last = start // SAMPLES_PER_FRAME, -(-(start + len(samples)) // SAMPLES_PER_FRAME)
     heard[max(0, first - _UNHEARD) : max(0, last + _UNHEARD)] = True
     peak = max(peak, float(np.abs(samples).max(initial=0)))

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from synclipmae_jax.data import corpora, labels, records
 from synclipmae_jax.data.clips import CLIP_FILES, VERSION, Settings, cut_file
 from synclipmae_jax.data.corpora import SourceItem
+from synclipmae_jax.data.media import watchdog
 from synclipmae_jax.types import FPS, InputError
 
 
@@ -59,13 +60,14 @@ class Manifest:
 
 def prepare(
   raw: str | os.PathLike, out: str | os.PathLike, *, corpus: str = "auto", faces: str = "auto", size: int = 256,
-  min_seconds: float = 1.6, max_seconds: float = 10.0, workers: int = 1, progress: bool = True,
+  min_seconds: float = 1.6, max_seconds: float = 10.0, audio_track: int | None = None, workers: int = 1,
+  progress: bool = True,
 ) -> Manifest:  # fmt: skip
   """Prepares every file below `raw` into `out`; see the head of this file. Safe to interrupt and to repeat.
 
   Raises InputError for a wrong argument or a folder without files; a bad file is an entry of the manifest.
   """
-  settings = Settings(size=size, faces=faces, min_seconds=min_seconds, max_seconds=max_seconds)
+  settings = Settings(size=size, faces=faces, min_seconds=min_seconds, max_seconds=max_seconds, audio_track=audio_track)
   raw, out = Path(os.path.realpath(raw)), Path(out)  # Path.resolve raises RuntimeError for a loop of links
   if not raw.is_dir():
     raise InputError(f"{raw} is not a folder")
@@ -154,8 +156,8 @@ def _finished(item: SourceItem, settings: Settings, out: Path) -> dict[str, Any]
 
 
 def _run(items: Sequence[SourceItem], settings: Settings, out: Path, workers: int) -> Iterator[dict[str, Any]]:
-  """Yields the entry of every item as it is done. A file that kills its process is tried once more, alone, and then
-  refused; the others do not suffer."""
+  """Yields the entry of every item as it is done. A file that kills its process, or whose decoder comes to no end, is
+  tried once more, alone, and then refused; the others do not suffer. With one worker there is no other process."""
   if workers == 1 or len(items) <= 1:
     for item in items:
       yield _prepare_file(item, settings, out)
@@ -181,7 +183,7 @@ def _run(items: Sequence[SourceItem], settings: Settings, out: Path, workers: in
       except BrokenProcessPool:
         if queue is alone:
           for item in running.values():
-            reason = "reading it ended the process that read it (out of memory, or a fault of the decoder)"
+            reason = f"reading it ended the process that read it ({watchdog.REASONS})"
             yield _refuse(item, out, reason)
         else:
           alone.extend(running.values())
@@ -198,6 +200,7 @@ def _start_worker(stop) -> None:
   global _stop
   _stop = stop
   threading.Thread(target=_end_with_parent, daemon=True).start()
+  watchdog.end_process_after(watchdog.NO_END)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
   os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a core is enough
 

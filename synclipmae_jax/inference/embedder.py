@@ -25,6 +25,7 @@ class Embedding:
   audio: np.ndarray  # float32 [T, D]
   times: np.ndarray  # float64 [T], seconds from the first picture
   face_box: np.ndarray  # float32 [T, 4] x0, y0, x1, y1 as fractions of the picture
+  notes: tuple[str, ...] = ()  # what a reader must know of how the file was read
 
 
 class Embedder:

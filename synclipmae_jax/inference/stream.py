@@ -29,7 +29,6 @@ from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 _SHORT_SIDE = 360  # pixels of the pictures that are held; more, where a model wants larger crops
 _MAX_ASPECT = 2.5  # a longer picture is held smaller: memory is bounded
 _MIN_CROP = 16  # pixels: less of a face is none
-_MAX_HOURS = 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,16 +68,25 @@ class Block:
 
 
 class TokenStream:
-  """Iterates over the `Block`s of a file, once. `info` and `notes` are there from the start."""
+  """Iterates over the `Block`s of a file, once. `info` is there from the start, `notes` are complete at the end.
 
-  def __init__(self, model: Embedder, path: str | os.PathLike, *, faces: str):
+  `audio_track`: the sound track that is heard, counted from 1 (`data.media.sound_track`).
+  """
+
+  def __init__(self, model: Embedder, path: str | os.PathLike, *, faces: str, audio_track: int | None = None):
     self._model, self._path = model, path
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
       raise InputError("it is not a regular file")
-    self.info = video.probe(path)
-    if (hours := (self.info.end - float(self.info.origin)) / 3600) > _MAX_HOURS:
-      raise InputError(f"it claims to last {hours:.0f} hours, {_MAX_HOURS} are the most")
-    self._source, self.notes = open_faces(path, faces, info=self.info)
+    self.info = video.probe(path, audio_track=audio_track)
+    if (hours := (self.info.end - float(self.info.origin)) / 3600) > video.MAX_HOURS:
+      raise InputError(f"it claims to last {hours:.0f} hours, {video.MAX_HOURS} are the most")
+    self._source, notes = open_faces(path, faces, info=self.info)
+    self._notes = [*self.info.notes, *notes]
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """What a reader must know of how the file was read."""
+    return tuple(self._notes)
 
   def __iter__(self) -> Iterator[Block]:
     with contextlib.closing(_in_thread(self._cuts(), ahead=2)) as cuts:
@@ -90,13 +98,13 @@ class TokenStream:
     model, info = self._model, self.info
     aspect = max(info.width, info.height) / min(info.width, info.height)
     short_side = max(_SHORT_SIDE, 3 * model.image_size) * math.sqrt(min(1, _MAX_ASPECT / aspect))
-    pictures = video.read_frames(self._path, short_side=round(short_side))
+    pictures = video.read_frames(self._path, short_side=round(short_side), notes=self._notes)
     with contextlib.closing(_in_thread(pictures, ahead=16)) as pictures:  # decoding beside the search for faces
       yield from self._cut_all(pictures)
 
   def _cut_all(self, pictures: Iterator[video.Frame]) -> Iterator[_Cut]:
     model, info = self._model, self.info
-    sound = audio.Track(self._path, origin=info.origin)
+    sound = audio.Track(self._path, origin=info.origin, sound=info.sound, notes=self._notes)
     size, ahead = model.block_frames, max(LOOKAHEAD, model.audio_context)
     start, held, ended = 0, collections.deque(), False
     while not ended or held:
@@ -104,10 +112,6 @@ class TokenStream:
         if (frame := next(pictures, None)) is None:
           ended = True
           break
-        if held and frame.image.shape != held[0].shape:
-          raise InputError(f"the shape of its picture changes at {frame.index / FPS:.1f} s")
-        if frame.index > _MAX_HOURS * 3600 * FPS:
-          raise InputError(f"it lasts longer than {_MAX_HOURS} hours")
         self._source.see(frame)
         held.append(frame.image)
       if held:
@@ -133,9 +137,12 @@ class TokenStream:
     try:
       video.check_length("footage", end=end, declared=self.info.end)
     except InputError:  # unless the sound goes on
-      heard = max(first + len(samples) for first, samples in audio.read_chunks(self._path, origin=self.info.origin))
+      heard = max(first + len(samples) for first, samples in self._chunks())
       end = max(end, float(self.info.origin) + heard / SAMPLE_RATE)
       video.check_length("footage", end=end, declared=self.info.end)
+
+  def _chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+    return audio.read_chunks(self._path, origin=self.info.origin, sound=self.info.sound)
 
   def _tokens(self, cut: _Cut) -> Block:
     model, context = self._model, SAMPLES_PER_FRAME * self._model.audio_context
@@ -153,9 +160,12 @@ class TokenStream:
     return Block(start=cut.start, count=cut.count, waveform=waveform, audio=tokens, faces=found)
 
 
-def embed_file(model: Embedder, path: str | os.PathLike, *, faces: str = "auto") -> Embedding:
+def embed_file(
+  model: Embedder, path: str | os.PathLike, *, faces: str = "auto", audio_track: int | None = None
+) -> Embedding:
   """Tokens of the face that is on screen most. Raises InputError."""
-  blocks = list(TokenStream(model, path, faces=faces))
+  source = TokenStream(model, path, faces=faces, audio_track=audio_track)
+  blocks = list(source)
   seen = [number for block in blocks for number, face in block.faces.items() for _ in range(face.count)]
   if not seen:
     raise InputError("no face is found in it")
@@ -166,7 +176,8 @@ def embed_file(model: Embedder, path: str | os.PathLike, *, faces: str = "auto")
     name: np.concatenate([getattr(face, name) for face in mine]) for name in ("identity", "vocal", "ambient", "box")
   }
   audio = np.concatenate([block.audio for block in blocks])
-  return Embedding(face_box=joined.pop("box"), **joined, audio=audio, times=np.arange(len(audio)) / FPS)
+  times = np.arange(len(audio)) / FPS
+  return Embedding(face_box=joined.pop("box"), **joined, audio=audio, times=times, notes=source.notes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -39,10 +39,11 @@ def sync_file(
   checkpoint: str,
   notes: Sequence[str] = (),
   faces: str = "auto",
+  audio_track: int | None = None,
   progress: Callable[[float, float], None] | None = None,
 ) -> SyncResult:
   """See `SyncLipMAE.sync`. `checkpoint` and `notes` describe the model and are copied to the result."""
-  stream = TokenStream(model, path, faces=faces)
+  stream = TokenStream(model, path, faces=faces, audio_track=audio_track)
   levels, peak, frames, followed = [], 0.0, 0, {}
   for block in stream:
     levels.append(level_db(block.waveform))

@@ -71,3 +71,13 @@ def test_what_is_wrong_is_one_sentence_and_exit_2(place, tmp_path, capsys):
   out, err = capsys.readouterr()
   assert "written as .npz or .safetensors" in err and "cannot be read as a video" in err and err.count("\n") == 2
   assert not list(tmp_path.iterdir())
+
+
+def test_a_file_whose_clock_starts_again_is_embedded_whole_and_that_is_said(place, tmp_path, capsys):
+  sound = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
+  path = write_video(tmp_path / "a.ts", [numbered(t) for t in range(50)], sound=sound)
+  path.write_bytes(path.read_bytes() * 3)
+  assert run(place, path, "--out", tmp_path / "a.npz") == 0
+  with np.load(tmp_path / "a.npz") as tokens:
+    assert len(tokens["times"]) == pytest.approx(150, abs=6) and np.isfinite(tokens["vocal"]).all()
+  assert "a.ts: its clock starts again at 2." in capsys.readouterr().err

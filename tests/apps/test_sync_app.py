@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -195,3 +196,27 @@ def test_a_name_that_breaks_the_line_is_complained_of_in_one(place, tmp_path, ca
   assert run(place, tmp_path / "two\nlines\x1b[31m.mp4") == 2
   err = capsys.readouterr().err
   assert err.count("\n") == 1 and "\x1b" not in err
+
+
+class Deadly(str):
+  """A name that ends the process which is given it, as a fault in a decoder would."""
+
+  def __reduce__(self):
+    return os._exit, (1,)
+
+
+@pytest.mark.slow
+def test_a_file_that_ends_its_process_costs_the_others_nothing(place, monkeypatch, capsys):
+  videos = [str(place / "videos" / "a.mp4"), Deadly("deadly.mp4"), str(place / "videos" / "deeper" / "b.mkv")]
+  monkeypatch.setattr(sync, "find_videos", lambda _: (videos, True))
+  assert run(place, "videos", "--json") == 1
+  out, err = capsys.readouterr()
+  answers = json.loads(out)
+  assert ["error" in answer for answer in answers] == [False, True, False]
+  assert "ended the process that read it" in answers[1]["error"] and "Traceback" not in err
+
+
+def test_the_sound_track_is_chosen(place, tmp_path, capsys):
+  assert run(place, place / "videos" / "a.mp4", "--audio-track", "1", "--json") == 0
+  assert run(place, place / "videos" / "a.mp4", "--audio-track", "2") == 2
+  assert "it has 1 sound track: there is no track 2" in capsys.readouterr().err

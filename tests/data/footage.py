@@ -46,7 +46,8 @@ def write_video(
     for index, image in enumerate(images):
       if picture is None:
         picture = container.add_stream(codec, rate=fps)
-        picture.width, picture.height, picture.pix_fmt = image.shape[1], image.shape[0], "yuv420p"
+        picture.width, picture.height = image.shape[1], image.shape[0]
+        picture.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         picture.codec_context.time_base = time_base
         if codec == "libx264":
           picture.options = {"preset": "ultrafast", "crf": "12", "threads": "1"}

@@ -10,13 +10,14 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from footage import clicks, number_of, numbered, write_video
 
 from synclipmae_jax.apps import prepare as app
 from synclipmae_jax.data import clips, corpora, prepare, records
-from synclipmae_jax.data.media import audio, video
+from synclipmae_jax.data.media import audio, video, watchdog
 from synclipmae_jax.data.pipeline import eval_clips
 from synclipmae_jax.data.synthtalk import corpus
 from synclipmae_jax.types import InputError
@@ -333,19 +334,33 @@ class Deadly(type(Path())):
     return os._exit, (1,)
 
 
-def test_a_file_that_kills_its_worker_is_refused_and_the_others_are_done(tmp_path):
+def _hang():
+  watchdog.end_process_after(0.5)
+  with watchdog.watched():
+    time.sleep(100)
+
+
+class Endless(type(Path())):
+  """A path whose reading comes to no end."""
+
+  def __reduce__(self):
+    return _hang, ()
+
+
+@pytest.mark.parametrize("kind", [Deadly, Endless])
+def test_a_file_that_kills_its_worker_is_refused_and_the_others_are_done(tmp_path, kind):
   (tmp_path / "raw").mkdir()
   (tmp_path / "out" / "clips").mkdir(parents=True)
   for name in ("a.mp4", "b.mp4", "c.mp4"):
     talk(tmp_path / "raw" / name)
   items = [item for item in corpora.load("folder")(tmp_path / "raw")]
-  items[1] = corpora.SourceItem(**{**vars(items[1]), "path": Deadly(items[1].path)})
+  items[1] = corpora.SourceItem(**{**vars(items[1]), "path": kind(items[1].path)})
   settings = clips.Settings(size=SIZE, faces="full_frame")
   found = {entry["file"]: entry for entry in prepare._run(items, settings, tmp_path / "out", workers=2)}
   assert {name: entry["outcome"] for name, entry in found.items()} == {
     "a.mp4": "accepted", "b.mp4": "rejected", "c.mp4": "accepted",
   }  # fmt: skip
-  assert "ended the process" in found["b.mp4"]["reason"]
+  assert "ended the process" in found["b.mp4"]["reason"] and "no end" in found["b.mp4"]["reason"]
 
 
 @pytest.mark.slow
@@ -434,3 +449,37 @@ def test_a_killed_run_leaves_no_worker(tmp_path):
     time.sleep(0.02)
   process.kill()
   process.communicate(timeout=20)  # the workers hold the pipe: it closes when the last of them has gone
+
+
+def test_every_container_is_prepared_and_what_was_noted_is_in_the_manifest(tmp_path):
+  (tmp_path / "raw").mkdir()
+  frame = Fraction(1, 25)
+  talk(tmp_path / "raw" / "a.mpg", codec="mpeg1video", sound_codec="mp2", time_base=frame)
+  talk(tmp_path / "raw" / "b.flv")
+  talk(tmp_path / "raw" / "c.avi", codec="mpeg4", sound_codec="pcm_s16le", time_base=frame)
+  joined = talk(tmp_path / "raw" / "d.ts")
+  joined.write_bytes(joined.read_bytes() * 2)
+  found = by_file(run(tmp_path / "raw", tmp_path / "out"))
+  assert {entry["outcome"] for entry in found.values()} == {"accepted"}
+  assert [found[name]["source"]["notes"] for name in ("a.mpg", "b.flv", "c.avi")] == [[], [], []]
+  assert "starts again" in found["d.ts"]["source"]["notes"][0]
+  assert sum(clip["frames"] for clip in found["d.ts"]["clips"]) == pytest.approx(150, abs=4)
+
+
+def test_a_damaged_picture_is_in_no_clip(tmp_path):
+  (tmp_path / "raw").mkdir()
+  path = talk(tmp_path / "raw" / "a.mkv", count=200, codec="mjpeg")
+  with av.open(str(path)) as container:
+    content = [bytes(packet) for packet in container.demux(video=0)][100]
+  path.write_bytes(path.read_bytes().replace(content, bytes(len(content))))
+  (entry,) = run(tmp_path / "raw", tmp_path / "out").entries
+  assert [(clip["start"], clip["frames"]) for clip in entry["clips"]] == [(0, 100), (101, 99)]
+  assert "damaged at 4.00 s" in entry["source"]["notes"][0]
+
+
+def test_the_sound_track_is_a_setting(tmp_path, capsys):
+  talk((tmp_path / "raw").mkdir() or tmp_path / "raw" / "a.mp4")
+  assert by_file(run(tmp_path / "raw", tmp_path / "out", audio_track=1))["a.mp4"]["outcome"] == "accepted"
+  assert "there is no track 2" in by_file(run(tmp_path / "raw", tmp_path / "out", audio_track=2))["a.mp4"]["reason"]
+  assert app.main(["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "b"), "--audio-track", "0"]) == 2
+  assert "counted from 1" in capsys.readouterr().err

@@ -15,53 +15,86 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from synclipmae_jax.data.media.video import check_length, declared_end, open_media
+from synclipmae_jax.data.media.clock import read_clock
+from synclipmae_jax.data.media.containers import check_length, declared_end, open_media
+from synclipmae_jax.data.media.sound_track import MIN_RATE, SoundTrack, choose_sound
+from synclipmae_jax.data.media.watchdog import watched
 from synclipmae_jax.types import SAMPLE_RATE, InputError
 
 _MAX_DRIFT = Fraction(1, 100)  # seconds between a packet's timestamp and the sample count before it
+_MAX_DAMAGE = Fraction(1, 2)  # seconds of damaged sound in one place that silence stands in for ...
+_MAX_DAMAGED_SHARE = 0.05  # ... and share of all; more is a damaged file
 
 
-def read_chunks(path: str | os.PathLike, *, origin: Fraction) -> Iterator[tuple[int, np.ndarray]]:
+def read_chunks(
+  path: str | os.PathLike, *, origin: Fraction, sound: SoundTrack | None = None, notes: list[str] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (first sample, float32 [n] in [-1, 1]) in order: 16 kHz mono, sample 0 at second `origin` of the container.
 
+  `sound` is what `choose_sound` chose, else it is asked. What cannot be decoded is left out, and said in `notes`.
   Raises InputError for a file without sound, or one whose sound breaks off or cannot be decoded.
   """
-  with open_media(path) as container:
-    stream = container.streams.best("audio")
-    if stream is None:
-      raise InputError("it has no sound track")
+  sound = sound or choose_sound(path)
+  clock = read_clock(path)
+  with open_media(path, patches=clock.patches) as container:
+    stream = container.streams[sound.index]
     position = 0  # of the next sample to be laid down
 
     def lay(frames) -> Iterator[tuple[int, np.ndarray]]:
       nonlocal position
       for frame in frames:
-        samples = frame.to_ndarray().reshape(-1)
+        samples = frame.to_ndarray()[sound.channel or 0]
         yield position, samples
         position += len(samples)
 
     resampler, run_format, run_end = None, None, Fraction(0)  # the end of the run in seconds of the container
-    for frame in container.decode(stream):
-      begin = run_end if frame.pts is None else frame.pts * frame.time_base
-      frame_format = (frame.sample_rate, frame.layout.name, frame.format.name)
-      if frame_format != run_format or abs(begin - run_end) > _MAX_DRIFT:
-        if resampler is not None:
-          yield from lay(resampler.resample(None))
-        resampler, run_format, run_end = av.AudioResampler("fltp", "mono", SAMPLE_RATE), frame_format, begin
-        position = round((begin - origin) * SAMPLE_RATE)
-      run_end += Fraction(frame.samples, frame.sample_rate)
-      frame.pts = None  # the resampler only counts samples; the clock is ours
-      yield from lay(resampler.resample(frame))
+    failed, damage = False, []
+    for packet in clock.packets(container, stream):
+      try:
+        with watched():
+          frames = packet.decode()
+      except av.error.InvalidDataError:
+        failed = True
+        continue
+      for frame in frames:
+        begin = run_end if frame.pts is None else frame.pts * frame.time_base
+        frame_format = (frame.sample_rate, frame.layout.name, frame.format.name)
+        if failed and resampler is not None and begin > run_end:
+          damage.append((run_end - origin, begin - run_end))
+          if damage[-1][1] > _MAX_DAMAGE:
+            at, lasts = map(float, damage[-1])
+            raise InputError(f"it is damaged: its sound is broken from {at:.1f} s to {at + lasts:.1f} s")
+        failed = False
+        if frame.sample_rate < MIN_RATE:
+          raise InputError(f"its sound has {frame.sample_rate} samples a second, too few for speech")
+        if frame_format != run_format or abs(begin - run_end) > _MAX_DRIFT:
+          if resampler is not None:
+            yield from lay(resampler.resample(None))
+          layout = "mono" if sound.channel is None or frame.layout.nb_channels <= sound.channel else frame.layout
+          resampler, run_format, run_end = av.AudioResampler("fltp", layout, SAMPLE_RATE), frame_format, begin
+          position = round((begin - origin) * SAMPLE_RATE)
+        run_end += Fraction(frame.samples, frame.sample_rate)
+        frame.pts = None  # the resampler only counts samples; the clock is ours
+        yield from lay(resampler.resample(frame))
     if resampler is None:
-      raise InputError("its sound track is empty")
+      raise InputError("its sound cannot be decoded" if failed else "its sound track is empty")
     yield from lay(resampler.resample(None))
     check_length("sound", end=float(run_end), declared=declared_end(stream))
+    lost = float(sum(lasts for _, lasts in damage))
+    if lost > _MAX_DAMAGED_SHARE * float(run_end - origin):
+      raise InputError(f"it is damaged: {lost:.1f} s of its sound are broken, in {len(damage)} places")
+    if damage and notes is not None:
+      places = ", ".join(f"{float(at):.2f}" for at, _ in damage[:5]) + (", …" if len(damage) > 5 else "")
+      notes.append(f"its sound is damaged at {places} s, for {1000 * lost:.0f} ms in all: it is silent there")
 
 
 class Track:
   """Reads stretches of a file's sound, each `read` beginning no earlier than the one before; holds only the stretch."""
 
-  def __init__(self, path: str | os.PathLike, *, origin: Fraction):
-    self._chunks = read_chunks(path, origin=origin)
+  def __init__(
+    self, path: str | os.PathLike, *, origin: Fraction, sound: SoundTrack | None = None, notes: list[str] | None = None
+  ):
+    self._chunks = read_chunks(path, origin=origin, sound=sound, notes=notes)
     self._held: list[tuple[int, np.ndarray]] = []
 
   def read(self, first: int, last: int) -> np.ndarray:

@@ -8,26 +8,34 @@ the stream's tick (1 ms in Matroska), so a frame may begin half a tick late and 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import io
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from fractions import Fraction
 
 import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from synclipmae_jax.data.media.clock import read_clock
+from synclipmae_jax.data.media.containers import (
+  check_length,
+  declared_end,
+  declared_end_of_all,
+  open_media,
+  video_stream,
+)
+from synclipmae_jax.data.media.pictures import pictures
+from synclipmae_jax.data.media.sound_track import SoundTrack, choose_sound
 from synclipmae_jax.types import FPS, InputError
 
-# A text file called .mp4 may be a playlist that names other files: only true containers are opened, and only files.
-_OPEN_OPTIONS = {"format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,flac", "protocol_whitelist": "file"}
-_MAX_HOLD = 10  # seconds one picture may stand; a longer jump of the timestamps is damage, not a slide
-_MAX_SHORTFALL = 0.5  # seconds a stream may end before the length that its header declares ...
-_MAX_SHORTFALL_FRACTION = 0.02  # ... or this share of it, where that is more
-_MAX_FRAMES = 24 * 3600 * 240  # that a header may claim: a day of slow motion
+MAX_HOURS = 24
+_MAX_FRAMES = MAX_HOURS * 3600 * 240  # that a header may claim: a day of slow motion
+_MAX_DAMAGE = Fraction(1, 2)  # seconds of damaged pictures in one place that the picture before stands in for ...
+_MAX_DAMAGED_SHARE = 0.05  # ... and share of all; more is a damaged file
+_DAMAGE_REACH = 32  # pictures within which one that could not be decoded is missed: they are stored out of order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,8 @@ class MediaInfo:
   channels: int
   origin: Fraction
   end: float  # second of the container at which the header says that everything ends; 0 where it does not say
+  sound: SoundTrack | None = None  # what is heard
+  notes: tuple[str, ...] = ()  # what a reader must know of how the file is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,117 +60,102 @@ class Frame:
   index: int
   source: int
   image: np.ndarray  # uint8 [H, W, 3] RGB
+  damaged: bool = False  # the picture of this time is damaged: the one before it is shown
 
 
-@contextlib.contextmanager
-def open_media(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
-  """Opens a video file for reading; every way in which that or the reading inside fails becomes an InputError."""
-  try:
-    # Absolute, for FFmpeg takes what stands before the colon of "12:30.mp4" for a protocol.
-    container = av.open(os.path.abspath(path), options=_OPEN_OPTIONS, metadata_errors="ignore")
-  except FileNotFoundError as error:
-    raise InputError("the file is missing") from error
-  except PermissionError as error:
-    raise InputError("the file may not be read") from error
-  except (av.error.FFmpegError, OSError) as error:
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-      raise InputError("the file is empty (0 bytes)") from error
-    raise InputError(f"it cannot be read as a video ({error.strerror})") from error
-  with container:
-    try:
-      yield container
-    except av.error.FFmpegError as error:
-      raise InputError(f"it is damaged: it cannot be decoded to its end ({error.strerror})") from error
-    except (IndexError, OverflowError, UnicodeDecodeError) as error:  # PyAV's own, of a stream that comes late, ...
-      raise InputError(f"it is damaged: it cannot be decoded to its end ({error})") from error
+def probe(path: str | os.PathLike, *, audio_track: int | None = None) -> MediaInfo:
+  """Sizes and rates of a video file, from its first decoded picture; raises InputError with a reason for the user.
 
-
-def video_stream(container) -> av.video.stream.VideoStream:
-  """The picture track of a container (not a cover image). Raises InputError where there is none."""
-  stream = container.streams.best("video")
-  if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-    raise InputError("it has no picture track")
-  stream.thread_type = "NONE"  # parallelism is one level up: one file, or one batch, a worker
-  return stream
-
-
-def probe(path: str | os.PathLike) -> MediaInfo:
-  """Sizes and rates of a video file, from its first decoded picture; raises InputError with a reason for the user."""
-  with open_media(path) as container:
+  `audio_track`: the sound track to be heard, counted from 1; without it `choose_sound` chooses.
+  """
+  with open_media(path) as container:  # what a header says is refused first: it is quickly read
     stream = video_stream(container)
-    sound = container.streams.best("audio")
-    if sound is None:
-      raise InputError("it has no sound track")
-    if sound.codec_context is None:
-      raise InputError("its sound is of a codec that cannot be decoded")
     if stream.frames > _MAX_FRAMES:
       raise InputError(f"it claims {stream.frames} frames, which no footage has")
-    first = next(container.decode(stream), None)
+  sound = choose_sound(path, audio_track)
+  clock = read_clock(path)
+  with open_media(path, patches=clock.patches) as container:
+    stream, heard = video_stream(container), container.streams[sound.index]
+    first = next((picture for picture in pictures(container, stream, clock) if picture.frame), None)
     if first is None:
       raise InputError("it holds no picture that can be decoded")
-    height, width = Scaler().display(first, aspect=stream.sample_aspect_ratio).shape[:2]
+    height, width = Scaler().display(first.frame, aspect=stream.sample_aspect_ratio).shape[:2]
     return MediaInfo(
       width=width,
       height=height,
       fps=float(stream.average_rate or stream.guessed_rate or 0),
-      sample_rate=sound.rate or 0,
-      channels=sound.channels or 0,
-      origin=(first.pts or 0) * stream.time_base,
-      end=((container.start_time or 0) + (container.duration or 0)) / av.time_base,
+      sample_rate=heard.rate or 0,
+      channels=heard.channels or 0,
+      origin=(first.begin or 0) * stream.time_base,
+      end=declared_end_of_all(container),
+      sound=sound,
+      notes=(*clock.notes, *sound.notes),
     )
 
 
-def read_frames(path: str | os.PathLike, *, short_side: int | None = None) -> Generator[Frame, None, None]:
+def read_frames(
+  path: str | os.PathLike, *, short_side: int | None = None, notes: list[str] | None = None
+) -> Generator[Frame, None, None]:
   """Yields the file as 25 frames/s, one picture in memory at a time; `short_side` shrinks (never enlarges) them.
 
+  All have the shape of the first: where the size changes on the way, later ones are fitted into it. Where a picture is
+  damaged the one before it stands; to `notes` is added what of this a reader must know.
   Raises InputError where the stream cannot be decoded, ends well before the length its header declares, or stands
   still for longer than any real footage.
   """
-  with open_media(path) as container:
+  clock = read_clock(path)
+  with open_media(path, patches=clock.patches) as container:
     stream = video_stream(container)
     tick = stream.time_base
     step = round(1 / (stream.average_rate or stream.guessed_rate or FPS) / tick)  # where a frame has no duration
     display = functools.partial(Scaler().display, aspect=stream.sample_aspect_ratio, short_side=short_side)
     index, source, held, image, first, start, end = 0, -1, None, None, None, 0, 0
+    shape, number, failed, damage = None, -1, 0, []
 
     def covers(ticks: int) -> bool:  # a picture that begins at `ticks` has begun (to half a tick) at index / 25
       return 2 * FPS * ticks * tick.numerator <= 2 * index * tick.denominator + FPS * tick.numerator
 
-    for frame in container.decode(stream):
-      if frame.is_corrupt:
-        raise InputError(f"it is damaged: its picture is broken at {float(end * tick):.1f} s")
-      first = (frame.pts or 0) if first is None else first
-      pts = end if frame.pts is None else frame.pts - first
-      if held is not None and pts <= start:  # a timestamp that goes back: the clock does not
+    def shown() -> Frame:
+      nonlocal image, shape
+      image = display(held, into=shape) if image is None else image
+      shape = image.shape
+      return Frame(index, source, image, damaged=bool(failed) and covers(end))
+
+    for frame, begin in pictures(container, stream, clock):
+      number += 1
+      if frame is None:
+        failed = _DAMAGE_REACH
         continue
-      if (pts - start) * tick > _MAX_HOLD:
+      first = (begin or 0) if first is None else first
+      pts = end if begin is None else begin - first
+      if held is not None and (pts - start) * tick > clock.longest_hold:
         raise InputError(f"its timestamps jump by {float((pts - start) * tick):.0f} s at {float(start * tick):.1f} s")
+      if failed and held is not None and pts > end + step // 2:
+        damage.append((end * tick, (pts - end) * tick))
+        if damage[-1][1] > _MAX_DAMAGE:
+          at, lasts = map(float, damage[-1])
+          raise InputError(f"it is damaged: its picture is broken from {at:.1f} s to {at + lasts:.1f} s")
+      if index > MAX_HOURS * 3600 * FPS:
+        raise InputError(f"it lasts longer than {MAX_HOURS} hours")
       while held is not None and not covers(pts):
-        image = display(held) if image is None else image
-        yield Frame(index, source, image)
+        yield shown()
         index += 1
-      held, image, start, source = frame, None, pts, source + 1
+      held, image, start, source, failed = frame, None, pts, number, max(0, failed - 1)
       end = pts + (frame.duration or step)
     if held is None:
       raise InputError("it holds no picture that can be decoded")
-    if (end - start) * tick > _MAX_HOLD:
+    if (end - start) * tick > clock.longest_hold:
       raise InputError(f"its last picture is to stand for {float((end - start) * tick):.0f} s")
     while not covers(end):
-      image = display(held) if image is None else image
-      yield Frame(index, source, image)
+      yield shown()
       index += 1
     check_length("picture", end=float((first + end) * tick), declared=declared_end(stream))
-
-
-def check_length(what: str, *, end: float, declared: float) -> None:
-  """Raises InputError where something decoded up to second `end` falls well short of the second `declared`."""
-  if end < declared - max(_MAX_SHORTFALL, _MAX_SHORTFALL_FRACTION * declared):
-    raise InputError(f"it is truncated: {declared:.1f} s are declared, its {what} ends at {max(end, 0):.1f} s")
-
-
-def declared_end(stream) -> float:
-  """The second at which the header says that a stream ends; 0 where it does not say (Matroska: `MediaInfo.end`)."""
-  return float(((stream.start_time or 0) + (stream.duration or 0)) * stream.time_base)
+    lost = float(sum(lasts for _, lasts in damage))
+    if lost > _MAX_DAMAGED_SHARE * float(end * tick):
+      raise InputError(f"it is damaged: {lost:.1f} s of its picture are broken, in {len(damage)} places")
+    if damage and notes is not None:
+      places = ", ".join(f"{float(at):.2f}" for at, _ in damage[:5]) + (", …" if len(damage) > 5 else "")
+      notes.append(f"its picture is damaged at {places} s, for {1000 * lost:.0f} ms in all: the one before it is held")
 
 
 class Scaler:
@@ -177,16 +172,31 @@ class Scaler:
     kind = Interpolation.AREA if shrinks else Interpolation.BICUBIC
     return self._reformatter.reformat(frame, width, height, pixels, interpolation=kind, threads=1)
 
-  def display(self, frame: av.VideoFrame, *, aspect: Fraction | None, short_side: int | None = None) -> np.ndarray:
+  def display(
+    self, frame: av.VideoFrame, *, aspect: Fraction | None, short_side: int | None = None,
+    into: tuple[int, ...] | None = None,
+  ) -> np.ndarray:  # fmt: skip
     """The picture as a player would show it: uint8 [H, W, 3], turned upright, perhaps smaller.
 
-    `aspect` is the width of one of its pixels by the height, None where the file does not say.
+    `aspect` is the width of one of its pixels by the height, None where the file does not say. With `into`, a shape
+    [H, W, 3], it is fitted into that, between black bars where its form is another.
     """
     width, height = max(1, round(frame.width * (aspect or 1))), frame.height
     scale = min(1.0, short_side / min(width, height)) if short_side else 1.0
-    size = {"width": max(1, round(width * scale)), "height": max(1, round(height * scale))}
-    rgb = self(frame, **size, pixels="rgb24").to_ndarray()
-    return np.rot90(rgb, round(frame.rotation / 90) % 4) if frame.rotation else rgb
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    turns = round(frame.rotation / 90) % 4
+    if into and into[:2] != (size if turns % 2 else size[::-1]):
+      box = into[:2] if turns % 2 else into[1::-1]  # width and height before it is turned
+      scale = min(box[0] / width, box[1] / height)
+      size = tuple(min(side, max(1, round(length * scale))) for side, length in zip(box, (width, height), strict=True))
+    rgb = self(frame, width=size[0], height=size[1], pixels="rgb24").to_ndarray()
+    rgb = np.rot90(rgb, turns) if turns else rgb
+    if into and rgb.shape != into:
+      canvas = np.zeros(into, np.uint8)
+      top, left = (into[0] - rgb.shape[0]) // 2, (into[1] - rgb.shape[1]) // 2
+      canvas[top : top + rgb.shape[0], left : left + rgb.shape[1]] = rgb
+      return canvas
+    return rgb
 
 
 class ClipWriter:

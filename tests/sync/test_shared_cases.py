@@ -1,0 +1,77 @@
+"""Awkward files of real footage, each with the lag that its README gives, through the model of the package.
+
+They stand beside the checkout and are no part of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from synclipmae_jax import SyncLipMAE
+
+CASES = Path(__file__).parents[2].parent / "shared" / "cases"
+NO_LAG = "not_synchronizable"
+
+
+@pytest.fixture(scope="module")
+def model():
+  return SyncLipMAE.load()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "lags", "note"),
+  [
+    ("advice_for_ts/base__5.ts", (5,), ""),
+    ("antiphase_stereo/antiphase__5.mp4", (5,), "cancel each other"),
+    ("h264_in_avi/h264nob__5.avi", (5,), ""),
+    ("iphone_apac/apac2nd__5.mov", (5,), "sound track 2 (apac, fra) is left out"),
+    ("iphone_apac/iphone_apac__5.mov", (5,), "sound track 2 (apac) is left out"),
+    ("mp4_trimmed_to_mkv/cut_ss__5.mp4", (4, 5), ""),
+    ("mp4_without_ctts/noctts__5.mp4", (5,), ""),
+    ("one_sound_timestamp_far/jump_back_both3s__5.ts", (5,), "its clock starts again at 4.1 s"),
+    ("one_sound_timestamp_far/one_sound_back__5.ts", (5,), "placed where its neighbours are"),
+    ("one_sound_timestamp_far/one_sound_far__5.ts", (5,), "+1000.0 s off"),
+    ("ts_far_start_to_mp4_mkv/tv__5.ts", (5,), ""),
+    ("two_sound_tracks/musicfirst__5.mp4", (5,), "judged by its sound track 2 (aac); there is also sound track 1"),
+    ("two_sound_tracks/dubfirst__5.mp4", None, "judged by its sound track 1 (aac); there is also sound track 2"),
+  ],
+)
+def test_its_lag_and_what_is_said_of_it(model, name, lags, note):
+  if not (CASES / name).exists():
+    pytest.skip(f"there is no {CASES / name}")
+  result = model.sync(CASES / name)
+  assert result.lag_frames in (lags or (None,)) and (result.verdict == NO_LAG) == (lags is None)
+  assert any(note in said for said in result.notes) if note else len(result.notes) == len(model.notes)
+
+
+@pytest.mark.slow
+def test_the_track_that_is_named_is_judged(model):
+  path = CASES / "two_sound_tracks" / "dubfirst__5.mp4"
+  if not path.exists():
+    pytest.skip(f"there is no {path}")
+  assert model.sync(path, audio_track=2).lag_frames == 5
+  assert len(model.embed(path, audio_track=2).times) == 215
+
+
+@pytest.mark.slow
+def test_parts_that_were_joined_are_judged_as_one(model, tmp_path):
+  path = CASES / "advice_for_ts" / "base__5.ts"
+  if not path.exists():
+    pytest.skip(f"there is no {path}")
+  (tmp_path / "a.ts").write_bytes(path.read_bytes() * 3)
+  result = model.sync(tmp_path / "a.ts")
+  assert result.lag_frames == 5 and len(result.frames) >= 645
+  assert any("starts again at 8." in note for note in result.notes)
+  assert len(model.embed(tmp_path / "a.ts").times) >= 645
+
+
+@pytest.mark.slow
+def test_one_damaged_picture_of_a_corpus_is_a_gap(model):
+  path = CASES.parent / "real" / "grid" / "original" / "sgib8n.mpg"
+  if not path.exists():
+    pytest.skip(f"there is no {path}")
+  result = model.sync(path)
+  assert len(result.frames) == 75 and any("damaged at 1.84 s, for 40 ms" in note for note in result.notes)
