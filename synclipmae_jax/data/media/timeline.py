@@ -1,0 +1,313 @@
+"""The times of a copy: read off the packets of a file, mended, and known whole before anything is written.
+
+What is mended. A clock that starts again (joined recordings) is carried on: all tracks of the new part move by the same
+number of seconds, so that the lag within it stays. Timestamps that stray from their neighbours and come back are
+counted from those neighbours. The first thing that is shown or heard begins at 0, whatever the source's clock says.
+
+What is hidden. An edit list hides packets that FFmpeg marks to be decoded and not shown. Before the first picture they
+stay hidden in a container that has edit lists. Elsewhere hidden sound is dropped. What cannot be kept so is refused.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+from fractions import Fraction
+
+import numpy as np
+
+from synclipmae_jax.types import InputError
+
+NO_TIME = np.iinfo(np.int64).min
+_TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT: a format whose clock may jump, as a transport stream's
+_BACK = 0.2  # seconds a decoding clock may go back without having started again
+_BACK_SHOWN = 1.0  # ... where there is only the order of showing, in which pictures go back anyway
+_STRAY = 0.5  # seconds a timestamp must be off its neighbours to be doubted
+_STRAY_RUN = 5.0  # seconds at most that strays last
+_FORWARD, _FORWARD_TS = 60.0, 10.0  # seconds of a gap that all tracks have, from which on it is a jump of the clock
+_PRIMING = Fraction(1, 10)  # seconds of an encoder's first sound that are not heard, at most
+_SAME_JUMP = 2.0  # seconds by which the jumps of two tracks may differ
+
+
+@dataclasses.dataclass(kw_only=True)
+class Packets:
+  """The packets of one stream in the order of the file: int64 [n] in ticks of `time_base`, NO_TIME where unknown."""
+
+  index: int  # of the stream
+  kind: str  # "video", "audio", "subtitle"
+  time_base: Fraction
+  pts: np.ndarray
+  dts: np.ndarray
+  duration: np.ndarray
+  hidden: np.ndarray  # bool: to be decoded and not shown
+  before: np.ndarray  # how many packets of the picture came before
+
+  @property
+  def end(self) -> Fraction:
+    """The second at which the last one ends."""
+    known = self.pts != NO_TIME
+    return int((self.pts + self.duration)[known].max(initial=0)) * self.time_base
+
+
+@dataclasses.dataclass(kw_only=True)
+class Times:
+  """When each packet of a stream is decoded and shown in the copy, and whether it is in it."""
+
+  pts: np.ndarray  # int64 [n], ticks of the stream
+  dts: np.ndarray
+  keep: np.ndarray  # bool
+
+
+@dataclasses.dataclass(kw_only=True)
+class Timeline:
+  """The times of every stream by its index, how far all of them moved, and what a reader must know."""
+
+  times: dict[int, Times]
+  base: Fraction  # second of the source that is second 0 of the copy
+  notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Break:
+  at: int  # the first packet of the new part
+  jump: float  # seconds; negative: the clock went back
+
+
+def scan(container, streams, picture) -> dict[int, Packets]:
+  """Reads all packets of `streams` for their times; by the index of the stream."""
+  found = {stream.index: [array.array("q") for _ in range(5)] for stream in streams}
+  pictures = 0
+  for packet in container.demux(streams):
+    if packet.size:
+      row = (packet.pts, packet.dts, packet.duration or 0, packet.is_discard, pictures)
+      for column, value in zip(found[packet.stream_index], row, strict=True):
+        column.append(NO_TIME if value is None else int(value))
+      pictures += packet.stream_index == picture.index
+  packets = {}
+  for stream in streams:
+    pts, dts, duration, hidden, before = (np.array(column, np.int64) for column in found[stream.index])
+    packets[stream.index] = Packets(
+      index=stream.index, kind=stream.type, time_base=stream.time_base, pts=pts, dts=dts, duration=duration,
+      hidden=hidden.astype(bool), before=before,
+    )  # fmt: skip
+  return packets
+
+
+def plan(packets: dict[int, Packets], *, picture: int, source_format, hides: bool) -> Timeline:
+  """The timeline of a copy of a file.
+
+  Args:
+    packets: of `scan`.
+    picture: index of the picture track.
+    source_format: PyAV's format of the source.
+    hides: the container of the copy has edit lists.
+
+  Raises:
+    InputError: the clocks of two tracks do not jump together, or hidden pictures cannot stay hidden.
+  """
+  main = {index: each for index, each in packets.items() if each.kind in ("video", "audio") and len(each.pts)}
+  forward = _FORWARD_TS if source_format.flags & _TS_DISCONT else _FORWARD
+  by_pts = "matroska" in source_format.name
+  notes, breaks, changed = [], {}, set()
+  for index, each in main.items():
+    _fill(each)
+    if strays := _mend_strays(each):
+      changed.add(index)
+      what = "picture" if each.kind == "video" else "sound"
+      notes.append(f"timestamps of its {what} were wrong at {_seconds(strays)} and are counted anew")
+    breaks[index] = _breaks(each, by_pts=by_pts and each.kind == "video", forward=forward)
+  for each in main.values():
+    _refuse_inner_cuts(each, breaks[each.index])
+  breaks = _common(main, breaks, picture)
+  offsets = _offsets(main, breaks)
+  if len(offsets) > 1:
+    changed |= {index for index, each in main.items() if each.kind == "video"}
+    starts = [float(_span(main[picture], breaks[picture])[part][0] + offsets[part]) for part in range(1, len(offsets))]
+  shown = {index: each.pts[~each.hidden] if not each.hidden.all() else each.pts for index, each in main.items()}
+  begins = [int(pts.min()) * main[index].time_base + offsets[0] for index, pts in shown.items()]
+  base = min(begins)
+  if base > -_PRIMING or any(each.hidden.any() for each in main.values()):
+    base = max(base, Fraction(0))  # what an edit list hides lies before 0, and so does an encoder's priming
+  if len(offsets) > 1:
+    notes.append(f"its clock starts again at {_seconds([s - float(base) for s in starts])} and is carried on")
+  times = {}
+  for index, each in packets.items():
+    part = _parts(each, breaks, main.get(picture), picture)
+    shift = np.array([round((offset - base) / each.time_base) for offset in offsets], np.int64)[part]
+    pts, dts = (np.where(ticks == NO_TIME, NO_TIME, ticks + shift) for ticks in (each.pts, each.dts))
+    keep = _kept(each, hides=hides) if index in main else np.ones(len(pts), bool)
+    if late := int((keep & each.hidden & (each.pts > shown[index].max())).sum()) if index in main else 0:
+      notes.append(f"{late} pictures that its edit list hides are shown at its end: others are made from them")
+    if index in main:
+      dts = decoding_times(pts) if index in changed and each.kind == "video" else _increasing(dts)
+      pts = np.maximum(pts, dts)
+    times[index] = Times(pts=pts, dts=dts, keep=keep)
+  return Timeline(times=times, base=base, notes=notes)
+
+
+def decoding_times(pts: np.ndarray) -> np.ndarray:
+  """int64 [n] increasing, none after its `pts`: for pictures in decoding order whose times of showing are known."""
+  ordered = np.sort(pts)
+  delay = 0
+  while delay < len(pts) and (ordered[: len(pts) - delay] > pts[delay:]).any():
+    delay += 1
+  step = int(np.median(np.diff(ordered))) if len(pts) > 1 else 1
+  ahead = ordered[0] - max(step, 1) * np.arange(delay, 0, -1)
+  return _increasing(np.concatenate([ahead, ordered[: len(pts) - delay]]))
+
+
+def _increasing(dts: np.ndarray) -> np.ndarray:
+  """The same where it increases already; a muxer refuses a decoding time that does not."""
+  count = np.arange(len(dts))
+  return np.maximum.accumulate(dts - count) + count
+
+
+def _fill(each: Packets) -> None:
+  """Gives a time to every packet: the other one of its two, or the end of the packet before it."""
+  pts = np.where(each.pts == NO_TIME, each.dts, each.pts)
+  dts = np.where(each.dts == NO_TIME, each.pts, each.dts)
+  for i in np.flatnonzero(pts == NO_TIME):
+    pts[i] = dts[i] = pts[i - 1] + each.duration[i - 1] if i else 0
+  each.pts, each.dts = pts, dts
+
+
+def _lengths(each: Packets) -> np.ndarray:
+  """Seconds of each packet; the usual step where its duration is unknown."""
+  steps = np.diff(each.dts)
+  usual = np.median(steps[steps > 0]) if (steps > 0).any() else 0
+  return np.where(each.duration > 0, each.duration, usual) * float(each.time_base)
+
+
+def _mend_strays(each: Packets) -> list[float]:
+  """Counts anew what strays from its neighbours and comes back; the seconds at which that was."""
+  tick = float(each.time_base)
+  length = _lengths(each)
+  run = np.concatenate([[0.0], np.cumsum(length)])  # seconds of packets before each
+  found, start = [], 1
+  while True:
+    clock = each.dts * tick
+    off = clock[1:] - clock[:-1] - length[:-1]
+    doubtful = np.flatnonzero((off > _STRAY) | (off < -_BACK)) + 1
+    doubtful = doubtful[doubtful >= start]
+    if not len(doubtful):
+      return found
+    i = int(doubtful[0])
+    stop = int(np.searchsorted(run, run[i] + _STRAY_RUN, side="right"))
+    line = clock[i - 1] + run[i : stop + 1] - run[i - 1]  # where packets i, i + 1, ... would be
+    back = np.flatnonzero(np.abs(clock[i + 1 : stop + 1] - line[1 : len(clock[i : stop + 1])]) <= _BACK)
+    start = i + 1
+    if len(back):
+      j = i + 1 + int(back[0])
+      counted = np.rint(line[: j - i] / tick).astype(np.int64)
+      ahead = each.pts[i:j] - each.dts[i:j]
+      each.pts[i:j] = counted + np.where(np.abs(ahead) * tick < _STRAY_RUN, ahead, 0)
+      each.dts[i:j] = counted
+      found.append(float(line[0]))
+      start = j
+
+
+def _breaks(each: Packets, *, by_pts: bool, forward: float) -> list[_Break]:
+  """Where the clock of a stream jumps and does not come back."""
+  tick, length = float(each.time_base), _lengths(each)
+  if by_pts:  # the decoding times are FFmpeg's, made of those of showing, and wrong after a jump
+    clock, found, start = each.pts * tick, [], 0
+    while True:
+      jump = clock[start + 1 :] - np.maximum.accumulate(clock[start:])[:-1]
+      far = np.flatnonzero((jump < -_BACK_SHOWN) | (jump > forward))
+      if not len(far):
+        return found
+      start += 1 + int(far[0])
+      found.append(_Break(at=start, jump=float(jump[far[0]])))
+  jump = each.dts[1:] * tick - each.dts[:-1] * tick - length[:-1]
+  return [_Break(at=int(i) + 1, jump=float(jump[i])) for i in np.flatnonzero((jump < -_BACK) | (jump > forward))]
+
+
+def _refuse_inner_cuts(each: Packets, breaks: list[_Break]) -> None:
+  if not each.hidden.any() or each.hidden.all():
+    return
+  shown = each.pts[~each.hidden]
+  first = next((each_break.at for each_break in breaks if each.hidden[each_break.at :].any()), None)
+  inner = np.flatnonzero(each.hidden & (each.pts > shown.min()) & (each.pts < shown.max()))
+  if first is None and len(inner):
+    first = int(inner[0])
+  if first is None:
+    return
+  before = each.pts[:first][~each.hidden[:first]]
+  second = float(before.max(initial=0) * each.time_base)
+  what = "pictures are" if each.kind == "video" else "sound is"
+  raise InputError(
+    f"after second {second:.1f} its {what} hidden in part (an edit list of several parts, or fragments whose clock"
+    " starts again), which a copy without encoding cannot keep"
+  )
+
+
+def _common(main: dict[int, Packets], breaks: dict[int, list[_Break]], picture: int) -> dict[int, list[_Break]]:
+  """The breaks that all tracks have. A gap of one track alone stays a gap."""
+  for only_back in (False, True):
+    chosen = {i: [each for each in found if each.jump < 0 or not only_back] for i, found in breaks.items()}
+    ours = chosen[picture]
+    wrong = [index for index, found in chosen.items() if not _agree(found, ours)]
+    if not wrong:
+      return chosen
+  theirs = chosen[wrong[0]]
+  index, at = (picture, ours[0].at) if ours else (wrong[0], theirs[0].at)
+  second = float(main[index].pts[at - 1] * main[index].time_base)
+  raise InputError(
+    f"the clocks of its picture and of its stream {wrong[0]} (sound) do not go back together: at second {second:.1f}"
+    f" one of them starts again"
+  )
+
+
+def _agree(left: list[_Break], right: list[_Break]) -> bool:
+  return len(left) == len(right) and all(
+    abs(a.jump - b.jump) <= _SAME_JUMP for a, b in zip(left, right, strict=True)
+  )
+
+
+def _span(each: Packets, breaks: list[_Break]) -> list[tuple[Fraction, Fraction]]:
+  """Begin and end of every part in seconds."""
+  edges = [0, *(each_break.at for each_break in breaks), len(each.pts)]
+  spans = []
+  for a, b in zip(edges, edges[1:]):  # noqa: B905
+    end = (each.pts[a:b] + np.rint(_lengths(each)[a:b] / float(each.time_base)).astype(np.int64)).max()
+    spans.append((int(each.pts[a:b].min()) * each.time_base, int(end) * each.time_base))
+  return spans
+
+
+def _offsets(main: dict[int, Packets], breaks: dict[int, list[_Break]]) -> list[Fraction]:
+  """Seconds by which each part moves, so that it begins where all tracks of the one before have ended."""
+  spans = [_span(each, breaks[index]) for index, each in main.items()]
+  offsets = [Fraction(0)]
+  for part in range(1, len(spans[0])):
+    offsets.append(max(span[part - 1][1] + offsets[-1] - span[part][0] for span in spans))
+  return offsets
+
+
+def _parts(each: Packets, breaks: dict[int, list[_Break]], pictures: Packets | None, picture: int) -> np.ndarray:
+  """int [n]: the part of every packet; that of subtitles is told by the pictures around them."""
+  if each.index in breaks:
+    return np.searchsorted([b.at for b in breaks[each.index]], np.arange(len(each.pts)), side="right")
+  return np.searchsorted([b.at for b in breaks[picture]], each.before - 1, side="right")
+
+
+def _kept(each: Packets, *, hides: bool) -> np.ndarray:
+  if not each.hidden.any() or each.hidden.all():
+    return np.ones(len(each.pts), bool)
+  shown = np.flatnonzero(~each.hidden)
+  keep = np.arange(len(each.pts)) <= shown[-1]  # nothing that is shown needs what comes after it
+  if not hides:
+    before = each.hidden & (each.pts < each.pts[shown].min())
+    if each.kind == "audio":
+      return keep & ~before
+    if before.any():
+      seconds = float((each.pts[shown].min() - each.pts[before].min()) * each.time_base)
+      raise InputError(
+        f"{seconds:.1f} s of pictures before its first one are hidden by an edit list and would be shown again in this"
+        " container: choose .mp4 or .mov"
+      )
+  return keep
+
+
+def _seconds(values: list[float]) -> str:
+  shown = ", ".join(f"{value:.1f} s" for value in values[:3])
+  return f"{shown} and {len(values) - 3} more places" if len(values) > 3 else shown
