@@ -16,7 +16,7 @@ from synclipmae_jax.types import InputError
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[Path]:
-  """A path of the same suffix to write at; `path` gets the content when the block ends well, nothing of it otherwise.
+  """A path with the suffix of `path` to write at; `path` gets the content where the block ends well, else nothing.
 
   A regular file is replaced by a rename, with the permissions that it had; of a link it is the file that the link
   names. A pipe, a socket or a device node gets the bytes and stays what it is, as does standard output under any of its
@@ -26,21 +26,22 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
   """
   path = Path(path)
   try:
-    node = _node(path)
-    if node is None:
-      target = Path(os.path.realpath(path)) if path.is_symlink() else path
-      folder = target.parent
-    else:
-      target, folder = None, None
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-", ignore_cleanup_errors=True) as place:
-      partial = Path(place, f"{path.stem or 'output'}{path.suffix}")
-      yield partial
-      if target is None:
+    if (node := _node(path)) is not None:
+      with tempfile.TemporaryDirectory() as folder:
+        partial = Path(folder, f"whole{path.suffix}")
+        yield partial
         _write_through(partial, path, node)
-      else:
-        if target.exists():
-          shutil.copymode(target, partial)
-        os.replace(partial, target)
+      return
+    target = _target(path)
+    partial = target.with_name(f".{target.stem}.unfinished{target.suffix}")
+    try:
+      yield partial
+      if target.exists():
+        shutil.copymode(target, partial)
+      os.replace(partial, target)
+    finally:
+      with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
   except OSError as error:
     raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
 
@@ -49,13 +50,20 @@ def refuse_unwritable(path: str | os.PathLike) -> None:
   """Raises InputError where `writing` would: to be asked before the work that leads to the result."""
   path = Path(path)
   try:
-    folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
-    if _node(path) is None and not folder.is_dir():
+    if _node(path) is not None:
+      return
+    folder = _target(path).parent
+    if not folder.is_dir():
       raise InputError(f"{path} cannot be written: there is no folder {folder}")
-    if _node(path) is None and not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK):
       raise InputError(f"{path} cannot be written: nothing may be written in {folder.absolute()}")
   except OSError as error:
     raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
+
+
+def _target(path: Path) -> Path:
+  """The file that a path names, through its links."""
+  return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _node(path: Path) -> os.stat_result | None:

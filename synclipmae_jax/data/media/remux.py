@@ -5,7 +5,7 @@ with an edit list that it starts inside its first packets, as they do for every 
 containers a timestamp is not negative, so there the picture (with subtitles and chapters) is delayed instead. Nothing
 is dropped in either case. AVI has no time of its own for sound, so there the sound is laid anew, as PCM.
 
-The source is read twice: for its times (`data.media.timeline`), which are mended where they are wrong, and to be copied.
+The source is read twice: for its times (`data.media.timeline`), which are mended where wrong, and to be copied.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _EDIT_LISTS = ("mp4", "mov")  # containers in which sound may begin before secon
 _OPTIONS = {"movie_timescale": "90000", "movflags": "faststart"}
 # Whatever else it is given, FFmpeg's muxer writes as private data that nobody can read.
 _TRANSPORT_STREAM = frozenset(
-  "mpeg1video mpeg2video mpeg4 h264 hevc vvc vc1 cavs dirac libdav1d av1 mp1float mp1 mp2float mp2 mp3float mp3 aac"
+  "mpeg1video mpeg2video mpeg4 h264 hevc vvc vc1 cavs dirac mp1float mp1 mp2float mp2 mp3float mp3 aac"
   " aac_latm ac3 eac3 dca truehd opus libopus s302m dvbsub dvb_teletext pgssub".split()
 )
 _MAX_LAG_MS = 60_000
@@ -153,7 +153,7 @@ class _Copy:
     self._same_container = self._format in source.format.name.split(",")
     if self._format == "avi" and not self._same_container:
       raise InputError(f"{self._out}: only an AVI file can be written as AVI: choose another suffix")
-    packets = timeline.scan(source, _timed(source), picture)
+    packets = timeline.scan(source, timeline.timed(source), picture)
     check_length("picture", end=float(packets[picture.index].end), declared=declared_end(picture))
     if not self._format == "avi" and lacks_order(packets[picture.index], picture, source.format.name):
       order_by_decoding(self._path, packets[picture.index])
@@ -170,7 +170,7 @@ class _Copy:
     for stream in source.streams:
       if (writer := self._writer(stream, source, target, plan)) is not None:
         write[stream.index] = writer
-    for packet in source.demux(_timed(source)):
+    for packet in source.demux(timeline.timed(source)):
       if packet.size and packet.stream_index in write:
         write[packet.stream_index](packet)
 
@@ -241,23 +241,28 @@ class _Copy:
       self.notes.append(f"all its sound tracks are moved by {float(self._lag) * 1000:+g} ms: streams {names}")
 
   def _name_losses(self, source) -> None:
-    """Reads what the copy says of itself; names what it has lost. Raises InputError for a track that nobody can read."""
+    """Reads the copy back and names what it has lost. Raises InputError where that is a track."""
     with open_media(self._partial) as copy:
-      lost = lost_keys(source.metadata, copy.metadata)
-      timecodes = [
-        {value for each in (file, *file.streams) for key, value in each.metadata.items() if key.lower() == "timecode"}
-        for file in (source, copy)
-      ]
-      written = [stream_name(each, self._partial) for each in _timed(copy)]
-    for name in self.copied:
-      if name.startswith(("video", "audio")) and self.copied.count(name) > written.count(name):
-        raise InputError(f"{self._out}: a {self._format} file cannot hold its {name}: choose another suffix")
+      for kind in ("video", "audio"):
+        wanted = [name for name in self.copied if name.startswith(kind)]
+        if len([each for each in timeline.timed(copy) if each.type == kind]) < len(wanted):
+          raise InputError(f"{self._out}: a {self._format} file cannot hold its {wanted[-1]}: choose another suffix")
+      lost = [f"metadata {key}" for key in lost_keys(source.metadata, copy.metadata)]
+      before, after = _timecodes(source), _timecodes(copy)
+      lost += [f"timecode {value}" for value in sorted(before - after)]
+      if (angle := _rotation(self._path)) != _rotation(self._partial):
+        lost.append(f"the rotation of its picture by {angle} degrees")
     if lost:
-      self.notes.append(f"metadata that a {self._format} file does not take is lost: {', '.join(lost)}")
-    if missing := timecodes[0] - timecodes[1]:
-      self.notes.append(f"lost: its timecode {', '.join(sorted(missing))}")
+      self.notes.append(f"lost, as a {self._format} file does not take it: {', '.join(lost)}")
 
 
-def _timed(source) -> list:
-  """The streams whose packets have a place in time."""
-  return [each for each in source.streams if each.codec_context and each.type in ("video", "audio", "subtitle")]
+def _timecodes(container) -> set[str]:
+  tags = [(key.lower(), value) for each in (container, *container.streams) for key, value in each.metadata.items()]
+  return {value for key, value in tags if key == "timecode"}
+
+
+def _rotation(path: Path) -> int:
+  """Degrees by which the first picture is to be turned."""
+  with open_media(path) as container:
+    return next((round(frame.rotation) for frame in container.decode(video_stream(container))), 0)
+

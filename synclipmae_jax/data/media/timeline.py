@@ -19,7 +19,7 @@ import numpy as np
 from synclipmae_jax.types import InputError
 
 NO_TIME = np.iinfo(np.int64).min
-_TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT: a format whose clock may jump, as a transport stream's
+_TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
 _BACK = 0.2  # seconds a decoding clock may go back without having started again
 _BACK_SHOWN = 1.0  # ... where there is only the order of showing, in which pictures go back anyway
 _STRAY = 0.5  # seconds a timestamp must be off its neighbours to be doubted
@@ -73,6 +73,16 @@ class _Break:
   jump: float  # seconds; negative: the clock went back
 
 
+def timed(container) -> list:
+  """The streams whose packets have a place in time, and a codec that FFmpeg knows."""
+  return [each for each in container.streams if each.codec_context and each.type in ("video", "audio", "subtitle")]
+
+
+def may_jump(container_format) -> bool:
+  """Whether the clock of a format may jump, as that of a transport stream."""
+  return bool(container_format.flags & _TS_DISCONT)
+
+
 def scan(container, streams, picture) -> dict[int, Packets]:
   """Reads all packets of `streams` for their times; by the index of the stream."""
   found = {stream.index: [array.array("q") for _ in range(5)] for stream in streams}
@@ -106,7 +116,7 @@ def plan(packets: dict[int, Packets], *, picture: int, source_format, hides: boo
     InputError: the clocks of two tracks do not jump together, or hidden pictures cannot stay hidden.
   """
   main = {index: each for index, each in packets.items() if each.kind in ("video", "audio") and len(each.pts)}
-  forward = _FORWARD_TS if source_format.flags & _TS_DISCONT else _FORWARD
+  forward = _FORWARD_TS if may_jump(source_format) else _FORWARD
   by_pts = "matroska" in source_format.name
   notes, breaks, changed = [], {}, set()
   for index, each in main.items():
