@@ -31,7 +31,7 @@ def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
         picture = video_stream(source)
         packets = timeline.scan(source, timeline.timed(source), picture)
         options = "-copyts " if timeline.may_jump(source.format) else ""
-        if lacks_order(packets[picture.index], picture, source.format.name):
+        if lacks_order(path, packets[picture.index], picture, source.format.name):
           copy = "-c:a copy"
         if timeline.plan(packets, picture=picture.index, source_format=source.format, hides=True).notes:
           return None

@@ -155,7 +155,8 @@ class _Copy:
       raise InputError(f"{self._out}: only an AVI file can be written as AVI: choose another suffix")
     packets = timeline.scan(source, timeline.timed(source), picture)
     check_length("picture", end=float(packets[picture.index].end), declared=declared_end(picture))
-    if not self._format == "avi" and lacks_order(packets[picture.index], picture, source.format.name):
+    ordered = self._format == "avi" or not lacks_order(self._path, packets[picture.index], picture, source.format.name)
+    if not ordered:
       order_by_decoding(self._path, packets[picture.index])
     plan = timeline.plan(
       packets, picture=picture.index, source_format=source.format, hides=self._format in _EDIT_LISTS
@@ -207,13 +208,14 @@ class _Copy:
       return None
     copy.metadata.update(stream.metadata)
     copy.disposition = stream.disposition
-    if self._same_container and stream.type in ("video", "audio"):
+    if self._same_container and name in ("video hevc", "video h264"):
       copy.codec_context.codec_tag = stream.codec_context.codec_tag  # Apple's players want hvc1, not hev1
     self.copied.append(name)
     if stream.type == "attachment":
       return None
     times = plan.times[stream.index]
-    shift = round((self._sound_shift if stream.type == "audio" else self._rest_shift) / stream.time_base)
+    shift = round((self._sound_shift if stream.type == "audio" else self._rest_shift) / times.time_base)
+    fine = round(stream.time_base / times.time_base)
     rows = zip(*(np.asarray(column).tolist() for column in (times.pts, times.dts, times.keep)), strict=True)
 
     def write(packet: av.Packet) -> None:
@@ -221,6 +223,7 @@ class _Copy:
       if keep:
         packet.pts = None if pts == timeline.NO_TIME else pts + shift
         packet.dts = None if dts == timeline.NO_TIME else dts + shift
+        packet.duration, packet.time_base = (packet.duration or 0) * fine, times.time_base
         packet.stream = copy
         mux(packet)
 
@@ -245,7 +248,7 @@ class _Copy:
     with open_media(self._partial) as copy:
       for kind in ("video", "audio"):
         wanted = [name for name in self.copied if name.startswith(kind)]
-        if len([each for each in timeline.timed(copy) if each.type == kind]) < len(wanted):
+        if sum(_decodes(self._partial, each) for each in copy.streams if each.type == kind) < len(wanted):
           raise InputError(f"{self._out}: a {self._format} file cannot hold its {wanted[-1]}: choose another suffix")
       lost = [f"metadata {key}" for key in lost_keys(source.metadata, copy.metadata)]
       before, after = _timecodes(source), _timecodes(copy)
@@ -254,6 +257,17 @@ class _Copy:
         lost.append(f"the rotation of its picture by {angle} degrees")
     if lost:
       self.notes.append(f"lost, as a {self._format} file does not take it: {', '.join(lost)}")
+
+
+def _decodes(path: Path, stream) -> bool:
+  """Whether something of a stream can be decoded"""
+  if stream.codec_context is None:
+    return False
+  try:
+    with open_media(path) as container:
+      return next(container.decode(container.streams[stream.index]), None) is not None
+  except InputError:
+    return False
 
 
 def _timecodes(container) -> set[str]:

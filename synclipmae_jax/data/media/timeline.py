@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from synclipmae_jax.types import InputError
 
 NO_TIME = np.iinfo(np.int64).min
+_FINEST = 90_000  # ticks a second, at least
 _TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
 _BACK = 0.2  # seconds a decoding clock may go back without having started again
 _BACK_SHOWN = 1.0  # ... where there is only the order of showing, in which pictures go back anyway
@@ -31,11 +33,13 @@ _SAME_JUMP = 2.0  # seconds by which the jumps of two tracks may differ
 
 @dataclasses.dataclass(kw_only=True)
 class Packets:
-  """The packets of one stream in the order of the file: int64 [n] in ticks of `time_base`, NO_TIME where unknown."""
+  """The packets of one stream in the order of the file: int64 [n] in ticks of `time_base`, NO_TIME where
+  unknown. Ticks are at most 1/90000 s, so that a shift is not rounded to those of the file."""
 
   index: int  # of the stream
   kind: str  # "video", "audio", "subtitle"
   time_base: Fraction
+  step: int  # ticks in one of the file's
   pts: np.ndarray
   dts: np.ndarray
   duration: np.ndarray
@@ -53,7 +57,8 @@ class Packets:
 class Times:
   """When each packet of a stream is decoded and shown in the copy, and whether it is in it."""
 
-  pts: np.ndarray  # int64 [n], ticks of the stream
+  time_base: Fraction
+  pts: np.ndarray  # int64 [n], ticks
   dts: np.ndarray
   keep: np.ndarray  # bool
 
@@ -96,9 +101,11 @@ def scan(container, streams, picture) -> dict[int, Packets]:
   packets = {}
   for stream in streams:
     pts, dts, duration, hidden, before = (np.array(column, np.int64) for column in found[stream.index])
+    fine = max(1, math.ceil(stream.time_base * _FINEST))  # a tick of AVI is a whole picture
+    pts, dts = (np.where(ticks == NO_TIME, NO_TIME, ticks * fine) for ticks in (pts, dts))
     packets[stream.index] = Packets(
-      index=stream.index, kind=stream.type, time_base=stream.time_base, pts=pts, dts=dts, duration=duration,
-      hidden=hidden.astype(bool), before=before,
+      index=stream.index, kind=stream.type, time_base=stream.time_base / fine, step=fine, pts=pts, dts=dts,
+      duration=duration * fine, hidden=hidden.astype(bool), before=before,
     )  # fmt: skip
   return packets
 
@@ -147,28 +154,30 @@ def plan(packets: dict[int, Packets], *, picture: int, source_format, hides: boo
     pts, dts = (np.where(ticks == NO_TIME, NO_TIME, ticks + shift) for ticks in (each.pts, each.dts))
     keep = _kept(each, hides=hides) if index in main else np.ones(len(pts), bool)
     if late := int((keep & each.hidden & (each.pts > shown[index].max())).sum()) if index in main else 0:
-      notes.append(f"{late} pictures that its edit list hides are shown at its end: others are made from them")
+      pictures = "1 picture" if late == 1 else f"{late} pictures"
+      notes.append(f"{pictures} at its end, hidden by an edit list, will be shown: others are decoded from them")
     if index in main:
-      dts = decoding_times(pts) if index in changed and each.kind == "video" else _increasing(dts)
+      anew = each.kind == "video" and (index in changed or (pts < dts).any())
+      dts = _increasing(decoding_times(pts) if anew else dts, each.step)
       pts = np.maximum(pts, dts)
-    times[index] = Times(pts=pts, dts=dts, keep=keep)
+    times[index] = Times(time_base=each.time_base, pts=pts, dts=dts, keep=keep)
   return Timeline(times=times, base=base, notes=notes)
 
 
 def decoding_times(pts: np.ndarray) -> np.ndarray:
-  """int64 [n] increasing, none after its `pts`: for pictures in decoding order whose times of showing are known."""
+  """int64 [n] never decreasing, none after its `pts`: for pictures in decoding order whose times of showing are known."""
   ordered = np.sort(pts)
   delay = 0
   while delay < len(pts) and (ordered[: len(pts) - delay] > pts[delay:]).any():
     delay += 1
   step = int(np.median(np.diff(ordered))) if len(pts) > 1 else 1
   ahead = ordered[0] - max(step, 1) * np.arange(delay, 0, -1)
-  return _increasing(np.concatenate([ahead, ordered[: len(pts) - delay]]))
+  return np.concatenate([ahead, ordered[: len(pts) - delay]])
 
 
-def _increasing(dts: np.ndarray) -> np.ndarray:
-  """The same where it increases already; a muxer refuses a decoding time that does not."""
-  count = np.arange(len(dts))
+def _increasing(dts: np.ndarray, step: int) -> np.ndarray:
+  """The same where it increases by `step` already; a muxer refuses decoding times that do not."""
+  count = step * np.arange(len(dts))
   return np.maximum.accumulate(dts - count) + count
 
 
