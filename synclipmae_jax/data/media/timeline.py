@@ -134,7 +134,7 @@ def plan(packets: dict[int, Packets], *, picture: int, source_format, hides: boo
       notes.append(f"timestamps of its {what} were wrong at {_seconds(strays)} and are counted anew")
     breaks[index] = _breaks(each, by_pts=by_pts and each.kind == "video", forward=forward)
   for each in main.values():
-    _refuse_inner_cuts(each, breaks[each.index])
+    _refuse_inner_cuts(each, breaks[each.index], main[picture])
   breaks = _common(main, breaks, picture)
   offsets = _offsets(main, breaks)
   if len(offsets) > 1:
@@ -165,7 +165,7 @@ def plan(packets: dict[int, Packets], *, picture: int, source_format, hides: boo
 
 
 def decoding_times(pts: np.ndarray) -> np.ndarray:
-  """int64 [n] never decreasing, none after its `pts`: for pictures in decoding order whose times of showing are known."""
+  """int64 [n] never decreasing, none after its `pts`: for pictures in decoding order with known times of showing."""
   ordered = np.sort(pts)
   delay = 0
   while delay < len(pts) and (ordered[: len(pts) - delay] > pts[delay:]).any():
@@ -241,7 +241,14 @@ def _breaks(each: Packets, *, by_pts: bool, forward: float) -> list[_Break]:
   return [_Break(at=int(i) + 1, jump=float(jump[i])) for i in np.flatnonzero((jump < -_BACK) | (jump > forward))]
 
 
-def _refuse_inner_cuts(each: Packets, breaks: list[_Break]) -> None:
+def _second(pictures: Packets, each: Packets, at: int) -> float:
+  """Seconds from the first picture that is shown to the end of what is shown before packet `at`."""
+  before = each.pts[:at][~each.hidden[:at]]
+  begin = pictures.pts[~pictures.hidden].min(initial=np.iinfo(np.int64).max)
+  return float(before.max(initial=0) * each.time_base - int(begin) * pictures.time_base)
+
+
+def _refuse_inner_cuts(each: Packets, breaks: list[_Break], pictures: Packets) -> None:
   if not each.hidden.any() or each.hidden.all():
     return
   shown = each.pts[~each.hidden]
@@ -251,8 +258,7 @@ def _refuse_inner_cuts(each: Packets, breaks: list[_Break]) -> None:
     first = int(inner[0])
   if first is None:
     return
-  before = each.pts[:first][~each.hidden[:first]]
-  second = float(before.max(initial=0) * each.time_base)
+  second = _second(pictures, each, first)
   what = "pictures are" if each.kind == "video" else "sound is"
   raise InputError(
     f"after second {second:.1f} its {what} hidden in part (an edit list of several parts, or fragments whose clock"
@@ -270,7 +276,7 @@ def _common(main: dict[int, Packets], breaks: dict[int, list[_Break]], picture: 
       return chosen
   theirs = chosen[wrong[0]]
   index, at = (picture, ours[0].at) if ours else (wrong[0], theirs[0].at)
-  second = float(main[index].pts[at - 1] * main[index].time_base)
+  second = _second(main[picture], main[index], at)
   raise InputError(
     f"the clocks of its picture and of its stream {wrong[0]} (sound) do not go back together: at second {second:.1f}"
     f" one of them starts again"
