@@ -71,3 +71,10 @@ def test_what_is_wrong_is_one_sentence_and_exit_2(place, tmp_path, capsys):
   out, err = capsys.readouterr()
   assert "written as .npz or .safetensors" in err and "cannot be read as a video" in err and err.count("\n") == 2
   assert not list(tmp_path.iterdir())
+
+
+def test_tokens_go_through_a_link(place, tmp_path):
+  (tmp_path / "link.npz").symlink_to("tokens.npz")
+  assert run(place, place / "a.mp4", "--out", tmp_path / "link.npz") == 0
+  assert (tmp_path / "link.npz").is_symlink() and np.load(tmp_path / "tokens.npz")["times"].shape == (50,)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["link.npz", "tokens.npz"]

@@ -21,9 +21,10 @@ def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
 
   ffmpeg reads the file twice: the first input gives what stays, the second what is delayed. It lets each input begin at
   0. Of a format whose clock may jump it takes that begin from the streams in use, so that the two would begin apart:
-  -copyts keeps the times of the file. Pictures in AVI have no time of showing, which a copy needs: they are encoded.
+  -copyts keeps the times of the file. Pictures without a time of showing, as in AVI, cannot be copied: they are
+  encoded, and counted by -r, which no offset moves, so that it is the sound that moves either way.
   """
-  stays, delayed = ("v", "a") if lag_ms > 0 else ("a", "v")
+  stays, delayed, offset = ("v", "a", lag_ms) if lag_ms > 0 else ("a", "v", -lag_ms)
   copy, options = "-c copy", "-copyts " if Path(path).suffix.lower() in _MAY_JUMP else ""
   if os.path.exists(path):
     try:
@@ -32,7 +33,8 @@ def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
         packets = timeline.scan(source, timeline.timed(source), picture)
         options = "-copyts " if timeline.may_jump(source.format) else ""
         if lacks_order(path, packets[picture.index], picture, source.format.name):
-          copy = "-c:a copy"
+          options, copy = f"-r {picture.average_rate} ", "-c:a copy"
+          stays, delayed, offset = "v", "a", lag_ms
         if timeline.plan(packets, picture=picture.index, source_format=source.format, hides=True).notes:
           return None
     except InputError:
@@ -40,8 +42,8 @@ def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
   source, out = (_argument(name) for name in (Path(path), _free(Path(path))))
   if not (source.isprintable() and out.isprintable()):
     return None
-  offset = f"-itsoffset {abs(lag_ms) / 1000:.3f}"
-  return f"ffmpeg {options}-i {source} {offset} -i {source} -map 0:{stays} -map 1:{delayed} {copy} {out}"
+  inputs = f"-i {source} -itsoffset {offset / 1000:.3f} -i {source}"
+  return f"ffmpeg {options}{inputs} -map 0:{stays} -map 1:{delayed} {copy} {out}"
 
 
 def _free(path: Path) -> Path:
