@@ -118,6 +118,7 @@ class _Copy:
 
   def __init__(self, path: Path, partial: Path, *, out: Path, container_format: str, lag: Fraction):
     self.copied, self.reencoded, self.notes = [], [], []
+    self._tracks = []  # streams of the source whose packets are copied
     self._path, self._partial, self._out, self._format, self._lag = path, partial, out, container_format, lag
     # Either the sound moves, or all the rest.
     backward = lag < 0 and container_format not in (*_EDIT_LISTS, "avi")
@@ -213,6 +214,7 @@ class _Copy:
     self.copied.append(name)
     if stream.type == "attachment":
       return None
+    self._tracks.append(stream)
     times = plan.times[stream.index]
     shift = round((self._sound_shift if stream.type == "audio" else self._rest_shift) / times.time_base)
     fine = round(stream.time_base / times.time_base)
@@ -247,9 +249,10 @@ class _Copy:
     """Reads the copy back and names what it has lost. Raises InputError where that is a track."""
     with open_media(self._partial) as copy:
       for kind in ("video", "audio"):
-        wanted = [name for name in self.copied if name.startswith(kind)]
+        wanted = [each for each in self._tracks if each.type == kind and _decodes(self._path, each)]
         if sum(_decodes(self._partial, each) for each in copy.streams if each.type == kind) < len(wanted):
-          raise InputError(f"{self._out}: a {self._format} file cannot hold its {wanted[-1]}: choose another suffix")
+          name = stream_name(wanted[-1], self._path)
+          raise InputError(f"{self._out}: a {self._format} file cannot hold its {name}: choose another suffix")
       lost = [f"metadata {key}" for key in lost_keys(source.metadata, copy.metadata)]
       before, after = _timecodes(source), _timecodes(copy)
       lost += [f"timecode {value}" for value in sorted(before - after)]

@@ -15,6 +15,7 @@ import dataclasses
 import math
 from fractions import Fraction
 
+import av
 import numpy as np
 
 from synclipmae_jax.types import InputError
@@ -37,7 +38,7 @@ class Packets:
   unknown. Ticks are at most 1/90000 s, so that a shift is not rounded to those of the file."""
 
   index: int  # of the stream
-  kind: str  # "video", "audio", "subtitle"
+  kind: str  # "video", "audio", "subtitle", "cover"
   time_base: Fraction
   step: int  # ticks in one of the file's
   pts: np.ndarray
@@ -101,10 +102,12 @@ def scan(container, streams, picture) -> dict[int, Packets]:
   packets = {}
   for stream in streams:
     pts, dts, duration, hidden, before = (np.array(column, np.int64) for column in found[stream.index])
+    cover = stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic
+    kind = "cover" if cover else stream.type
     fine = max(1, math.ceil(stream.time_base * _FINEST))  # a tick of AVI is a whole picture
     pts, dts = (np.where(ticks == NO_TIME, NO_TIME, ticks * fine) for ticks in (pts, dts))
     packets[stream.index] = Packets(
-      index=stream.index, kind=stream.type, time_base=stream.time_base / fine, step=fine, pts=pts, dts=dts,
+      index=stream.index, kind=kind, time_base=stream.time_base / fine, step=fine, pts=pts, dts=dts,
       duration=duration * fine, hidden=hidden.astype(bool), before=before,
     )  # fmt: skip
   return packets
@@ -149,8 +152,10 @@ def plan(packets: dict[int, Packets], *, picture: int, source_format, hides: boo
     notes.append(f"its clock starts again at {_seconds([s - float(base) for s in starts])} and is carried on")
   times = {}
   for index, each in packets.items():
-    part = _parts(each, breaks, main.get(picture), picture)
+    part = _parts(each, breaks, picture)
     shift = np.array([round((offset - base) / each.time_base) for offset in offsets], np.int64)[part]
+    if each.kind == "cover":
+      shift[:] = 0  # it belongs to no time
     pts, dts = (np.where(ticks == NO_TIME, NO_TIME, ticks + shift) for ticks in (each.pts, each.dts))
     keep = _kept(each, hides=hides) if index in main else np.ones(len(pts), bool)
     if late := int((keep & each.hidden & (each.pts > shown[index].max())).sum()) if index in main else 0:
@@ -199,30 +204,25 @@ def _lengths(each: Packets) -> np.ndarray:
 
 def _mend_strays(each: Packets) -> list[float]:
   """Counts anew what strays from its neighbours and comes back; the seconds at which that was."""
-  tick = float(each.time_base)
-  length = _lengths(each)
-  run = np.concatenate([[0.0], np.cumsum(length)])  # seconds of packets before each
-  found, start = [], 1
-  while True:
-    clock = each.dts * tick
-    off = clock[1:] - clock[:-1] - length[:-1]
-    doubtful = np.flatnonzero((off > _STRAY) | (off < -_BACK)) + 1
-    doubtful = doubtful[doubtful >= start]
-    if not len(doubtful):
-      return found
-    i = int(doubtful[0])
+  tick, length = float(each.time_base), _lengths(each)
+  clock, run = each.dts * tick, np.concatenate([[0.0], np.cumsum(length)])
+  off = np.diff(clock) - length[:-1]
+  found, mended = [], 0
+  for i in (np.flatnonzero((off > _STRAY) | (off < -_BACK)) + 1).tolist():
+    if i < mended:
+      continue
     stop = int(np.searchsorted(run, run[i] + _STRAY_RUN, side="right"))
     line = clock[i - 1] + run[i : stop + 1] - run[i - 1]  # where packets i, i + 1, ... would be
-    back = np.flatnonzero(np.abs(clock[i + 1 : stop + 1] - line[1 : len(clock[i : stop + 1])]) <= _BACK)
-    start = i + 1
+    later = clock[i + 1 : stop + 1]
+    back = np.flatnonzero(np.abs(later - line[1 : 1 + len(later)]) <= _BACK)
     if len(back):
-      j = i + 1 + int(back[0])
-      counted = np.rint(line[: j - i] / tick).astype(np.int64)
-      ahead = each.pts[i:j] - each.dts[i:j]
-      each.pts[i:j] = counted + np.where(np.abs(ahead) * tick < _STRAY_RUN, ahead, 0)
-      each.dts[i:j] = counted
+      mended = i + 1 + int(back[0])
+      counted = np.rint(line[: mended - i] / tick).astype(np.int64)
+      ahead = each.pts[i:mended] - each.dts[i:mended]
+      each.pts[i:mended] = counted + np.where(np.abs(ahead) * tick < _STRAY_RUN, ahead, 0)
+      each.dts[i:mended], clock[i:mended] = counted, counted * tick
       found.append(float(line[0]))
-      start = j
+  return found
 
 
 def _breaks(each: Packets, *, by_pts: bool, forward: float) -> list[_Break]:
@@ -308,7 +308,7 @@ def _offsets(main: dict[int, Packets], breaks: dict[int, list[_Break]]) -> list[
   return offsets
 
 
-def _parts(each: Packets, breaks: dict[int, list[_Break]], pictures: Packets | None, picture: int) -> np.ndarray:
+def _parts(each: Packets, breaks: dict[int, list[_Break]], picture: int) -> np.ndarray:
   """int [n]: the part of every packet; that of subtitles is told by the pictures around them."""
   if each.index in breaks:
     return np.searchsorted([b.at for b in breaks[each.index]], np.arange(len(each.pts)), side="right")

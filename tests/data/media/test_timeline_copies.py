@@ -64,6 +64,48 @@ def test_a_clock_that_starts_again_is_carried_on(tmp_path, target):
   assert "its clock starts again at 3." in report.notes[0] and "carried on" in report.notes[0]
 
 
+@pytest.mark.parametrize("jump", [3600, 40, -2.0])
+def test_a_clock_that_jumps_with_all_tracks_is_carried_on(tmp_path, jump):
+  part = make(tmp_path / "a.ts", LATE)
+  later = stamped(part, tmp_path / "b.ts", add=3 + jump)
+  (tmp_path / "joined.ts").write_bytes(part.read_bytes() + later.read_bytes())
+  report, content = mend(tmp_path / "joined.ts", tmp_path / "c.mp4")
+  assert content.numbers == 2 * list(range(1, 76)) and content.length < 6.5
+  assert_in_sync_in_parts(content, 2)
+
+
+def test_a_pause_of_all_tracks_outside_a_transport_stream_is_kept(tmp_path):
+  times = [n / 25 + (12 if n > 40 else 0) for n in range(75)]
+  source = make(tmp_path / "a.mkv", Recording(early=0.2))
+  with av.open(str(source)) as plain, av.open(str(tmp_path / "b.mkv"), "w") as container:
+    tracks = [container.add_stream_from_template(stream, opaque=True) for stream in plain.streams]
+    for packet in plain.demux():
+      if packet.size:
+        late = 12_000 if packet.pts > 1600 else 0
+        packet.pts, packet.dts = packet.pts + late, None if packet.dts is None else packet.dts + late
+        packet.stream = tracks[packet.stream_index]
+        container.mux(packet)
+  report, content = mend(tmp_path / "b.mkv", tmp_path / "c.mkv")
+  assert content.length == pytest.approx(times[-1], abs=0.05) and report.notes == ()
+
+
+def test_a_cover_picture_has_no_part_in_the_times(tmp_path):
+  source = make(tmp_path / "a.mkv", Recording(early=0.2, start=5))
+  with av.open(str(source)) as plain, av.open(str(tmp_path / "b.mp4"), "w") as container:
+    tracks = [container.add_stream_from_template(stream, opaque=True) for stream in plain.streams]
+    cover = container.add_stream("mjpeg", width=64, height=64, pix_fmt="yuvj420p")
+    cover.disposition = av.stream.Disposition.attached_pic
+    image = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+    container.mux(cover.encode(image))
+    for packet in plain.demux():
+      if packet.size:
+        packet.stream = tracks[packet.stream_index]
+        container.mux(packet)
+  report, content = mend(tmp_path / "b.mp4", tmp_path / "c.mp4")
+  assert len(report.copied) == 3 and content.pictures[0][0] < 0.5 and content.numbers == list(range(1, 76))
+  assert_in_sync(content)
+
+
 def assert_in_sync_in_parts(content, parts):
   """Every part by itself: its pictures carry the same numbers again."""
   size = len(content.pictures) // parts
