@@ -227,5 +227,5 @@ def test_a_full_disk_is_one_sentence(place, tmp_path):
 
 
 def test_what_no_container_of_ours_holds_is_mended_into_matroska(tmp_path):
-  paths = outputs(str(tmp_path), ["x/a.flv", "x/b.MOV"], several=True)
+  paths = outputs(str(tmp_path), ["x/a.mxf", "x/b.MOV"], several=True)
   assert [path.name for path in paths.values()] == ["a.mkv", "b.MOV"]

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from synclipmae_jax.data.media import timeline
+from synclipmae_jax.data.media.mp4_boxes import fragmented
 from synclipmae_jax.data.media.picture_order import lacks_order
 from synclipmae_jax.data.media.video import open_media, video_stream
 from synclipmae_jax.types import InputError
@@ -35,7 +36,10 @@ def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
         if lacks_order(path, packets[picture.index], picture, source.format.name):
           options, copy = f"-r {picture.average_rate} ", "-c:a copy"
           stays, delayed, offset = "v", "a", lag_ms
-        if timeline.plan(packets, picture=picture.index, source_format=source.format, hides=True).notes:
+        plan = timeline.plan(
+          packets, picture=picture.index, source_format=source.format, fragmented=fragmented(path), hides=True
+        )
+        if plan.notes:  # its times are mended
           return None
     except InputError:
       return None

@@ -23,6 +23,7 @@ import av
 import numpy as np
 
 from synclipmae_jax.data.media import timeline
+from synclipmae_jax.data.media.mp4_boxes import fragmented
 from synclipmae_jax.data.media.pcm_track import PcmTrack
 from synclipmae_jax.data.media.picture_order import lacks_order, order_by_decoding
 from synclipmae_jax.data.media.stream_names import described, lost_keys, stream_name
@@ -30,10 +31,10 @@ from synclipmae_jax.data.media.video import check_length, declared_end, open_med
 from synclipmae_jax.types import InputError
 
 FORMATS = {
-  ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".ts": "mpegts", ".m2ts": "mpegts",
-  ".mts": "mpegts", ".avi": "avi",
+  ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".3gp": "3gp", ".mkv": "matroska", ".webm": "webm", ".ts": "mpegts", ".m2ts": "mpegts",
+  ".mts": "mpegts", ".avi": "avi", ".wmv": "asf", ".asf": "asf", ".flv": "flv",
 }  # fmt: skip
-_EDIT_LISTS = ("mp4", "mov")  # containers in which sound may begin before second 0
+_EDIT_LISTS = ("mp4", "mov", "3gp")  # containers in which sound may begin before second 0
 # Edit lists count in ticks of the movie: the default of 1 ms would round what a lag is. The index goes to the front.
 _OPTIONS = {"movie_timescale": "90000", "movflags": "faststart"}
 # Whatever else it is given, FFmpeg's muxer writes as private data that nobody can read.
@@ -160,13 +161,16 @@ class _Copy:
     if not ordered:
       order_by_decoding(self._path, packets[picture.index])
     plan = timeline.plan(
-      packets, picture=picture.index, source_format=source.format, hides=self._format in _EDIT_LISTS
-    )
+      packets, picture=picture.index, source_format=source.format, fragmented=fragmented(self._path),
+      hides=self._format in _EDIT_LISTS,
+    )  # fmt: skip
     self.notes += plan.notes
     return plan
 
   def _copy(self, source, target, plan: timeline.Timeline) -> None:
     target.metadata.update(described(source.metadata))
+    if not any("timecode" in stream.metadata for stream in source.streams.video):  # else the copy of that one has it
+      target.metadata.update({key: value for key, value in source.metadata.items() if key == "timecode"})
     target.set_chapters([self._moved(chapter, plan.base) for chapter in source.chapters()])
     write = {}  # by the index of the stream in the source
     for stream in source.streams:

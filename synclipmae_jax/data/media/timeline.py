@@ -113,60 +113,79 @@ def scan(container, streams, picture) -> dict[int, Packets]:
   return packets
 
 
-def plan(packets: dict[int, Packets], *, picture: int, source_format, hides: bool) -> Timeline:
+def plan(
+  packets: dict[int, Packets], *, picture: int, source_format, fragmented: bool, hides: bool
+) -> Timeline:
   """The timeline of a copy of a file.
 
   Args:
     packets: of `scan`.
     picture: index of the picture track.
     source_format: PyAV's format of the source.
+    fragmented: it is an mp4 in fragments, of which FFmpeg hides all that goes back.
     hides: the container of the copy has edit lists.
 
   Raises:
     InputError: the clocks of two tracks do not jump together, or hidden pictures cannot stay hidden.
   """
   main = {index: each for index, each in packets.items() if each.kind in ("video", "audio") and len(each.pts)}
+  for each in main.values():
+    _fill(each)
+  begin = _first_shown(main[picture])
+  notes, mended = [], set()
+  for index, each in main.items():
+    if strays := _mend_strays(each):
+      mended.add(index)
+      places = _seconds([second - float(begin) for second in strays])
+      notes.append(f"timestamps of its {_what(each)} were wrong at {places} and are counted anew")
   forward = _FORWARD_TS if may_jump(source_format) else _FORWARD
   by_pts = "matroska" in source_format.name
-  notes, breaks, changed = [], {}, set()
-  for index, each in main.items():
-    _fill(each)
-    if strays := _mend_strays(each):
-      changed.add(index)
-      what = "picture" if each.kind == "video" else "sound"
-      notes.append(f"timestamps of its {what} were wrong at {_seconds(strays)} and are counted anew")
-    breaks[index] = _breaks(each, by_pts=by_pts and each.kind == "video", forward=forward)
+  breaks = {
+    index: _breaks(each, by_pts=by_pts and each.kind == "video", forward=forward) for index, each in main.items()
+  }
   for each in main.values():
-    _refuse_inner_cuts(each, breaks[each.index], main[picture])
-  breaks = _common(main, breaks, picture)
-  offsets = _offsets(main, breaks)
-  if len(offsets) > 1:
-    changed |= {index for index, each in main.items() if each.kind == "video"}
-    starts = [float(_span(main[picture], breaks[picture])[part][0] + offsets[part]) for part in range(1, len(offsets))]
-  shown = {index: each.pts[~each.hidden] if not each.hidden.all() else each.pts for index, each in main.items()}
-  begins = [int(pts.min()) * main[index].time_base + offsets[0] for index, pts in shown.items()]
-  base = min(begins)
+    if fragmented and breaks[each.index]:
+      each.hidden[breaks[each.index][0].at :] = False
+    _refuse_inner_cuts(each, breaks[each.index], begin)
+  breaks = _common(main, breaks, picture, begin)
+  spans = {index: _span(each, breaks[index]) for index, each in main.items()}
+  offsets = _offsets(list(spans.values()))
+  base = min(_first_shown(each) for each in main.values())
   if base > -_PRIMING or any(each.hidden.any() for each in main.values()):
     base = max(base, Fraction(0))  # what an edit list hides lies before 0, and so does an encoder's priming
   if len(offsets) > 1:
-    notes.append(f"its clock starts again at {_seconds([s - float(base) for s in starts])} and is carried on")
+    starts = [float(span[0] + offset - base) for span, offset in zip(spans[picture], offsets, strict=True)]
+    notes.append(f"its clock starts again at {_seconds(starts[1:])} and is carried on")
   times = {}
   for index, each in packets.items():
-    part = _parts(each, breaks, picture)
-    shift = np.array([round((offset - base) / each.time_base) for offset in offsets], np.int64)[part]
-    if each.kind == "cover":
-      shift[:] = 0  # it belongs to no time
+    shift = np.array([round((offset - base) / each.time_base) for offset in offsets], np.int64)
+    shift = shift[_parts(each, breaks, picture)] if each.kind != "cover" else 0  # which belongs to no time
     pts, dts = (np.where(ticks == NO_TIME, NO_TIME, ticks + shift) for ticks in (each.pts, each.dts))
-    keep = _kept(each, hides=hides) if index in main else np.ones(len(pts), bool)
-    if late := int((keep & each.hidden & (each.pts > shown[index].max())).sum()) if index in main else 0:
-      pictures = "1 picture" if late == 1 else f"{late} pictures"
-      notes.append(f"{pictures} at its end, hidden by an edit list, will be shown: others are decoded from them")
+    keep = np.ones(len(pts), bool)
     if index in main:
-      anew = each.kind == "video" and (index in changed or (pts < dts).any())
+      keep = _kept(each, hides=hides)
+      anew = each.kind == "video" and (len(offsets) > 1 or index in mended or (pts < dts).any())
       dts = _increasing(decoding_times(pts) if anew else dts, each.step)
       pts = np.maximum(pts, dts)
+      late = int((keep & each.hidden & (each.pts > each.pts[_shown(each)].max())).sum())
+      if late:
+        pictures = "1 picture" if late == 1 else f"{late} pictures"
+        notes.append(f"{pictures} at its end, hidden by an edit list, will be shown: others are decoded from them")
     times[index] = Times(time_base=each.time_base, pts=pts, dts=dts, keep=keep)
   return Timeline(times=times, base=base, notes=notes)
+
+
+def _what(each: Packets) -> str:
+  return "picture" if each.kind == "video" else "sound"
+
+
+def _shown(each: Packets) -> np.ndarray:
+  """bool [n]: what is not hidden; all where everything is."""
+  return ~each.hidden if not each.hidden.all() else np.ones(len(each.pts), bool)
+
+
+def _first_shown(each: Packets) -> Fraction:
+  return int(each.pts[_shown(each)].min()) * each.time_base
 
 
 def decoding_times(pts: np.ndarray) -> np.ndarray:
@@ -209,7 +228,7 @@ def _mend_strays(each: Packets) -> list[float]:
   off = np.diff(clock) - length[:-1]
   found, mended = [], 0
   for i in (np.flatnonzero((off > _STRAY) | (off < -_BACK)) + 1).tolist():
-    if i < mended:
+    if i <= mended:  # where it comes back is a jump, too
       continue
     stop = int(np.searchsorted(run, run[i] + _STRAY_RUN, side="right"))
     line = clock[i - 1] + run[i : stop + 1] - run[i - 1]  # where packets i, i + 1, ... would be
@@ -241,45 +260,41 @@ def _breaks(each: Packets, *, by_pts: bool, forward: float) -> list[_Break]:
   return [_Break(at=int(i) + 1, jump=float(jump[i])) for i in np.flatnonzero((jump < -_BACK) | (jump > forward))]
 
 
-def _second(pictures: Packets, each: Packets, at: int) -> float:
-  """Seconds from the first picture that is shown to the end of what is shown before packet `at`."""
+def _second(each: Packets, at: int, begin: Fraction) -> float:
+  """Seconds from `begin` to the last that is shown before packet `at`."""
   before = each.pts[:at][~each.hidden[:at]]
-  begin = pictures.pts[~pictures.hidden].min(initial=np.iinfo(np.int64).max)
-  return float(before.max(initial=0) * each.time_base - int(begin) * pictures.time_base)
+  return max(0.0, float(int(before.max(initial=NO_TIME)) * each.time_base - begin))
 
 
-def _refuse_inner_cuts(each: Packets, breaks: list[_Break], pictures: Packets) -> None:
+def _refuse_inner_cuts(each: Packets, breaks: list[_Break], begin: Fraction) -> None:
+  """Raises InputError where something is hidden between what is shown: no muxer of FFmpeg writes that."""
   if not each.hidden.any() or each.hidden.all():
     return
   shown = each.pts[~each.hidden]
-  first = next((each_break.at for each_break in breaks if each.hidden[each_break.at :].any()), None)
-  inner = np.flatnonzero(each.hidden & (each.pts > shown.min()) & (each.pts < shown.max()))
-  if first is None and len(inner):
-    first = int(inner[0])
-  if first is None:
-    return
-  second = _second(pictures, each, first)
-  what = "pictures are" if each.kind == "video" else "sound is"
-  raise InputError(
-    f"after second {second:.1f} its {what} hidden in part (an edit list of several parts, or fragments whose clock"
-    " starts again), which a copy without encoding cannot keep"
-  )
+  cuts = [each_break.at for each_break in breaks if each.hidden[each_break.at :].any()]
+  cuts += np.flatnonzero(each.hidden & (each.pts > shown.min()) & (each.pts < shown.max())).tolist()
+  if cuts:
+    what = "pictures are" if each.kind == "video" else "sound is"
+    raise InputError(
+      f"after second {_second(each, cuts[0], begin):.1f} its {what} hidden in part by an edit list of several"
+      " parts, which a copy without encoding cannot keep"
+    )
 
 
-def _common(main: dict[int, Packets], breaks: dict[int, list[_Break]], picture: int) -> dict[int, list[_Break]]:
+def _common(
+  main: dict[int, Packets], breaks: dict[int, list[_Break]], picture: int, begin: Fraction
+) -> dict[int, list[_Break]]:
   """The breaks that all tracks have. A gap of one track alone stays a gap."""
   for only_back in (False, True):
     chosen = {i: [each for each in found if each.jump < 0 or not only_back] for i, found in breaks.items()}
-    ours = chosen[picture]
-    wrong = [index for index, found in chosen.items() if not _agree(found, ours)]
+    wrong = [index for index, found in chosen.items() if not _agree(found, chosen[picture])]
     if not wrong:
       return chosen
-  theirs = chosen[wrong[0]]
-  index, at = (picture, ours[0].at) if ours else (wrong[0], theirs[0].at)
-  second = _second(main[picture], main[index], at)
+  index = picture if chosen[picture] else wrong[0]
+  second = _second(main[index], chosen[index][0].at, begin)
   raise InputError(
-    f"the clocks of its picture and of its stream {wrong[0]} (sound) do not go back together: at second {second:.1f}"
-    f" one of them starts again"
+    f"the clocks of its picture and of its stream {wrong[0]} ({_what(main[wrong[0]])}) do not go back together: at"
+    f" second {second:.1f} one of them starts again"
   )
 
 
@@ -299,9 +314,8 @@ def _span(each: Packets, breaks: list[_Break]) -> list[tuple[Fraction, Fraction]
   return spans
 
 
-def _offsets(main: dict[int, Packets], breaks: dict[int, list[_Break]]) -> list[Fraction]:
+def _offsets(spans: list[list[tuple[Fraction, Fraction]]]) -> list[Fraction]:
   """Seconds by which each part moves, so that it begins where all tracks of the one before have ended."""
-  spans = [_span(each, breaks[index]) for index, each in main.items()]
   offsets = [Fraction(0)]
   for part in range(1, len(spans[0])):
     offsets.append(max(span[part - 1][1] + offsets[-1] - span[part][0] for span in spans))
