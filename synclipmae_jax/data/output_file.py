@@ -33,7 +33,7 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
         _write_through(partial, path, node)
       return
     target = _target(path)
-    partial = target.with_name(f".{target.stem}.unfinished{target.suffix}")
+    partial = target.with_name(f".{target.stem}.unfinished{path.suffix}")
     try:
       yield partial
       if target.exists():

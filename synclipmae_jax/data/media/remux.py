@@ -31,8 +31,8 @@ from synclipmae_jax.data.media.video import check_length, declared_end, open_med
 from synclipmae_jax.types import InputError
 
 FORMATS = {
-  ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".3gp": "3gp", ".mkv": "matroska", ".webm": "webm", ".ts": "mpegts", ".m2ts": "mpegts",
-  ".mts": "mpegts", ".avi": "avi", ".wmv": "asf", ".asf": "asf", ".flv": "flv",
+  ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".3gp": "3gp", ".mkv": "matroska", ".webm": "webm", ".ts": "mpegts",
+  ".m2ts": "mpegts", ".mts": "mpegts", ".avi": "avi", ".wmv": "asf", ".asf": "asf", ".flv": "flv",
 }  # fmt: skip
 _EDIT_LISTS = ("mp4", "mov", "3gp")  # containers in which sound may begin before second 0
 # Edit lists count in ticks of the movie: the default of 1 ms would round what a lag is. The index goes to the front.
@@ -176,6 +176,14 @@ class _Copy:
     for stream in source.streams:
       if (writer := self._writer(stream, source, target, plan)) is not None:
         write[stream.index] = writer
+    try:
+      with _writing(self._out):
+        target.start_encoding()
+    except InputError as error:
+      if isinstance(error.__cause__, (av.error.ArgumentError, av.error.InvalidDataError, av.error.PatchWelcomeError)):
+        held = ", ".join(self.copied)
+        raise InputError(f"{self._out}: a {self._format} file cannot hold {held}: choose another suffix") from error
+      raise
     for packet in source.demux(timeline.timed(source)):
       if packet.size and packet.stream_index in write:
         write[packet.stream_index](packet)

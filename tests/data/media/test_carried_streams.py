@@ -11,6 +11,7 @@ from recordings import Recording, make, read
 
 from synclipmae_jax.data.media.remux import fix_lag
 from synclipmae_jax.data.media.stream_names import stream_name
+from synclipmae_jax.types import InputError
 
 KEYS = {"com.apple.quicktime.make": "Maker", "com.apple.quicktime.location.ISO6709": "+48.1+011.5/", "title": "A"}
 
@@ -88,3 +89,10 @@ def test_all_sound_tracks_move_and_it_is_said(tmp_path):
     lags = read(tmp_path / "b.mp4", sound=track).lags(Recording(early=0.2))
     assert lags == pytest.approx([0] * 4, abs=0.004)
   assert fix_lag(source, tmp_path / "c.mp4", lag_ms=0).notes == ()
+
+
+def test_a_codec_that_the_header_cannot_name_is_refused_by_name(tmp_path):
+  source = make(tmp_path / "a.mkv", Recording(sound_codec="libopus"))
+  with pytest.raises(InputError, match=r"a mov file cannot hold video h264, audio opus: choose another suffix"):
+    fix_lag(source, tmp_path / "b.mov", lag_ms=200)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv"]
