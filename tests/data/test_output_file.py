@@ -14,7 +14,7 @@ from synclipmae_jax.types import InputError
 
 def write(path, text="new"):
   with writing(path) as partial:
-    assert partial.suffix == path.suffix
+    assert not path.suffix or partial.suffix == path.suffix
     partial.write_text(text)
 
 

@@ -294,4 +294,3 @@ def _rotation(path: Path) -> int:
   """Degrees by which the first picture is to be turned."""
   with open_media(path) as container:
     return next((round(frame.rotation) for frame in container.decode(video_stream(container))), 0)
-

@@ -15,7 +15,7 @@ _OF_THE_FILE = frozenset({
 
 
 def stream_name(stream, path: str | os.PathLike) -> str:
-  """"audio aac", "audio apac", "data timecode": the codec, or where FFmpeg knows none what the file calls it."""
+  """ "audio aac", "audio apac", "data timecode": the codec, or where FFmpeg knows none what the file calls it."""
   if stream.codec_context is not None:
     codec = stream.codec_context.name
   elif "timecode" in stream.metadata:

@@ -113,9 +113,7 @@ def scan(container, streams, picture) -> dict[int, Packets]:
   return packets
 
 
-def plan(
-  packets: dict[int, Packets], *, picture: int, source_format, fragmented: bool, hides: bool
-) -> Timeline:
+def plan(packets: dict[int, Packets], *, picture: int, source_format, fragmented: bool, hides: bool) -> Timeline:
   """The timeline of a copy of a file.
 
   Args:
@@ -158,8 +156,10 @@ def plan(
     notes.append(f"its clock starts again at {_seconds(starts[1:])} and is carried on")
   times = {}
   for index, each in packets.items():
-    shift = np.array([round((offset - base) / each.time_base) for offset in offsets], np.int64)
-    shift = shift[_parts(each, breaks, picture)] if each.kind != "cover" else 0  # which belongs to no time
+    shift = np.zeros(len(each.pts), np.int64)
+    if each.kind != "cover":  # which belongs to no time
+      part = _parts(each, breaks, picture)
+      shift = np.array([round((offset - base) / each.time_base) for offset in offsets], np.int64)[part]
     pts, dts = (np.where(ticks == NO_TIME, NO_TIME, ticks + shift) for ticks in (each.pts, each.dts))
     keep = np.ones(len(pts), bool)
     if index in main:
@@ -299,9 +299,7 @@ def _common(
 
 
 def _agree(left: list[_Break], right: list[_Break]) -> bool:
-  return len(left) == len(right) and all(
-    abs(a.jump - b.jump) <= _SAME_JUMP for a, b in zip(left, right, strict=True)
-  )
+  return len(left) == len(right) and all(abs(a.jump - b.jump) <= _SAME_JUMP for a, b in zip(left, right, strict=True))
 
 
 def _span(each: Packets, breaks: list[_Break]) -> list[tuple[Fraction, Fraction]]:
