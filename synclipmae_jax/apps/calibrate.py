@@ -71,7 +71,7 @@ def calibrate(
   progress: bool = True,
 ) -> dict:
   """Writes the calibrated checkpoint to `out` and returns what was measured. Raises InputError."""
-  if Path(out).exists():
+  if os.path.lexists(out):
     raise InputError(f"{out} exists already")
   model = SyncLipMAE.load(directory)
   with tempfile.TemporaryDirectory() as scratch:

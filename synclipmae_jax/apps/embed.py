@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from synclipmae_jax.apps.footage import (
   outputs,
   remark,
 )
+from synclipmae_jax.data.output_file import writing
 from synclipmae_jax.types import InputError
 
 FORMATS = (".npz", ".safetensors")
@@ -70,18 +70,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-  """The file appears in one rename."""
-  unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
-  try:
+  with writing(path) as partial:
     if path.suffix == ".npz":
-      np.savez(unfinished, **arrays)
+      np.savez(partial, **arrays)
     else:
       from synclipmae_jax.convert.weights_file import write_safetensors
 
-      write_safetensors(unfinished, arrays)
-    os.replace(unfinished, path)
-  finally:
-    unfinished.unlink(missing_ok=True)
+      write_safetensors(partial, arrays)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from synclipmae_jax.data.clips import FACES
 from synclipmae_jax.data.media.containers import SUFFIXES
+from synclipmae_jax.data.output_file import refuse_unwritable
 from synclipmae_jax.types import InputError
 
 
@@ -44,13 +45,17 @@ def find_videos(arguments: Sequence[str]) -> tuple[list[str], bool]:
 def outputs(out: str, videos: Sequence[str], *, several: bool, suffix: str | None = None) -> dict[str, Path]:
   """Where what is made of each file goes: to `out`, or, where that is a folder or there are `several`, into it.
 
+  A name that ends with a slash is a folder, which is made. Without `suffix` a file keeps its ending, but for .mkv where
+  its container cannot be written.
+
   Files of one name from several folders keep their folders there. Raises InputError as `refuse_inputs` does, and where
   two would meet all the same.
   """
-  if not several and not os.path.isdir(out):
+  if not several and not os.path.isdir(out) and not out.endswith(os.sep):
     refuse_inputs([out], videos)
     return {videos[0]: Path(out)}
-  names = [Path(video).name if suffix is None else f"{Path(video).stem}{suffix}" for video in videos]
+  ending = lambda video: suffix or (end if (end := Path(video).suffix).lower() in FORMATS else ".mkv")
+  names = [f"{Path(video).stem}{ending(video)}" for video in videos]
   if len(set(names)) < len(names):
     folders = [os.path.dirname(os.path.abspath(video)) for video in videos]
     root = os.path.commonpath(folders)
@@ -61,13 +66,22 @@ def outputs(out: str, videos: Sequence[str], *, several: bool, suffix: str | Non
   if os.path.lexists(out) and not os.path.isdir(out):
     raise InputError(f"{out} is not a folder: what is made of several files goes into one")
   for path in paths.values():
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise InputError(f"the folder {path.parent} cannot be made ({error.strerror})") from error
   refuse_inputs(paths.values(), videos)
   return paths
 
 
+def with_ending(out: str, suffix: str) -> str:
+  """`out`, ending with `suffix`; a folder, a link, a pipe or a device that is there keeps its name."""
+  there = os.path.islink(out) or os.path.exists(out) and not os.path.isfile(out)
+  return out if there or out.endswith(os.sep) or Path(out).suffix.lower() == suffix else f"{out}{suffix}"
+
+
 def refuse_inputs(paths: Iterable[str | os.PathLike], videos: Sequence[str]) -> None:
-  """Raises InputError where a path to be written is one of the videos, or has no folder: before the work, not after."""
+  """Raises InputError where a path to be written is one of the videos, or cannot be: before the work, not after."""
 
   def identity(path):
     with contextlib.suppress(OSError):
@@ -76,8 +90,7 @@ def refuse_inputs(paths: Iterable[str | os.PathLike], videos: Sequence[str]) -> 
 
   read = {identity(video) for video in videos} - {None}
   for path in map(Path, paths):
-    if not path.parent.is_dir():
-      raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
+    refuse_unwritable(path)
     if identity(path) in read:
       raise InputError(f"{path} is one of the files to be read: name another, it is never overwritten")
 
@@ -98,13 +111,32 @@ def add_audio_track(parser: argparse.ArgumentParser) -> None:
 def exit_status(command: str, work: Callable[[], int]) -> int:
   """That of `work`; of what stops it a sentence is printed, and it is 2, or 130 after Ctrl-C."""
   try:
-    return work()
-  except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-    print(f"synclipmae {command}: {error}", file=sys.stderr)
+    status = work()
+    sys.stdout.flush()  # here, where what goes wrong with it can be said
+    return status
+  except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written, a closed pipe
+    print(f"synclipmae {command}: {sentence(error)}", file=sys.stderr)
+    _drop_output()
     return 2
   except KeyboardInterrupt:
     print("\ninterrupted", file=sys.stderr)
     return 130
+
+
+def sentence(error: InputError | OSError) -> str:
+  """Without the number of an error of the system, and with what it happened to."""
+  if isinstance(error, InputError) or not error.strerror:
+    return str(error)
+  return f"{error.filename or 'standard output'}: {error.strerror}"
+
+
+def _drop_output() -> None:
+  """What could not be written to standard output is not tried again when Python ends."""
+  try:
+    sys.stdout.flush()
+  except OSError:
+    with open(os.devnull, "wb") as nowhere:
+      os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def complain(command: str, video: str, error: Exception) -> None:

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from synclipmae_jax.apps.footage import add_audio_track
+from synclipmae_jax.apps.footage import add_audio_track, sentence
 from synclipmae_jax.data import corpora
 from synclipmae_jax.data.clips import FACES
 from synclipmae_jax.data.prepare import prepare
@@ -39,12 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--json", action="store_true", help="print the summary as one JSON object, and no progress bar")
   args = parser.parse_args(argv)
   try:
+    if os.path.lexists(args.out) and not os.path.isdir(args.out):
+      raise InputError(f"{args.out} is not a folder: clips, manifest and records go into one")
     manifest = prepare(
       args.raw, args.out, corpus=args.corpus, faces=args.faces, size=args.size, min_seconds=args.min_seconds,
       max_seconds=args.max_seconds, audio_track=args.audio_track, workers=args.workers, progress=not args.json,
     )  # fmt: skip
   except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-    print(f"synclipmae prepare: {error}", file=sys.stderr)
+    print(f"synclipmae prepare: {sentence(error)}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print("\ninterrupted: the finished files are kept, the same command goes on from there", file=sys.stderr)

@@ -31,6 +31,7 @@ from synclipmae_jax.apps.footage import (
   keep_compiled,
   outputs,
   refuse_inputs,
+  with_ending,
 )
 from synclipmae_jax.data.media import watchdog
 from synclipmae_jax.sync.result import SyncResult
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--checkpoint", metavar="DIR", help="a workdir or a step (default: the model of the package)")
   parser.add_argument("--json", action="store_true", help="print one object (folder, pattern, several files: an array)")
   parser.add_argument("--csv", metavar="FILE", help="write one row a file")
-  parser.add_argument("--plot", metavar="PNG", help="draw the lag over the scores (of several: a folder)")
+  parser.add_argument("--plot", metavar="PNG", help="draw the lag over the scores (of several: a new folder)")
   parser.add_argument("--fix", metavar="OUT", help="write the file with its lag taken out (of several: a folder)")
   parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
   args = parser.parse_args(argv)
@@ -57,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
   videos, several = find_videos(args.videos)
   if args.workers < 1:
     raise InputError(f"the number of workers must be at least 1, not {args.workers}")
-  plots = outputs(args.plot, videos, several=several, suffix=".png") if args.plot else {}
+  plots = _plots(args.plot, videos, several=several) if args.plot else {}
   fixed = outputs(args.fix, videos, several=several) if args.fix else {}
   for path in fixed.values():  # before the work, not after
     remux.refuse_existing(path)
@@ -88,6 +89,15 @@ def _run(args: argparse.Namespace) -> int:
   if args.csv:
     report.write_csv(in_order, args.csv)
   return 0 if not errors else 1 if several else 2
+
+
+def _plots(out: str, videos: Sequence[str], *, several: bool) -> dict[str, Path]:
+  """Where the picture of every file goes; the name of a single one is said where it is not the one that was given."""
+  refuse_inputs([out] if not several and os.path.isfile(out) else [], videos)
+  named = out if several else with_ending(out, ".png")
+  if named != out:
+    print(f"--plot {out}: the picture is written to {named}", file=sys.stderr)
+  return outputs(named, videos, several=several, suffix=".png")
 
 
 def _fix(result: SyncResult, out: Path) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import math
 import os
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from synclipmae_jax.data.media.ffmpeg_command import ffmpeg_command
+from synclipmae_jax.data.output_file import writing
 from synclipmae_jax.metrics.sync import LAGS, MAX_LAG
 from synclipmae_jax.sync.result import MS_PER_FRAME, SyncResult
-from synclipmae_jax.types import FPS, InputError
+from synclipmae_jax.types import FPS
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -46,7 +46,9 @@ def table(results: Sequence[SyncResult]) -> str:
     lines.append("  ".join([*cells, verdict]).rstrip())
   lines.insert(1, "  ".join("─" * width for width in widths))
   if len(results) == 1:
-    lines += ["", *(line for sentence in _sentences(results[0]) for line in _wrapped(sentence))]
+    lines.append("")
+    for sentence in _sentences(results[0]):
+      lines += [sentence] if sentence.startswith("ffmpeg ") else _wrapped(sentence)
   return "\n".join(lines)
 
 
@@ -60,18 +62,12 @@ def advice(result: SyncResult) -> str:
   return f"The picture comes {ms} {'late' if late else 'early'}: delay the {'sound' if late else 'picture'} by {ms}."
 
 
-def ffmpeg_command(lag_ms: float) -> str:
-  """What takes a lag out without us: the first input gives what stays, the second what is delayed."""
-  stays, delayed = ("v", "a") if lag_ms > 0 else ("a", "v")
-  return f"ffmpeg -i IN -itsoffset {abs(lag_ms) / 1000:.3f} -i IN -map 0:{stays} -map 1:{delayed} -c copy OUT"
-
-
 def write_csv(results: Sequence[SyncResult], path: str | os.PathLike) -> None:
   """One row a file, columns as named in the first row, empty where a value is not defined; UTF-8.
 
   Raises InputError where `path` cannot be written; what was there before then stays.
   """
-  with _replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8", errors="replace") as file:
+  with writing(path) as partial, open(partial, "w", newline="", encoding="utf-8", errors="replace") as file:
     writer = csv.writer(file)
     writer.writerow(_COLUMNS)
     for result in results:
@@ -88,7 +84,7 @@ def plot(result: SyncResult, path: str | os.PathLike) -> None:
 
   A file of any length: more than a thousand frames are averaged. Raises InputError where `path` cannot be written.
   """
-  with _replacing(path) as partial, warnings.catch_warnings():
+  with writing(path) as partial, warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in a script it lacks: boxes
     _figure(result).savefig(partial, format="png", dpi=120)
 
@@ -104,7 +100,10 @@ def _row(result: SyncResult) -> tuple[str, ...]:
 def _sentences(result: SyncResult) -> Iterator[str]:
   yield advice(result)
   if result.verdict == "out_of_sync" and result.lag_ms is not None:
-    yield f"With --fix OUT, or {ffmpeg_command(result.lag_ms)}"
+    command = ffmpeg_command(result.file, result.lag_ms)
+    yield "With --fix OUT, or:" if command else "With --fix OUT."
+    if command:
+      yield command  # never wrapped: it is copied into a shell
   if result.drift_ms_per_min is not None:
     yield f"Drift: {_signed(result.drift_ms_per_min, 1)} ms a minute."
   for face in result.faces:
@@ -154,21 +153,6 @@ def _wrapped(sentence: str) -> Iterator[str]:
     else:
       line = f"{line} {word}" if line else word
   yield line
-
-
-@contextlib.contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[Path]:
-  """A path beside `path`, which replaces it when the block ends well; nothing of it stays otherwise."""
-  path = Path(path)
-  partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  try:
-    yield partial
-    partial.replace(path)
-  except OSError as error:
-    raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
-  finally:
-    with contextlib.suppress(OSError):
-      partial.unlink(missing_ok=True)
 
 
 def _figure(result: SyncResult) -> Figure:

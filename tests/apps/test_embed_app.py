@@ -81,3 +81,10 @@ def test_a_file_whose_clock_starts_again_is_embedded_whole_and_that_is_said(plac
   with np.load(tmp_path / "a.npz") as tokens:
     assert len(tokens["times"]) == pytest.approx(150, abs=6) and np.isfinite(tokens["vocal"]).all()
   assert "a.ts: its clock starts again at 2." in capsys.readouterr().err
+
+
+def test_tokens_go_through_a_link(place, tmp_path):
+  (tmp_path / "link.npz").symlink_to("tokens.npz")
+  assert run(place, place / "a.mp4", "--out", tmp_path / "link.npz") == 0
+  assert (tmp_path / "link.npz").is_symlink() and np.load(tmp_path / "tokens.npz")["times"].shape == (50,)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["link.npz", "tokens.npz"]

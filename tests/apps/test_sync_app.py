@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -220,3 +222,34 @@ def test_the_sound_track_is_chosen(place, tmp_path, capsys):
   assert run(place, place / "videos" / "a.mp4", "--audio-track", "1", "--json") == 0
   assert run(place, place / "videos" / "a.mp4", "--audio-track", "2") == 2
   assert "it has 1 sound track: there is no track 2" in capsys.readouterr().err
+
+
+def test_outputs_go_through_links_and_pipes_and_say_their_names(place, tmp_path, capsys):
+  video = place / "videos" / "a.mp4"
+  (tmp_path / "link.csv").symlink_to("answers.csv")
+  (tmp_path / "out").symlink_to("/dev/null")
+  assert run(place, video, "--csv", tmp_path / "link.csv", "--plot", tmp_path / "plot.v1") == 0
+  assert "the picture is written to" in (err := capsys.readouterr().err) and "plot.v1.png" in err
+  assert (tmp_path / "link.csv").is_symlink() and "a.mp4" in (tmp_path / "answers.csv").read_text()
+  assert run(place, video, "--csv", tmp_path / "out", "--plot", tmp_path / "out") == 0
+  assert run(place, video, "--plot", f"{tmp_path / 'plots'}/") == 0
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.csv", "link.csv", "out", "plot.v1.png", "plots"]
+  assert (tmp_path / "out").is_symlink() and [path.name for path in (tmp_path / "plots").iterdir()] == ["a.png"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_full_disk_is_one_sentence(place, tmp_path):
+  (tmp_path / "full").symlink_to("/dev/full")
+  video = ["sync", str(place / "videos" / "a.mp4"), "--checkpoint", str(place / "checkpoint"), "--faces", "full_frame"]
+  command = [sys.executable, "-m", "synclipmae_jax.apps.cli", *video]
+  done = subprocess.run([*command, "--csv", str(tmp_path / "full")], capture_output=True, text=True)
+  assert done.returncode == 2 and "full cannot be written (No space left on device)" in done.stderr
+  with open("/dev/full", "w") as full:
+    done = subprocess.run([*command, "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
+  assert done.returncode == 2 and done.stderr == "synclipmae sync: standard output: No space left on device\n"
+  assert os.listdir(tmp_path) == ["full"]
+
+
+def test_what_no_container_of_ours_holds_is_mended_into_matroska(tmp_path):
+  paths = outputs(str(tmp_path), ["x/a.mxf", "x/b.MOV"], several=True)
+  assert [path.name for path in paths.values()] == ["a.mkv", "b.MOV"]

@@ -44,7 +44,7 @@ def test_one_file_is_explained_in_words():
   row = text.splitlines()[2]
   assert row.split() == ["talk.mp4", "+5.0", "+200", "97", "%", "+4", "…", "+6", "out", "of", "sync"]
   assert "The picture comes 200 ms late: delay the sound by 200 ms." in text
-  assert "ffmpeg -i IN -itsoffset 0.200 -i IN -map 0:v -map 1:a -c copy OUT" in text
+  assert "\nffmpeg -i talk.mp4 -itsoffset 0.200 -i talk.mp4 -map 0:v -map 1:a -c copy talk_in_sync.mp4\n" in text
   assert "Drift: 0.0 ms a minute." in text  # never -0.0
   assert "Face 0: 0.0 – 4.0 s, speaks 94 % of the speech, lag +5.0 frames." in text
   assert "Note: it has seen synthetic faces only." in text
@@ -53,7 +53,7 @@ def test_one_file_is_explained_in_words():
 def test_every_verdict_has_its_sentence():
   early = result(lag_frames=-2.0, lag_ms=-80.0)
   assert report.advice(early) == "The picture comes 80 ms early: delay the picture by 80 ms."
-  assert "-itsoffset 0.080 -i IN -map 0:a -map 1:v" in report.table([early])
+  assert "-itsoffset 0.080 -i talk.mp4 -map 0:a -map 1:v" in report.table([early])
   assert "in sync: the lag is clear." in report.advice(result(verdict="in_sync", lag_frames=0.0, lag_ms=0.0))
   text = report.table([result(**UNKNOWN)])
   assert "cannot be told: there is no speech." in text and "ffmpeg" not in text and "Drift" not in text

@@ -4,6 +4,8 @@ Where the picture comes late the sound is delayed. Where the sound comes late it
 with an edit list that it starts inside its first packets, as they do for every encoder's priming; in the other
 containers a timestamp is not negative, so there the picture (with subtitles and chapters) is delayed instead. Nothing
 is dropped in either case. AVI has no time of its own for sound, so there the sound is laid anew, as PCM.
+
+The source is read twice: for its times (`data.media.timeline`), which are mended where wrong, and to be copied.
 """
 
 from __future__ import annotations
@@ -20,20 +22,27 @@ from pathlib import Path
 import av
 import numpy as np
 
+from synclipmae_jax.data.media import timeline
+from synclipmae_jax.data.media.mp4_boxes import fragmented
+from synclipmae_jax.data.media.pcm_track import PcmTrack
+from synclipmae_jax.data.media.picture_order import lacks_order, order_by_decoding
+from synclipmae_jax.data.media.stream_names import described, lost_keys, stream_name
 from synclipmae_jax.data.media.video import check_length, declared_end, open_media, video_stream
 from synclipmae_jax.types import InputError
 
 FORMATS = {
-  ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".ts": "mpegts", ".m2ts": "mpegts",
-  ".mts": "mpegts", ".avi": "avi",
+  ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".3gp": "3gp", ".mkv": "matroska", ".webm": "webm", ".ts": "mpegts",
+  ".m2ts": "mpegts", ".mts": "mpegts", ".avi": "avi", ".wmv": "asf", ".asf": "asf", ".flv": "flv",
 }  # fmt: skip
-_NEGATIVE = ("mp4", "mov")  # containers in which sound may begin before second 0
+_EDIT_LISTS = ("mp4", "mov", "3gp")  # containers in which sound may begin before second 0
 # Edit lists count in ticks of the movie: the default of 1 ms would round what a lag is. The index goes to the front.
-_OPTIONS = {"mp4": {"movie_timescale": "90000", "movflags": "faststart"}}
-_OPTIONS["mov"] = _OPTIONS["mp4"]
+_OPTIONS = {"movie_timescale": "90000", "movflags": "faststart"}
+# Whatever else it is given, FFmpeg's muxer writes as private data that nobody can read.
+_TRANSPORT_STREAM = frozenset(
+  "mpeg1video mpeg2video mpeg4 h264 hevc vvc vc1 cavs dirac mp1float mp1 mp2float mp2 mp3float mp3 aac"
+  " aac_latm ac3 eac3 dca truehd opus libopus s302m dvbsub dvb_teletext pgssub".split()
+)
 _MAX_LAG_MS = 60_000
-_MAX_DRIFT = Fraction(1, 100)  # seconds between a sound's timestamps and its samples, as in data.audio
-_MAX_GAP = 60  # seconds; a longer jump of the sound's timestamps is damage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +65,8 @@ def fix_lag(source: str | os.PathLike, out: str | os.PathLike, *, lag_ms: float)
     lag_ms: how late the picture comes; all sound is delayed by as much against the picture. Negative: heard earlier.
 
   Raises:
-    InputError: `source` is damaged or has no sound; `out` exists, is `source`, cannot be written, or is of a container
-      that cannot hold the picture or the sound.
+    InputError: `source` is damaged, has no sound, or times that no copy can keep; `out` exists, is `source`, cannot be
+      written, or is of a container that cannot hold the picture or the sound.
   """
   source, out = Path(source), Path(out)
   if not (math.isfinite(lag_ms) and abs(lag_ms) <= _MAX_LAG_MS):
@@ -68,11 +77,10 @@ def fix_lag(source: str | os.PathLike, out: str | os.PathLike, *, lag_ms: float)
       raise InputError(f"{out} is the file itself: name another file, it is never overwritten")
   refuse_existing(out)
   with contextlib.ExitStack() as stack:
-    container = stack.enter_context(open_media(source))
     with _writing(out):
       folder = stack.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=".fix-"))
     partial = Path(folder) / f"partial{out.suffix}"
-    copy = _Copy(container, partial, out=out, container_format=container_format, lag=Fraction(lag_ms) / 1000)
+    copy = _Copy(source, partial, out=out, container_format=container_format, lag=Fraction(lag_ms) / 1000)
     copy.run()
     refuse_existing(out)  # it may have come meanwhile
     with _writing(out):
@@ -107,67 +115,103 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 class _Copy:
-  """One run from an open container to a file; what it did is in `copied`, `reencoded` and `notes`."""
+  """One run from a file to another; what it did is in `copied`, `reencoded` and `notes`."""
 
-  def __init__(self, source, partial: Path, *, out: Path, container_format: str, lag: Fraction):
+  def __init__(self, path: Path, partial: Path, *, out: Path, container_format: str, lag: Fraction):
     self.copied, self.reencoded, self.notes = [], [], []
-    self._source, self._partial, self._out, self._format = source, partial, out, container_format
+    self._tracks = []  # streams of the source whose packets are copied
+    self._path, self._partial, self._out, self._format, self._lag = path, partial, out, container_format, lag
     # Either the sound moves, or all the rest.
-    backward = lag < 0 and container_format not in (*_NEGATIVE, "avi")
+    backward = lag < 0 and container_format not in (*_EDIT_LISTS, "avi")
     self._sound_shift, self._rest_shift = (Fraction(0), -lag) if backward else (lag, Fraction(0))
     if backward:
       self.notes.append(f"the picture begins {float(-lag) * 1000:g} ms later, so that no sound is lost")
-    self._same_container = container_format in source.format.name.split(",")
 
   def run(self) -> None:
-    picture = video_stream(self._source)
-    if not self._source.streams.audio:
+    with open_media(self._path) as source:
+      plan = self._plan(source)
+    with open_media(self._path) as source:
+      self._name_sound(source)
+      options = dict(_OPTIONS) if self._format in _EDIT_LISTS else {}
+      if options and any("." in key for key in source.metadata):  # com.apple.quicktime.make, ...
+        options["movflags"] += "+use_metadata_tags"
+      with _writing(self._out):
+        target = av.open(os.fspath(self._partial), "w", format=self._format, options=options)
+      try:
+        self._copy(source, target, plan)
+        with _writing(self._out):
+          target.close()
+      except BaseException:
+        with contextlib.suppress(Exception):
+          target.close()
+        raise
+      self._name_losses(source)
+
+  def _plan(self, source) -> timeline.Timeline:
+    """The times of all streams; with them the file has been read to its end."""
+    picture = video_stream(source)
+    if not source.streams.audio:
       raise InputError("it has no sound track")
+    self._same_container = self._format in source.format.name.split(",")
     if self._format == "avi" and not self._same_container:
       raise InputError(f"{self._out}: only an AVI file can be written as AVI: choose another suffix")
-    with _writing(self._out):
-      target = av.open(os.fspath(self._partial), "w", format=self._format, options=_OPTIONS.get(self._format, {}))
+    packets = timeline.scan(source, timeline.timed(source), picture)
+    check_length("picture", end=float(packets[picture.index].end), declared=declared_end(picture))
+    ordered = self._format == "avi" or not lacks_order(self._path, packets[picture.index], picture, source.format.name)
+    if not ordered:
+      order_by_decoding(self._path, packets[picture.index])
+    plan = timeline.plan(
+      packets, picture=picture.index, source_format=source.format, fragmented=fragmented(self._path),
+      hides=self._format in _EDIT_LISTS,
+    )  # fmt: skip
+    self.notes += plan.notes
+    return plan
+
+  def _copy(self, source, target, plan: timeline.Timeline) -> None:
+    target.metadata.update(described(source.metadata))
+    if not any("timecode" in stream.metadata for stream in source.streams.video):  # else the copy of that one has it
+      target.metadata.update({key: value for key, value in source.metadata.items() if key == "timecode"})
+    target.set_chapters([self._moved(chapter, plan.base) for chapter in source.chapters()])
+    write = {}  # by the index of the stream in the source
+    for stream in source.streams:
+      if (writer := self._writer(stream, source, target, plan)) is not None:
+        write[stream.index] = writer
     try:
-      target.metadata.update(self._source.metadata)
-      target.set_chapters([self._shifted(chapter) for chapter in self._source.chapters()])
-      write = {}  # by the index of the stream in the source
-      for stream in self._source.streams:
-        if (writer := self._writer(stream, target)) is not None:
-          write[stream.index] = writer
-      ends = {picture.index: Fraction(0)}
-      for packet in self._source.demux([self._source.streams[index] for index in write]):
-        if packet.size:
-          if packet.stream_index in ends and packet.pts is not None:
-            end = (packet.pts + (packet.duration or 0)) * packet.time_base
-            ends[packet.stream_index] = max(ends[packet.stream_index], end)
-          write[packet.stream_index](packet)
-      check_length("picture", end=float(ends[picture.index]), declared=declared_end(picture))
       with _writing(self._out):
-        target.close()
-    except BaseException:
-      with contextlib.suppress(Exception):
-        target.close()
+        target.start_encoding()
+    except InputError as error:
+      if isinstance(error.__cause__, (av.error.ArgumentError, av.error.InvalidDataError, av.error.PatchWelcomeError)):
+        held = ", ".join(self.copied)
+        raise InputError(f"{self._out}: a {self._format} file cannot hold {held}: choose another suffix") from error
       raise
+    for packet in source.demux(timeline.timed(source)):
+      if packet.size and packet.stream_index in write:
+        write[packet.stream_index](packet)
 
-  def _shifted(self, chapter: dict) -> dict:
-    ticks = round(self._rest_shift / chapter["time_base"])
-    return chapter | {"start": chapter["start"] + ticks, "end": chapter["end"] + ticks}
+  def _moved(self, chapter: dict, base: Fraction) -> dict:
+    ticks = round((self._rest_shift - base) / chapter["time_base"])
+    return chapter | {name: max(0, chapter[name] + ticks) for name in ("start", "end")}
 
-  def _writer(self, stream, target) -> Callable[[av.Packet], None] | None:
-    """What to do with the packets of a stream; None where it is left out."""
-    name = f"{stream.type} {stream.codec_context.name if stream.codec_context else stream.name or ''}".strip()
-    if stream.type == "data" or stream.codec_context is None and stream.type != "attachment":
-      # The titles of MP4's chapters are read as a stream of data; `set_chapters` has them.
-      if not (self._source.chapters() and stream.type == "data" and stream.name == "bin_data"):
+  def _writer(self, stream, source, target, plan: timeline.Timeline) -> Callable[[av.Packet], None] | None:
+    """What to do with the packets of a stream; None where it is left out or has none."""
+    name = stream_name(stream, self._path)
+    if stream.codec_context is None and stream.type != "attachment" or stream.type == "data":
+      # The titles of MP4's chapters are read as a stream of data; `set_chapters` has them. A timecode's value is in the
+      # metadata of the picture, from which MP4 and MOV make the track anew.
+      chapters = source.chapters() and stream.type == "data" and getattr(stream, "name", None) == "bin_data"
+      if not chapters and "timecode" not in stream.metadata:
         self.notes.append(f"left out: stream {stream.index} ({name})")
       return None
+    mux = self._muxing(target)
     if stream.type == "audio" and self._format == "avi":
       self.reencoded.append(f"{name} as pcm_s16le")
-      return _PcmTrack(stream, target, out=self._out, shift=self._sound_shift)
+      return PcmTrack(stream, target, shift=self._sound_shift, mux=mux)
     cover = stream.type == "video" and bool(stream.disposition & av.stream.Disposition.attached_pic)
     try:
       # What FFmpeg would accept, and then write no header or a second picture track.
-      if (stream.type == "attachment" and self._format != "matroska") or (cover and self._format not in _NEGATIVE):
+      if (stream.type == "attachment" and self._format != "matroska") or (cover and self._format not in _EDIT_LISTS):
+        raise ValueError(name)
+      if self._format == "mpegts" and stream.codec_context.name not in _TRANSPORT_STREAM:
         raise ValueError(name)
       copy = target.add_stream_from_template(stream, opaque=True)
     except ValueError as error:
@@ -177,64 +221,76 @@ class _Copy:
       return None
     copy.metadata.update(stream.metadata)
     copy.disposition = stream.disposition
-    if self._same_container and stream.type in ("video", "audio"):
+    if self._same_container and name in ("video hevc", "video h264"):
       copy.codec_context.codec_tag = stream.codec_context.codec_tag  # Apple's players want hvc1, not hev1
     self.copied.append(name)
     if stream.type == "attachment":
       return None
-    shift = round((self._sound_shift if stream.type == "audio" else self._rest_shift) / stream.time_base)
-    last = None
+    self._tracks.append(stream)
+    times = plan.times[stream.index]
+    shift = round((self._sound_shift if stream.type == "audio" else self._rest_shift) / times.time_base)
+    fine = round(stream.time_base / times.time_base)
+    rows = zip(*(np.asarray(column).tolist() for column in (times.pts, times.dts, times.keep)), strict=True)
 
     def write(packet: av.Packet) -> None:
-      nonlocal last
-      if packet.pts is not None:
-        packet.pts += shift
-      if packet.dts is not None:
-        packet.dts += shift
-        if last is not None and packet.dts <= last:  # a clock that goes back would be refused
-          packet.dts = last + 1
-          packet.pts = packet.pts if packet.pts is None else max(packet.pts, packet.dts)
-        last = packet.dts
-      packet.stream = copy
-      with _writing(self._out):
-        target.mux(packet)
+      pts, dts, keep = next(rows)
+      if keep:
+        packet.pts = None if pts == timeline.NO_TIME else pts + shift
+        packet.dts = None if dts == timeline.NO_TIME else dts + shift
+        packet.duration, packet.time_base = (packet.duration or 0) * fine, times.time_base
+        packet.stream = copy
+        mux(packet)
 
     return write
 
+  def _muxing(self, target) -> Callable[..., None]:
+    def mux(packets) -> None:
+      with _writing(self._out):
+        target.mux(packets)
 
-class _PcmTrack:
-  """Lays a sound track anew from second 0: silence where it begins late or has a gap, cut where it begins early."""
+    return mux
 
-  def __init__(self, stream, target, *, out: Path, shift: Fraction):
-    self._target, self._out, self._shift, self._rate = target, out, shift, stream.rate
-    self._layout, self._channels = stream.layout, stream.channels
-    self._resampler = av.AudioResampler("s16", stream.layout, stream.rate)
-    self._track = target.add_stream("pcm_s16le", rate=stream.rate, layout=stream.layout)
-    self._track.metadata.update(stream.metadata)
-    self._position = 0  # samples written
+  def _name_sound(self, source) -> None:
+    """Several sound tracks: says that they move together, unless nothing does."""
+    tracks = [f"{each.index} ({stream_name(each, self._path)})" for each in source.streams.audio if each.codec_context]
+    if self._lag and len(tracks) > 1:
+      names = f"{', '.join(tracks[:-1])} and {tracks[-1]}"
+      self.notes.append(f"all its sound tracks are moved by {float(self._lag) * 1000:+g} ms: streams {names}")
 
-  def __call__(self, packet: av.Packet) -> None:
-    for frame in packet.decode():
-      begin = self._position if frame.pts is None else round((frame.pts * frame.time_base + self._shift) * self._rate)
-      frame.pts = None
-      try:
-        parts = [part.to_ndarray().reshape(-1, self._channels) for part in self._resampler.resample(frame)]
-      except ValueError as error:
-        raise InputError("its sound changes its sample rate or its channels on the way") from error
-      samples = np.concatenate([np.zeros((0, self._channels), np.int16), *parts])
-      if abs(begin - self._position) <= _MAX_DRIFT * self._rate and self._position:
-        begin = self._position
-      if begin - self._position > _MAX_GAP * self._rate:
-        raise InputError(f"its sound's timestamps jump by {(begin - self._position) / self._rate:.0f} s")
-      while self._position < begin:
-        self._write(np.zeros((min(begin - self._position, self._rate), self._channels), np.int16))
-      self._write(samples[self._position - begin :])
+  def _name_losses(self, source) -> None:
+    """Reads the copy back and names what it has lost. Raises InputError where that is a track."""
+    with open_media(self._partial) as copy:
+      for kind in ("video", "audio"):
+        wanted = [each for each in self._tracks if each.type == kind and _decodes(self._path, each)]
+        if sum(_decodes(self._partial, each) for each in copy.streams if each.type == kind) < len(wanted):
+          name = stream_name(wanted[-1], self._path)
+          raise InputError(f"{self._out}: a {self._format} file cannot hold its {name}: choose another suffix")
+      lost = [f"metadata {key}" for key in lost_keys(source.metadata, copy.metadata)]
+      before, after = _timecodes(source), _timecodes(copy)
+      lost += [f"timecode {value}" for value in sorted(before - after)]
+      if (angle := _rotation(self._path)) != _rotation(self._partial):
+        lost.append(f"the rotation of its picture by {angle} degrees")
+    if lost:
+      self.notes.append(f"lost, as a {self._format} file does not take it: {', '.join(lost)}")
 
-  def _write(self, samples: np.ndarray) -> None:
-    if not len(samples):
-      return
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples).reshape(1, -1), format="s16", layout=self._layout)
-    frame.sample_rate, frame.time_base, frame.pts = self._rate, Fraction(1, self._rate), self._position
-    self._position += len(samples)
-    with _writing(self._out):
-      self._target.mux(self._track.encode(frame))
+
+def _decodes(path: Path, stream) -> bool:
+  """Whether something of a stream can be decoded"""
+  if stream.codec_context is None:
+    return False
+  try:
+    with open_media(path) as container:
+      return next(container.decode(container.streams[stream.index]), None) is not None
+  except InputError:
+    return False
+
+
+def _timecodes(container) -> set[str]:
+  tags = [(key.lower(), value) for each in (container, *container.streams) for key, value in each.metadata.items()]
+  return {value for key, value in tags if key == "timecode"}
+
+
+def _rotation(path: Path) -> int:
+  """Degrees by which the first picture is to be turned."""
+  with open_media(path) as container:
+    return next((round(frame.rotation) for frame in container.decode(video_stream(container))), 0)

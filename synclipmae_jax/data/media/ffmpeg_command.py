@@ -1,0 +1,65 @@
+"""The command line of ffmpeg that takes a lag out of a file without us."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from synclipmae_jax.data.media import timeline
+from synclipmae_jax.data.media.mp4_boxes import fragmented
+from synclipmae_jax.data.media.picture_order import lacks_order
+from synclipmae_jax.data.media.video import open_media, video_stream
+from synclipmae_jax.types import InputError
+
+_KEPT = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts", ".m2ts", ".mts")  # the others may not hold a moved sound
+
+_MAY_JUMP = (".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob")  # where the file itself is not at hand
+
+
+def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
+  """One line for a shell; None for a file of which ffmpeg would not keep the times, or that cannot be read.
+
+  ffmpeg reads the file twice: the first input gives what stays, the second what is delayed. It lets each input begin at
+  0. Of a format whose clock may jump it takes that begin from the streams in use, so that the two would begin apart:
+  -copyts keeps the times of the file. Pictures without a time of showing, as in AVI, cannot be copied: they are
+  encoded, and counted by -r, which no offset moves, so that it is the sound that moves either way.
+  """
+  stays, delayed, offset = ("v", "a", lag_ms) if lag_ms > 0 else ("a", "v", -lag_ms)
+  copy, options = "-c copy", "-copyts " if Path(path).suffix.lower() in _MAY_JUMP else ""
+  if os.path.exists(path):
+    try:
+      with open_media(path) as source:
+        picture = video_stream(source)
+        packets = timeline.scan(source, timeline.timed(source), picture)
+        options = "-copyts " if timeline.may_jump(source.format) else ""
+        if lacks_order(path, packets[picture.index], picture, source.format.name):
+          options, copy = f"-r {picture.average_rate} ", "-c:a copy"
+          stays, delayed, offset = "v", "a", lag_ms
+        plan = timeline.plan(
+          packets, picture=picture.index, source_format=source.format, fragmented=fragmented(path), hides=True
+        )
+        if plan.notes:  # its times are mended
+          return None
+    except InputError:
+      return None
+  source, out = (_argument(name) for name in (Path(path), _free(Path(path))))
+  if not (source.isprintable() and out.isprintable()):
+    return None
+  inputs = f"-i {source} -itsoffset {offset / 1000:.3f} -i {source}"
+  return f"ffmpeg {options}{inputs} -map 0:{stays} -map 1:{delayed} {copy} {out}"
+
+
+def _free(path: Path) -> Path:
+  """A name beside `path` that is not taken."""
+  suffix = path.suffix if path.suffix.lower() in _KEPT else ".mkv"
+  out, number = path.with_name(f"{path.stem}_in_sync{suffix}"), 2
+  while os.path.lexists(out):
+    out, number = path.with_name(f"{path.stem}_in_sync_{number}{suffix}"), number + 1
+  return out
+
+
+def _argument(path: Path) -> str:
+  """Quoted for a shell, and taken by ffmpeg neither for an option nor for a protocol."""
+  name = os.fspath(path)
+  return shlex.quote(os.path.join(".", name) if name.startswith("-") or ":" in name.split("/")[0] else name)
