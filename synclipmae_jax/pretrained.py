@@ -95,9 +95,10 @@ class SyncLipMAE:
   ) -> SyncResult:
     """The lag between picture and sound of a video file, with its confidence.
 
-    Positive: the video lags the audio. `audio_track` selects the sound track, counted from 1; None: the one with speech.
-    `progress(reached, length)` is called with the position and the length in seconds; the length is 0 if the file does
-    not state it. Raises InputError for a file that cannot be analysed; silence, no face and a still mouth are results.
+    Positive: the video lags the audio. `audio_track` selects the sound track, counted from 1 (None: the one with
+    speech). `progress(reached, length)` is called with the position and the length in seconds; the length is 0 if the
+    file does not state it. Raises InputError for a file that cannot be analysed; silence, no face and a still mouth are
+    results.
     """
     return sync_file(
       self.embedder, path, calibration=self.calibration, checkpoint=self.name, notes=self.notes, faces=faces,

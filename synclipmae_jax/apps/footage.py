@@ -12,6 +12,7 @@ from pathlib import Path
 
 from synclipmae_jax.data.clips import FACES
 from synclipmae_jax.data.media.containers import SUFFIXES
+from synclipmae_jax.data.media.remux import FORMATS
 from synclipmae_jax.data.output_file import refuse_unwritable
 from synclipmae_jax.types import InputError
 
