@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from synclipmae_jax.data.clips import FACES
+from synclipmae_jax.data.faces.sources import detector
 from synclipmae_jax.data.media.containers import SUFFIXES
 from synclipmae_jax.data.media.remux import FORMATS
 from synclipmae_jax.data.output_file import refuse_unwritable
@@ -99,14 +100,28 @@ def refuse_inputs(paths: Iterable[str | os.PathLike], videos: Sequence[str]) -> 
 def add_videos(parser: argparse.ArgumentParser) -> None:
   """The arguments of every command that reads footage: which, and who finds its faces."""
   parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
-  parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the faces (auto: the .faces.npz beside "
-                      "a file, else skimage_lbp)")  # fmt: skip
+  add_faces(parser)
   add_audio_track(parser)
+
+
+def add_faces(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--faces", default="auto", choices=FACES, help="how faces are found. precomputed: NAME.faces.npz beside NAME.mp4; "
+    "mediapipe: face detector and face mesh of MediaPipe, for frontal, turned and small faces; skimage_lbp: cascade of "
+    "scikit-image, for frontal faces; full_frame: the centre of the picture; auto (default): precomputed if that file "
+    "exists, otherwise mediapipe, or skimage_lbp if mediapipe is not available"
+  )  # fmt: skip
 
 
 def add_audio_track(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--audio-track", type=int, metavar="N", help="the sound track to be heard, counted from 1 "
                       "(default: the one with speech)")  # fmt: skip
+
+
+def tell_fallback(command: str, faces: str) -> None:
+  """Reports on stderr if `faces` is `auto` and only the fallback detector is available."""
+  for note in detector()[1] if faces == "auto" else ():
+    print(f"synclipmae {command}: {note}", file=sys.stderr)
 
 
 def exit_status(command: str, work: Callable[[], int]) -> int:

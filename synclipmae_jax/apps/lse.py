@@ -23,7 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from synclipmae_jax.apps.footage import add_videos, complain, exit_status, find_videos, keep_compiled
+from synclipmae_jax.apps.footage import (
+  add_videos,
+  complain,
+  exit_status,
+  find_videos,
+  keep_compiled,
+  tell_fallback,
+)
 from synclipmae_jax.baselines.protocol import SyncModel
 from synclipmae_jax.data import labels, pipeline
 from synclipmae_jax.data.clips import Settings, cut_file
@@ -54,6 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     raise InputError("name the weights to measure with: --syncnet DIR, --stable-syncnet DIR, or both")
   settings = Settings(size=args.size, faces=args.faces, audio_track=args.audio_track)
   videos, several = find_videos(args.videos)
+  tell_fallback("lse", args.faces)
   keep_compiled()
   judges = _load(syncnet=args.syncnet, stable_syncnet=args.stable_syncnet)
   entries, failed = [], 0

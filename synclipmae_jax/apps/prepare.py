@@ -1,8 +1,8 @@
 """`synclipmae prepare --raw DIR --out DIR`: a folder of videos -> clean clips, a manifest, and records to train from.
 
 Any frame rate, size, sample rate and number of channels becomes 25 frames/s and 16 kHz mono on one clock, cropped to
-the face. Every file is named in OUT/manifest.jsonl with its outcome and the reason. Run it again to go on, or after
-adding files: what is done stays.
+the face that is visible longest and largest. Every file is named in OUT/manifest.jsonl with its outcome and the
+reason. Run it again to go on, or after adding files: what is done stays.
 
 Exit status: 0 where at least one clip was made, 1 where none was, 2 for wrong arguments, 130 after Ctrl-C.
 """
@@ -15,9 +15,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from synclipmae_jax.apps.footage import add_audio_track, sentence
+from synclipmae_jax.apps.footage import add_audio_track, add_faces, sentence
 from synclipmae_jax.data import corpora
-from synclipmae_jax.data.clips import FACES
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.types import InputError
 
@@ -29,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--raw", required=True, help="folder of video files, searched to any depth")
   parser.add_argument("--out", required=True, help="folder for clips, manifest and records")
   parser.add_argument("--corpus", default="auto", choices=("auto", *corpora.NAMES), help="how the files are arranged")
-  parser.add_argument("--faces", default="auto", choices=FACES, help="who finds the face (auto: the .faces.npz beside "
-                      "a file, else skimage_lbp)")  # fmt: skip
+  add_faces(parser)
   add_audio_track(parser)
   parser.add_argument("--size", type=int, default=256, help="pixels of a side of the square clips (default 256)")
   parser.add_argument("--min-seconds", type=float, default=1.6, help="shortest clip (default 1.6)")
@@ -73,6 +71,8 @@ def _print(summary: dict, out: str) -> None:
     print(f"  {file}: {reason}")
   if len(summary["reasons"]) > _SHOWN:
     print(f"  … and {len(summary['reasons']) - _SHOWN} more")
+  for note in summary["notes"]:
+    print(f"Note: {note}.")
   print(f"manifest: {out}/manifest.jsonl" + (f"\nrecords:  {summary['records']}" if summary["records"] else ""))
 
 

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from synclipmae_jax.data.corpora import SourceItem
-from synclipmae_jax.data.faces import backends as faces
+from synclipmae_jax.data.faces import litert
+from synclipmae_jax.data.faces.sources import BACKENDS, SHORT_SIDE, detector, dominant, open_faces
+from synclipmae_jax.data.faces.track import CROP_RULE, FaceTrack, crop_path
 from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.data.media.containers import SUFFIXES
 from synclipmae_jax.data.media.scenes import SceneCuts
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
-FACES = ("auto", *faces.BACKENDS)
+FACES = ("auto", *BACKENDS)
 CLIP_FILES = (".mp4", ".flac", ".npz")  # of clip NN of a folder: NN.mp4, NN.flac, NN.npz
 VERSION = 1  # of what this file makes: raise it, and prepared clips are made anew
 _LOOK = 256  # pixels of the short side, for finding faces and cuts
@@ -47,6 +49,8 @@ class Settings:
       raise InputError(f"unknown face backend {self.faces!r}: choose one of {', '.join(FACES)}")
     if self.audio_track is not None and self.audio_track < 1:
       raise InputError(f"sound tracks are counted from 1, there is no track {self.audio_track}")
+    if self.faces == "mediapipe":
+      litert.check()
     if not 1 / FPS <= self.min_seconds <= self.max_seconds <= 10:
       seconds = f"{self.min_seconds:g} to {self.max_seconds:g}"
       raise InputError(f"clips must last {1 / FPS:g} <= min <= max <= 10 s, not {seconds}")
@@ -54,7 +58,7 @@ class Settings:
   @property
   def stamp(self) -> dict[str, Any]:
     """The preprocessing that a model trained on these clips depends on; it travels with records and checkpoints."""
-    return {"size": self.size, "fps": FPS, "sample_rate": SAMPLE_RATE, "crop": faces.CROP_RULE, "version": VERSION}
+    return {"size": self.size, "fps": FPS, "sample_rate": SAMPLE_RATE, "crop": CROP_RULE, "version": VERSION}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,20 +80,18 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
   if os.path.exists(item.path) and not os.path.isfile(item.path):  # a pipe would be waited for
     raise InputError("it is not a regular file")
   info, notes = video.probe(item.path, audio_track=settings.audio_track), []
-  backend = settings.faces
-  if backend == "auto":
-    backend = "precomputed" if item.faces_path and os.path.exists(item.faces_path) else "skimage_lbp"
+  backend = backend_of(item, settings)
+  source, _ = open_faces(item.path, backend, info=info, sidecar=item.faces_path)
   scenes, damaged = SceneCuts(), []
-  small = _checked(video.read_frames(item.path, short_side=_LOOK, notes=notes), check, damaged)
-  small = scenes.watch(small)
-  track = faces.BACKENDS[backend](small, info=info, sidecar=item.faces_path)
+  small = video.read_frames(item.path, short_side=SHORT_SIDE.get(backend, _LOOK), notes=notes)
+  track = dominant(source, scenes.watch(_checked(small, check, damaged)))
   frames = len(track.box)
   heard = _heard(item.path, info, frames, notes)
   heard[damaged] = False
   segments = _segments(track.track, cuts=scenes.cuts, heard=heard, settings=settings)
 
   scale = np.tile([info.width, info.height], 2)
-  crops = [faces.crop_path(track.box[a:b] * scale, width=info.width, height=info.height).round() for a, b in segments]
+  crops = [crop_path(track.box[a:b] * scale, width=info.width, height=info.height).round() for a, b in segments]
   large = [settings.size <= _MAX_UPSCALE * crop[0, 2] for crop in crops]
   if not any(large):
     side = max(crop[0, 2] for crop in crops)
@@ -117,8 +119,15 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
     })  # fmt: skip
   facts = {field.name: getattr(info, field.name) for field in dataclasses.fields(info) if field.name != "sound"}
   notes = [*info.notes, *notes]
-  source = {**facts, "origin": float(info.origin), "notes": notes, "frames": frames, "faces": backend}
-  return Cut(source=source, clips=clips)
+  facts |= {"origin": float(info.origin), "notes": notes, "frames": frames, "faces": backend}
+  return Cut(source=facts, clips=clips)
+
+
+def backend_of(item: SourceItem, settings: Settings) -> str:
+  """The face backend for a file. `auto` is `precomputed` if the file has a `.faces.npz`."""
+  if settings.faces != "auto":
+    return settings.faces
+  return "precomputed" if item.faces_path and os.path.exists(item.faces_path) else detector()[0]
 
 
 def _checked(frames: Iterator[video.Frame], check: Callable[[], None], damaged: list[int]) -> Iterator[video.Frame]:
@@ -192,7 +201,7 @@ def _heard(path: Path, info: video.MediaInfo, frames: int, notes: list[str]) -> 
 
 
 def crop_boxes(
-  track: faces.FaceTrack, start: int, stop: int, crop: np.ndarray, info: video.MediaInfo
+  track: FaceTrack, start: int, stop: int, crop: np.ndarray, info: video.MediaInfo
 ) -> dict[str, np.ndarray]:
   """Face box, mouth box and landmarks of frames [start, stop) as fractions of their crops."""
   scale, corner, side = np.array([info.width, info.height]), crop[:, :2], crop[:, 2:]

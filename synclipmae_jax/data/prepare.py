@@ -29,8 +29,9 @@ from typing import Any
 from tqdm import tqdm
 
 from synclipmae_jax.data import corpora, labels, records
-from synclipmae_jax.data.clips import CLIP_FILES, VERSION, Settings, cut_file
+from synclipmae_jax.data.clips import CLIP_FILES, VERSION, Settings, backend_of, cut_file
 from synclipmae_jax.data.corpora import SourceItem
+from synclipmae_jax.data.faces.sources import detector
 from synclipmae_jax.data.media import watchdog
 from synclipmae_jax.types import FPS, InputError
 
@@ -41,6 +42,7 @@ class Manifest:
 
   entries: Sequence[dict[str, Any]]
   records: Path | None
+  notes: tuple[str, ...] = ()  # for the user
 
   def summary(self) -> dict[str, Any]:
     accepted = [entry for entry in self.entries if entry["outcome"] == "accepted"]
@@ -55,6 +57,7 @@ class Manifest:
       "upscaled_clips": sum(clip["upscale"] > 1 for clip in clips),
       "reasons": {entry["file"]: entry["reason"] for entry in self.entries if entry["outcome"] == "rejected"},
       "records": str(self.records) if self.records else None,
+      "notes": list(self.notes),
     }
 
 
@@ -96,7 +99,9 @@ def _prepare_items(
   lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
   _write_atomically(out / "manifest.jsonl", lines)
   accepted = any(entry["outcome"] == "accepted" for entry in entries)
-  return Manifest(entries=entries, records=records.write_records(out, stamp=settings.stamp) if accepted else None)
+  written = records.write_records(out, stamp=settings.stamp) if accepted else None
+  looked_for = settings.faces == "auto" and any(backend_of(item, settings) != "precomputed" for item in items)
+  return Manifest(entries=entries, records=written, notes=detector()[1] if looked_for else ())
 
 
 def _manifest_line(item: SourceItem, entry: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +144,8 @@ def _fingerprint(item: SourceItem, settings: Settings) -> dict[str, Any]:
     return [stat.st_size, stat.st_mtime_ns] if stat else None
 
   files = [state(path) for path in (item.path, item.faces_path, item.truth_path)]
+  if (backend := backend_of(item, settings)) != "precomputed":  # the meaning of `auto` depends on the machine
+    settings = dataclasses.replace(settings, faces=backend)
   return {"files": files, "settings": dataclasses.asdict(settings), "version": VERSION}
 
 

@@ -20,8 +20,9 @@ import av
 import numpy as np
 
 from synclipmae_jax.data.clips import crop_boxes
-from synclipmae_jax.data.faces.backends import FaceTrack, crop_path
-from synclipmae_jax.data.faces.sources import LOOKAHEAD, FaceSource, open_faces
+from synclipmae_jax.data.faces.follower import LOOKAHEAD
+from synclipmae_jax.data.faces.sources import FaceSource, open_faces
+from synclipmae_jax.data.faces.track import FaceTrack, crop_path
 from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.inference.embedder import Embedder, Embedding
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError

@@ -15,13 +15,13 @@ import numpy as np
 from synclipmae_jax import checkpoints
 from synclipmae_jax.checkpoints.format import META
 from synclipmae_jax.data.clips import VERSION
-from synclipmae_jax.data.faces import backends as faces
+from synclipmae_jax.data.faces.track import CROP_RULE
 from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.models.synclipmae import build_model
 from synclipmae_jax.types import FPS, SAMPLE_RATE, InputError, Params
 
 # Preprocessing of this version. Image size and visible patches are taken from the checkpoint.
-_PREPROCESSING = {"fps": FPS, "sample_rate": SAMPLE_RATE, "crop": faces.CROP_RULE, "version": VERSION}
+_PREPROCESSING = {"fps": FPS, "sample_rate": SAMPLE_RATE, "crop": CROP_RULE, "version": VERSION}
 _SERVING = ("visual_encoder", "audio_adapter")  # in addition to the frozen speech encoder
 
 

@@ -234,7 +234,7 @@ def test_a_click_decodes_at_its_time(tmp_path):
   waveform = np.zeros(SAMPLES_PER_FRAME * 50, np.float32)
   times = np.array([4_000, 15_000, 28_000])
   waveform[times], waveform[times + 1] = 0.9, -0.9
-  corpus._encode(tmp_path / "click.mp4", np.zeros((50, 32, 32, 3), np.uint8), waveform, crf=30)
+  corpus.encode(tmp_path / "click.mp4", np.zeros((50, 32, 32, 3), np.uint8), waveform, crf=30)
   frames, sound = decode(tmp_path / "click.mp4")
   assert len(frames) == 50
   for time in times:

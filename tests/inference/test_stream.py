@@ -11,7 +11,7 @@ from data.footage import numbered, write_video
 from tiny_checkpoint import write_tiny
 
 from synclipmae_jax import SyncLipMAE
-from synclipmae_jax.data.faces.backends import FaceTrack
+from synclipmae_jax.data.faces.track import FaceTrack
 from synclipmae_jax.inference import stream
 from synclipmae_jax.inference.stream import TokenStream
 from synclipmae_jax.sync import analysis
@@ -125,8 +125,8 @@ class TwoFaces:
     box = np.where(there[:, None], np.float32(right), np.nan)
     whole = np.tile(np.float32(left), (stop - start, 1))
     return {
-      3: FaceTrack(box=box, track=np.where(there, 0, -1)),
-      5: FaceTrack(box=whole, track=np.zeros(stop - start, int)),
+      3: FaceTrack(box=box, track=np.where(there, 0, -1), confidence=there.astype(np.float32)),
+      5: FaceTrack(box=whole, track=np.zeros(stop - start, int), confidence=np.ones(stop - start, np.float32)),
     }
 
 

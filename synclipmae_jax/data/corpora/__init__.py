@@ -40,7 +40,7 @@ class SourceItem:
   actions: tuple[str, ...] | None = None  # those that occur; None: unknown
   action_segments: tuple[Segment, ...] = ()  # likewise
   lag: int | None = None  # frames, positive: the video lags the audio; None where nobody knows
-  faces_path: Path | None = None  # see `data.faces.backends.precomputed`
+  faces_path: Path | None = None  # see `data.faces.sidecars.read_sidecar`
   truth_path: Path | None = None  # npz: truth float [n, P], one row a source frame; names [P]
   provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

@@ -1,6 +1,6 @@
 """Any folder of videos. A sub-folder is one person, whose files stay together; a file at the top stands for itself.
 
-Beside `name.mp4` may stand `name.faces.npz` (`data.faces.backends.precomputed`) and `name.txt`, the transcript.
+Beside `name.mp4` may stand `name.faces.npz` (`data.faces.sidecars.read_sidecar`) and `name.txt`, the transcript.
 """
 
 from __future__ import annotations

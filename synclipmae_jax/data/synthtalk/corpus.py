@@ -168,7 +168,7 @@ def write_clip(clip: Clip, folder: Path, *, size: int) -> Path:
   )
   path = folder / f"{clip.key}.mp4"
   partial = path.with_suffix(".mp4.part")
-  _encode(partial, render(clip, size=size), clip.waveform(), crf=clip.crf)
+  encode(partial, render(clip, size=size), clip.waveform(), crf=clip.crf)
   return partial.replace(path)
 
 
@@ -179,7 +179,7 @@ def _save(path: Path, **arrays) -> None:
   partial.replace(path)
 
 
-def _encode(path: Path, frames: np.ndarray, waveform: np.ndarray, *, crf: int) -> None:
+def encode(path: Path, frames: np.ndarray, waveform: np.ndarray, *, crf: int) -> None:
   """Encodes frames uint8 [T, S, S, 3] and a waveform float32 [640 * T]. The timestamps include the encoder delay."""
   with av.open(str(path), "w", format="mp4") as container:
     video = container.add_stream("libx264", rate=FPS)
