@@ -14,6 +14,7 @@ import numpy as np
 
 from synclipmae_jax.data.media.ffmpeg_command import ffmpeg_command
 from synclipmae_jax.data.output_file import writing
+from synclipmae_jax.figures import new_figure, save
 from synclipmae_jax.metrics.sync import LAGS, MAX_LAG
 from synclipmae_jax.sync.result import MS_PER_FRAME, SyncResult
 from synclipmae_jax.types import FPS
@@ -86,7 +87,7 @@ def plot(result: SyncResult, path: str | os.PathLike) -> None:
   """
   with writing(path) as partial, warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in a script it lacks: boxes
-    _figure(result).savefig(partial, format="png", dpi=120)
+    save(_figure(result), partial)
 
 
 def _row(result: SyncResult) -> tuple[str, ...]:
@@ -156,9 +157,7 @@ def _wrapped(sentence: str) -> Iterator[str]:
 
 
 def _figure(result: SyncResult) -> Figure:
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(11, 5.2), layout="constrained")
+  figure = new_figure(11, 5.2)
   grid = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(14, 1))
   over_time = figure.add_subplot(grid[0, 0])
   speech = figure.add_subplot(grid[1, 0], sharex=over_time)
