@@ -75,6 +75,7 @@ def output(params, *args, scale=1.0, addition=0.0, depth=3, stride=2, **sizes) -
 def reference(params, latents, context, text, t, *, scale, stride) -> np.ndarray:
   """The same in float64 NumPy: one block at a time, rotation by complex numbers, nothing fused."""
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+  latents, context, text, t = (np.asarray(x, np.float64) for x in (latents, context, text, t))
   dit, vace = params["dit"], params["vace"]
   batch, heads, head_width = len(latents), BLOCK["heads"], BLOCK["width"] // BLOCK["heads"]
   dense = lambda x, p: x @ p["kernel"] + p["bias"]
@@ -252,7 +253,7 @@ def test_vace_trains_with_a_frozen_backbone():
   length = math.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(whole)))
 
   def loss(step):
-    vace = jax.tree.map(lambda leaf, slope: leaf + step / length * np.float64(slope), params["vace"], whole)
+    vace = jax.tree.map(lambda leaf, slope: np.float64(leaf) + step / length * np.float64(slope), params["vace"], whole)
     return np.square(reference(params | {"vace": vace}, *inputs(), scale=np.ones(2), stride=1)).mean()
 
   assert (loss(1e-4) - loss(-1e-4)) / 2e-4 == pytest.approx(length, rel=1e-4)
