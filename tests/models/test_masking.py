@@ -88,3 +88,13 @@ def test_patchify_round_trip_and_layout():
   patches = masking.patchify(frames, 8)
   np.testing.assert_array_equal(patches[1, 2, 6].reshape(8, 8, 3), frames[1, 2, 8:16, 16:24])
   np.testing.assert_array_equal(masking.unpatchify(patches, 8), frames)
+
+
+@pytest.mark.parametrize("grid, visible", [(4, 4), (4, 15), (6, 9), (16, 26), (16, 64)])
+def test_evenly_spread_patches_are_distinct_and_in_every_quarter(grid, visible):
+  indices = masking.spread_evenly(grid, visible)
+  assert len(set(indices.tolist())) == visible and 0 <= indices.min() and indices.max() < grid**2
+  quarters = 2 * (indices // grid >= grid // 2) + (indices % grid >= grid // 2)
+  counts = np.bincount(quarters, minlength=4)
+  assert counts.max() <= 2 * counts.min()
+  np.testing.assert_array_equal(masking.spread_evenly(grid, visible), indices)
