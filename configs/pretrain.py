@@ -130,6 +130,9 @@ def _paper() -> ConfigDict:
     )
   )
 
+  # Steps of the supervised network beside the factors at the end of a run on clips of known truth; 0: without it.
+  config.evaluation = ConfigDict(dict(factor_ceiling_steps=0))
+
   config.init = ConfigDict(
     dict(
       visual_encoder=config_dict.placeholder(str),  # directory of a converted item (paper: Sapiens-0.3B)
@@ -188,6 +191,7 @@ def _demo() -> ConfigDict:
       tensorboard=False,
     )
   )
+  config.evaluation.factor_ceiling_steps = 600
   config.init.require = ()
   return config
 
@@ -224,6 +228,7 @@ def _tiny() -> ConfigDict:
     dict(steps=4, batch_clips=8, log_every=1, pictures_every=4, eval_every=4, checkpoint_every=2)
   )
   config.optimizer.warmup_steps = 2
+  config.evaluation.factor_ceiling_steps = 2
   return config
 
 

@@ -145,6 +145,30 @@ def lag(path: str | os.PathLike, clips: Sequence[ClipTokens], *, state: LagState
   save(figure, path)
 
 
+def factors(
+  path: str | os.PathLike,
+  *,
+  groups: Mapping[str, Mapping[str, float]],
+  parameters: Mapping[str, Mapping[str, float]],
+) -> None:
+  """R² by kind of token (rows): of every factor, and of every true parameter, "factor/name". Below 0 is drawn as 0."""
+  figure = new_figure(3 + 0.9 * len(next(iter(groups.values()))) + 0.24 * len(next(iter(parameters.values()))), 3.2)
+  columns = [len(next(iter(groups.values()))) / 2, len(next(iter(parameters.values()))) / 6]
+  for axis, rows, shown in zip(figure.subplots(1, 2, width_ratios=columns), (groups, parameters), (True, False),
+                               strict=True):  # fmt: skip
+    values = np.array([list(row.values()) for row in rows.values()])
+    image = axis.imshow(np.clip(values, 0, 1), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    names = list(next(iter(rows.values())))
+    axis.set_xticks(range(len(names)), names, rotation=0 if shown else 90, fontsize=7)
+    axis.set_yticks(range(len(rows)), list(rows) if shown else [""] * len(rows), fontsize=8)
+    if shown:
+      for (row, column), value in np.ndenumerate(values):
+        colour = "black" if value > 0.6 else "white"
+        axis.text(column, row, "-" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", color=colour)
+  figure.colorbar(image, ax=axis, label="R², people not fitted on")
+  save(figure, path)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
   """One axis of `curves`: values of the records over the steps, and reference levels."""

@@ -90,7 +90,7 @@ def test_patchify_round_trip_and_layout():
   np.testing.assert_array_equal(masking.unpatchify(patches, 8), frames)
 
 
-@pytest.mark.parametrize("grid, visible", [(4, 4), (4, 15), (6, 9), (16, 26), (16, 64)])
+@pytest.mark.parametrize("grid, visible", [(4, 4), (4, 15), (16, 26), (16, 64)])
 def test_evenly_spread_patches_are_distinct_and_in_every_quarter(grid, visible):
   indices = masking.spread_evenly(grid, visible)
   assert len(set(indices.tolist())) == visible and 0 <= indices.min() and indices.max() < grid**2
