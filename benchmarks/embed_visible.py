@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from synclipmae_jax import checkpoints
 from synclipmae_jax.data.pipeline import eval_clips
-from synclipmae_jax.evaluation.tokens import embed_clip
 from synclipmae_jax.evaluation.sync import PROTOCOL, score_tokens
+from synclipmae_jax.evaluation.tokens import embed_clip
 from synclipmae_jax.models.synclipmae import EMBED_VISIBLE
 from synclipmae_jax.run.jobs import training_job_of
 

@@ -4,8 +4,8 @@
              └─ face-preserving mask, jitter ┴─ visual encoder ┼─ vocal | ambient ─────┼─ decoder, twice ─ pixels
     sound ──── speech encoder (frozen) ─ audio adapter ────────── audio ──────────────┘
 
-`init`, `apply` (training: masks, jitter, decoding) and `embed` (inference: one view, no mask, no jitter, no key) are
-pure functions of plain nested dicts.
+`init`, `apply` (training: masks, jitter, decoding) and `embed` (inference: fixed views, no jitter, no key) are pure
+functions of plain nested dicts.
 """
 
 from __future__ import annotations
