@@ -255,6 +255,7 @@ class FactorEvaluator:
     predict = fit_factor_network(
       np.concatenate([clip.frames for clip in training]),
       np.concatenate([clip.truth for clip in training]),
+      names,
       steps=self.ceiling_steps,
     )
     judged = _everyones(clip.with_features({"network": predict(clip.frames)}) for clip in self._held_out)
