@@ -60,8 +60,15 @@ def _paper() -> ConfigDict:
       speech_encoder=dict(
         kind="wav2vec2",  # paper; log_mel needs no weights
         wav2vec2=dict(  # paper: base, frozen, the waveform resampled to one token per frame
-          alignment="waveform", include_embedding_output=False,
-          width=768, depth=12, heads=12, mlp_width=3072, conv_width=512, pos_kernel=128, pos_groups=16,
+          alignment="waveform",
+          include_embedding_output=False,
+          width=768,
+          depth=12,
+          heads=12,
+          mlp_width=3072,
+          conv_width=512,
+          pos_kernel=128,
+          pos_groups=16,
         ),
         log_mel=dict(bands=40),
       ),
@@ -224,9 +231,7 @@ def _tiny() -> ConfigDict:
   )
   config.model.decode_frames = 2
   config.loss.negatives_clips = 4
-  config.train.update(
-    dict(steps=4, batch_clips=8, log_every=1, pictures_every=4, eval_every=4, checkpoint_every=2)
-  )
+  config.train.update(dict(steps=4, batch_clips=8, log_every=1, pictures_every=4, eval_every=4, checkpoint_every=2))
   config.optimizer.warmup_steps = 2
   config.evaluation.factor_ceiling_steps = 2
   return config

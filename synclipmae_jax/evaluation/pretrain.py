@@ -170,9 +170,7 @@ class PretrainPictures:
     return ClipTokens(key=clip.key, audio=audio, vocal=vocal, lag=clip.lag)
 
   def _draw_reconstruction(self, out: Outputs) -> np.ndarray:
-    image = lambda patches: np.asarray(
-      masking.unpatchify(denormalise_pixels(jnp.asarray(patches)), self.model.patch)
-    )
+    image = lambda patches: np.asarray(masking.unpatchify(denormalise_pixels(jnp.asarray(patches)), self.model.patch))
     return pictures.reconstruction(
       self.workdir / "reconstruction.png",
       original=image(out.target[:, 0]),

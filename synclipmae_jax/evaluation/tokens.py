@@ -89,9 +89,7 @@ def local_tokens(tokens: Tokens) -> dict[str, np.ndarray]:
   return {name: sharding.to_local(value) for name, value in found.items() if value is not None}
 
 
-def embed_clip(
-  embed: Callable, trainable: Params, frozen: Params, clip: EvalClip
-) -> tuple[np.ndarray, np.ndarray]:
+def embed_clip(embed: Callable, trainable: Params, frozen: Params, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
   """(audio, vocal) tokens [T, D] of one clip."""
   tokens = embed(trainable, frozen, **{name: value[None] for name, value in _padded(clip).items()})
   audio, vocal = jax.device_get((tokens.audio, tokens.vocal))

@@ -200,9 +200,7 @@ class SyncLipMAEModel:
       predicted=predicted,
       target=normalise_pixels(_to_unit(target)),
       masked=1 - masking.visibility(context_indices, self.patches),
-      motion_view=_scatter(
-        _take_frames(motion_pixels, decoded), _take_frames(motion_indices, decoded), self.patches
-      ),
+      motion_view=_scatter(_take_frames(motion_pixels, decoded), _take_frames(motion_indices, decoded), self.patches),
     )
 
   def embed(
@@ -223,9 +221,7 @@ class SyncLipMAEModel:
     """
     clips, total = frames.shape[:2]
     if waveform.shape != (clips, SAMPLES_PER_FRAME * total):
-      raise ValueError(
-        f"{total} frames need a waveform of {(clips, SAMPLES_PER_FRAME * total)}, got {waveform.shape}"
-      )
+      raise ValueError(f"{total} frames need a waveform of {(clips, SAMPLES_PER_FRAME * total)}, got {waveform.shape}")
     visual = self.embed_visual(trainable, frames, face_box=face_box, mouth_box=mouth_box)
     audio = self.embed_audio(trainable, frozen, waveform)
     return dataclasses.replace(visual, audio=audio)

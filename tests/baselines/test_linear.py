@@ -121,9 +121,7 @@ def test_training_clips_are_paired_by_their_true_lag():
 
 def test_unrelated_sound_scores_chance():
   rng = np.random.default_rng(7)
-  dubbed = [
-    dataclasses.replace(talking_bars(rng), waveform=talking_bars(rng).waveform) for _ in range(30)
-  ]
+  dubbed = [dataclasses.replace(talking_bars(rng), waveform=talking_bars(rng).waveform) for _ in range(30)]
   fits = linear.fit_linear(dubbed[:10])
   lags, pairs = LagState(), RetrievalState()
   for clip in dubbed[10:]:

@@ -77,9 +77,7 @@ def test_scores_do_not_depend_on_how_the_clips_were_split():
 
 def person_clip(identity, number, vector):
   feature = np.tile(np.asarray(vector, float), (3, 1))
-  return ClipFactors(
-    key=f"{identity}{number}", identity=identity, features={"token": feature}, truth=np.zeros((3, 1))
-  )
+  return ClipFactors(key=f"{identity}{number}", identity=identity, features={"token": feature}, truth=np.zeros((3, 1)))
 
 
 def test_another_clip_of_the_person_must_come_before_all_clips_of_others():

@@ -24,9 +24,7 @@ def weights():
 
 
 def sample(weights=None, seed=0, clips=64):
-  return masking.sample_visible(
-    clip_keys(clips, seed), frames=16, patches=GRID**2, visible=VISIBLE, weights=weights
-  )
+  return masking.sample_visible(clip_keys(clips, seed), frames=16, patches=GRID**2, visible=VISIBLE, weights=weights)
 
 
 def test_every_frame_keeps_exactly_k_distinct_patches(weights):
@@ -61,9 +59,7 @@ def test_masks_depend_on_key_and_clip_only(weights):
   again = sample(weights)
   np.testing.assert_array_equal(sample(weights), again)
   assert np.any(sample(weights, seed=1) != again)
-  alone = masking.sample_visible(
-    clip_keys(64)[5:6], frames=16, patches=GRID**2, visible=VISIBLE, weights=weights[5:6]
-  )
+  alone = masking.sample_visible(clip_keys(64)[5:6], frames=16, patches=GRID**2, visible=VISIBLE, weights=weights[5:6])
   np.testing.assert_array_equal(alone[0], again[5])
   assert np.any(again[5] != again[6]) and np.any(again[5, 0] != again[5, 1])
 

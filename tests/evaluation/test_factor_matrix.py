@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from synclipmae_jax import sharding
 from synclipmae_jax.evaluation.factors import FactorEvaluator
 from synclipmae_jax.evaluation.pretrain import SyncEvaluator
+from synclipmae_jax.evaluation.sync import SYNTHETIC_NOTE
 from synclipmae_jax.evaluation.tokens import HeldOutTokens
 from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip, Tokens
 
@@ -68,8 +70,9 @@ PARAMS = {"gain": jnp.ones(())}
 
 
 def evaluator(workdir, held_out, training, **options):
+  data = types.SimpleNamespace(eval_clips=held_out, train_clips=lambda: iter(training), remark="")
   tokens = HeldOutTokens(QuarterModel(), mesh=sharding.make_mesh((("data", -1),), jax.devices()[:1]), clips=held_out)
-  return FactorEvaluator(tokens, train_clips=lambda: iter(training), workdir=workdir, **options)
+  return FactorEvaluator(tokens, data, workdir=workdir, **options)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,7 @@ def test_each_token_holds_its_own_factor_and_no_other(measured):
   assert entry["tokens"]["vocal"]["groups"] == pytest.approx(judge.report.tokens["vocal"].groups)
   assert entry["tokens"]["identity"]["retrieval"] == {"top1": 1.0, "ci95": [1.0, 1.0], "chance": pytest.approx(1 / 11)}
   assert entry["fitted_on"] == {"people": 12, "clips": 24} and entry["judged_on"] == {"people": 6, "clips": 12}
-  assert entry["note"] == "synthetic, says nothing about real faces"
+  assert entry["note"] == SYNTHETIC_NOTE
   assert (workdir / "factors.png").stat().st_size > 5_000
 
 
@@ -104,11 +107,13 @@ def test_floor_and_ceiling_stand_beside_the_tokens(measured):
 
 
 def test_both_evaluators_look_at_one_embedding(tmp_path):
-  judge = evaluator(tmp_path, list(clips(3, seed=1, prefix="test")), list(clips(4, seed=0)))
+  held_out = list(clips(3, seed=1, prefix="test"))
+  judge = evaluator(tmp_path, held_out, list(clips(4, seed=0)))
   calls = []
   embed = judge._tokens._embed
   judge._tokens._embed = lambda *args, **batch: calls.append(args) or embed(*args, **batch)
-  sync = SyncEvaluator(judge._tokens, train_clips=lambda: iter(()), workdir=tmp_path)
+  data = types.SimpleNamespace(eval_clips=held_out, train_clips=lambda: iter(()), remark="")
+  sync = SyncEvaluator(judge._tokens, data, workdir=tmp_path)
   frozen = {}
   first = sync(PARAMS, frozen, step=1, final=False), judge(PARAMS, frozen, step=1, final=False)
   turns = len(calls)
