@@ -1,7 +1,8 @@
 """A small convolutional network that is told the true parameters of training pictures: how far their labels lead.
 
 It is the ceiling beside the factors of the tokens (`evaluation.factors`), which are learned without labels. With few
-people it is a low one: in units of R² of SynthTalk's mouth, on 120 people, 600 steps reach .36 and 1,200 reach .52.
+people it is a low one: with 240 clips of 120 people of SynthTalk, 1,200 steps reach a mean R² of .52 at the mouth, 2,000
+steps .60.
 """
 
 from __future__ import annotations

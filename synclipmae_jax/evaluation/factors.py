@@ -157,7 +157,8 @@ class FactorEvaluator:
   @functools.cached_property
   def _training(self) -> tuple[list[LabelledClip], tuple[str, ...]]:
     """The training clips of known truth, and the names of their parameters."""
-    clips, names = [], ()
+    clips: list[LabelledClip] = []
+    names: tuple[str, ...] = ()
     for clip in self._train_clips():
       names = names or _truth_names(clip)
       if names and _truth_names(clip) == names:
@@ -231,8 +232,8 @@ class FactorEvaluator:
         for name, room in batch.items():
           values = np.concatenate([getattr(clip, name) for clip in block])
           room[row, : len(values)] = values
-      batch = sharding.to_global(batch, mesh)
-      found = local_tokens(self._embed(trainable, batch.pop("frames"), **batch))
+      placed = sharding.to_global(batch, mesh)
+      found = local_tokens(self._embed(trainable, placed.pop("frames"), **placed))
       for row, block in enumerate(own):
         start = 0
         for clip in block:

@@ -63,13 +63,13 @@ def build(context: RunContext) -> Evaluation:
 
 def evaluators_of(
   model: SyncLipMAEModel, data: ClipData, *, mesh: Mesh, workdir: Path, factor_ceiling_steps: int = 0
-) -> list[SyncEvaluator | FactorEvaluator]:
+) -> tuple[SyncEvaluator, *tuple[FactorEvaluator, ...]]:
   """The evaluator of synchronisation and, for clips of known truth, that of the factors, on the same tokens."""
   tokens = HeldOutTokens(model, mesh=mesh, clips=data.eval_clips)
-  evaluators = [SyncEvaluator(tokens, data, workdir=workdir)]
-  if data.shown[0].truth is not None:
-    evaluators.append(FactorEvaluator(tokens, data, workdir=workdir, ceiling_steps=factor_ceiling_steps))
-  return evaluators
+  sync = SyncEvaluator(tokens, data, workdir=workdir)
+  if data.shown[0].truth is None:
+    return (sync,)
+  return sync, FactorEvaluator(tokens, data, workdir=workdir, ceiling_steps=factor_ceiling_steps)
 
 
 def tables(evaluators: Sequence[SyncEvaluator | FactorEvaluator]) -> str:

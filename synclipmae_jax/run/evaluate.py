@@ -28,7 +28,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
   with clock("loading"):
     model = SyncLipMAE.load(config.checkpoint)
   config.data.image_size = model.image_size
-  data = sources.open_clips(config, workdir, clock)
+  data: Any = sources.open_clips(config, workdir, clock)  # a types.ClipData
   if not data.shown:
     raise InputError("there is no clip to evaluate on")
   write_config(config, workdir, dict(overrides or {}))

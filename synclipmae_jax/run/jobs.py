@@ -35,8 +35,8 @@ JOBS: dict[str, TrainingJob | MeasuringJob] = {
     evaluation="synclipmae_jax.evaluation.syncnet:build",
     next_commands="synclipmae_jax.run.next_commands:after_syncnet",
   ),
-  "evaluate": MeasuringJob(function="synclipmae_jax.run.evaluate:run"),
   "sync": MeasuringJob(function="synclipmae_jax.run.sync_protocol:run"),
+  "evaluate": MeasuringJob(function="synclipmae_jax.run.evaluate:run"),
 }
 
 
