@@ -37,5 +37,5 @@ def test_components_are_those_of_the_covariance():
 def test_the_network_reads_what_it_was_told():
   """Moving a picture in training blurs where a square is by a pixel or two of the 32."""
   (frames, at), (others, where) = squares(300), squares(40, seed=1)
-  predict = fit_factor_network(frames, at, ("x", "y"), steps=60)
-  assert np.square(predict(others) - where).mean() < 0.3 * where.var()
+  predict = fit_factor_network(frames, at, ("x", "y"), steps=30)
+  assert np.square(predict(others) - where).mean() < 0.5 * where.var()
