@@ -64,7 +64,7 @@ def mouth_region(clip: EvalClip) -> tuple[float, float, float]:
 def mouth_pixels(clip: EvalClip) -> np.ndarray:
   """Grey mouth crop in [0, 1], minus the mean over the clip: [T, 24 * 24]."""
   x, y, side = mouth_region(clip)
-  rows, columns = (_area_weights(centre, side, clip.frames.shape[1]) for centre in (y, x))
+  rows, columns = (area_weights(centre, side, clip.frames.shape[1], cells=CROP) for centre in (y, x))
   grey = clip.frames @ (np.array([0.299, 0.587, 0.114], np.float32) / 255)  # [T, S, S]
   return _centred((rows @ grey @ columns.T).reshape(len(grey), -1))
 
@@ -80,11 +80,11 @@ def _centred(features: np.ndarray) -> np.ndarray:
   return features - features.mean(axis=0)
 
 
-def _area_weights(centre: float, side: float, size: int) -> np.ndarray:
-  """[24, size] area resampling: cell i averages the pixels that it covers. Cells are clipped to the image."""
+def area_weights(centre: float, side: float, size: int, *, cells: int) -> np.ndarray:
+  """[cells, size] area resampling: cell i averages the pixels that it covers. Cells are clipped to the image."""
   side = float(np.clip(side, 1.0, size))
   start = float(np.clip(centre - side / 2, 0.0, size - side))
-  edges = start + side * np.arange(CROP + 1) / CROP
+  edges = start + side * np.arange(cells + 1) / cells
   pixel = np.arange(size)
   covered = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
   weights = np.maximum(covered, 0.0)

@@ -145,6 +145,28 @@ def lag(path: str | os.PathLike, clips: Sequence[ClipTokens], *, state: LagState
   save(figure, path)
 
 
+def factors(
+  path: str | os.PathLike,
+  *,
+  groups: Mapping[str, Mapping[str, float]],
+  parameters: Mapping[str, Mapping[str, float]],
+) -> None:
+  """R² by kind of token (rows): of every factor, and of every true parameter, "factor/name". Below 0 is drawn as 0."""
+  columns = [len(next(iter(rows.values()))) for rows in (groups, parameters)]
+  figure = new_figure(3 + 0.9 * columns[0] + 0.24 * columns[1], 3.2)
+  left, axis = figure.subplots(1, 2, width_ratios=(columns[0] / 2, columns[1] / 6))
+  values = _heat_map(left, groups)[0]
+  left.set_yticks(range(len(groups)), list(groups), fontsize=8)
+  for (row, column), value in np.ndenumerate(values):
+    text = "-" if np.isnan(value) else f"{value:.2f}"
+    left.text(column, row, text, ha="center", va="center", color="black" if value > 0.6 else "white")
+  image = _heat_map(axis, parameters)[1]
+  axis.tick_params("x", rotation=90)
+  axis.set_yticks([])
+  figure.colorbar(image, ax=axis, label="R², people not fitted on")
+  save(figure, path)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
   """One axis of `curves`: values of the records over the steps, and reference levels."""
@@ -182,6 +204,14 @@ def curves(path: str | os.PathLike, records: Iterable[Mapping[str, Any]], *, pan
     axis.grid(alpha=0.25)
     axis.legend(fontsize=7)
   save(figure, path)
+
+
+def _heat_map(axis, rows: Mapping[str, Mapping[str, float]]) -> tuple[np.ndarray, Any]:
+  """The values [rows, columns] and their drawn image on a scale of 0 to 1."""
+  values = np.array([list(row.values()) for row in rows.values()])
+  image = axis.imshow(np.clip(values, 0, 1), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+  axis.set_xticks(range(values.shape[1]), list(next(iter(rows.values()))), fontsize=7)
+  return values, image
 
 
 def _lookup(record: Mapping[str, Any], key: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from synclipmae_jax import sharding
 from synclipmae_jax.evaluation import pictures
+from synclipmae_jax.evaluation.factors import FactorEvaluator
 from synclipmae_jax.evaluation.sync import SyncReport, TokenEvaluator, evaluate_sync
-from synclipmae_jax.metrics.sync import MIN_FRAMES, ClipTokens
+from synclipmae_jax.evaluation.tokens import HeldOutTokens, embed_clip
+from synclipmae_jax.metrics.sync import ClipTokens
 from synclipmae_jax.models import masking
 from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAEModel
 from synclipmae_jax.models.visual_encoder import denormalise_pixels
@@ -33,68 +33,61 @@ from synclipmae_jax.types import (
   audio_context_samples,
 )
 
-PAD_FRAMES = 64  # clips are padded to a multiple of this: at most four shapes are compiled for clips of up to 10 s
 COLUMNS = 8  # frames in a picture
+FACTOR_PANEL = pictures.Panel(
+  title="held out: factors",
+  series={
+    "vocal: mouth, R²": "factors/vocal_mouth",
+    "ambient: ambient, R²": "factors/ambient_ambient",
+    "identity: retrieval": "factors/identity_retrieval",
+    "largest leak, R²": "factors/leak_max",
+  },
+)
 
 
 def build(context: RunContext) -> Evaluation:
-  """Synchronisation scores of held-out clips, and pictures of a few; `context.data` is a `types.ClipData`."""
+  """Synchronisation and factors of held-out clips, and pictures of a few; `context.data` is a `types.ClipData`."""
   model, data = context.task.model, context.data
   if not data.shown:
     return Evaluation(conclude=lambda: "No clips to evaluate.")
-  evaluator = SyncEvaluator(model, data, workdir=context.workdir, mesh=context.mesh)
+  steps = context.config.get("evaluation", {}).get("factor_ceiling_steps", 0)
+  evaluators = evaluators_of(model, data, mesh=context.mesh, workdir=context.workdir, factor_ceiling_steps=steps)
 
   def conclude() -> str:
-    evaluator.draw_curves()
-    return evaluator.report.table()
+    evaluators[0].draw_curves()
+    return tables(evaluators)
 
   drawn = PretrainPictures(model, clips=data.shown, workdir=context.workdir, mesh=context.mesh)
-  return Evaluation(evaluators=[evaluator], pictures=drawn, conclude=conclude)
+  return Evaluation(evaluators=evaluators, pictures=drawn, conclude=conclude)
+
+
+def evaluators_of(
+  model: SyncLipMAEModel, data: ClipData, *, mesh: Mesh, workdir: Path, factor_ceiling_steps: int = 0
+) -> tuple[SyncEvaluator, *tuple[FactorEvaluator, ...]]:
+  """The evaluator of synchronisation and, for clips of known truth, that of the factors, on the same tokens."""
+  tokens = HeldOutTokens(model, mesh=mesh, clips=data.eval_clips)
+  sync = SyncEvaluator(tokens, data, workdir=workdir)
+  if data.shown[0].truth is None:
+    return (sync,)
+  return sync, FactorEvaluator(tokens, data, workdir=workdir, ceiling_steps=factor_ceiling_steps)
+
+
+def tables(evaluators: Sequence[SyncEvaluator | FactorEvaluator]) -> str:
+  """The tables of the last evaluation."""
+  return "\n\n".join(evaluator.report.table() for evaluator in evaluators if evaluator.report)
 
 
 class SyncEvaluator(TokenEvaluator):
-  """Evaluates the tokens of SyncLipMAE on held-out clips, on all devices of a mesh."""
+  """Evaluates the tokens of SyncLipMAE on held-out clips."""
 
-  def __init__(self, model: SyncLipMAEModel, data: ClipData, *, workdir: Path, mesh: Mesh):
+  def __init__(self, tokens: HeldOutTokens, data: ClipData, *, workdir: Path):
     super().__init__(data, workdir=workdir)
-    self.model, self._mesh = model, mesh
-    self._embed = _embed_sharded(model, mesh)
+    self._tokens = tokens
 
   def measure(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> SyncReport:
     tokens = self._tokens(trainable, frozen)
-    return evaluate_sync(lambda clip: tokens[clip.key], self.clips, references=self.references, remark=self.remark)
-
-  def _tokens(self, trainable: Params, frozen: Params) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """key -> (audio, vocal) tokens [T, D] of this process's clips; each device processes one clip at a time.
-
-    All processes run the same number of batches for each padded length, that of the process with the most clips;
-    missing clips are zeros. A batch holds clips of one padded length: the tokens of a clip do not depend on the others.
-    """
-    places = self._mesh.size // jax.process_count()
-    waiting = collections.defaultdict(list)
-    for clip in self.clips:
-      if len(clip.frames) >= MIN_FRAMES:  # shorter ones are not scored
-        waiting[_padded_frames(clip)].append(clip)
-    turns = sharding.gather({frames: -(-len(clips) // places) for frames, clips in waiting.items()})
-    tokens = {}
-    for frames in sorted(set().union(*turns)):
-      for turn in range(max(of_one.get(frames, 0) for of_one in turns)):
-        clips = waiting[frames][turn * places :][:places]
-        size = self.model.image_size
-        batch = {
-          "frames": np.zeros((places, frames, size, size, 3), np.uint8),
-          "waveform": np.zeros((places, frames * SAMPLES_PER_FRAME), np.float32),
-          "face_box": np.zeros((places, frames, 4), np.float32),
-          "mouth_box": np.zeros((places, frames, 4), np.float32),
-        }
-        for row, clip in enumerate(clips):
-          for name, value in _padded(clip).items():
-            batch[name][row] = value
-        out = self._embed(trainable, frozen, **sharding.to_global(batch, self._mesh))
-        audio, vocal = sharding.to_local(out.audio), sharding.to_local(out.vocal)
-        for row, clip in enumerate(clips):
-          tokens[clip.key] = audio[row, : len(clip.frames)], vocal[row, : len(clip.frames)]
-    return tokens
+    tokens_of = lambda clip: (tokens[clip.key].audio, tokens[clip.key].vocal)
+    return evaluate_sync(tokens_of, self.clips, references=self.references, remark=self.remark)
 
   def draw_curves(self) -> None:
     """Draws WORKDIR/curves.png from WORKDIR/metrics.jsonl, with the references of the last evaluation as levels."""
@@ -124,6 +117,7 @@ class SyncEvaluator(TokenEvaluator):
           references=levels("r_precision", "top1"),
         ),
         panel(title="temperature", series={"temperature": "temperature"}),
+        *([FACTOR_PANEL] if any("factors/vocal_mouth" in line for line in lines) else []),
       ],
     )
 
@@ -131,41 +125,6 @@ class SyncEvaluator(TokenEvaluator):
 def on_every_host(function: Callable, mesh: Mesh) -> Callable:
   """`function`, jitted with replicated results, wherever the parameters are."""
   return jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
-def embed_clip(
-  embed: Callable, trainable: Params, frozen: Params, clip: EvalClip
-) -> tuple[np.ndarray, np.ndarray]:
-  """(audio, vocal) tokens [T, D] of one clip."""
-  tokens = embed(trainable, frozen, **{name: value[None] for name, value in _padded(clip).items()})
-  audio, vocal = jax.device_get((tokens.audio, tokens.vocal))
-  return audio[0, : len(clip.frames)], vocal[0, : len(clip.frames)]
-
-
-def _padded_frames(clip: EvalClip) -> int:
-  return -(-len(clip.frames) // PAD_FRAMES) * PAD_FRAMES
-
-
-def _padded(clip: EvalClip) -> dict[str, np.ndarray]:
-  """Arguments of `embed`. Padding at the end is silence and does not change earlier tokens."""
-  missing = _padded_frames(clip) - len(clip.frames)
-  pad = lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-  return {
-    "frames": pad(clip.frames),
-    "waveform": np.pad(clip.waveform, (0, missing * SAMPLES_PER_FRAME)),
-    "face_box": pad(clip.face_box),
-    "mouth_box": pad(clip.mouth_box),
-  }
-
-
-def _embed_sharded(model: SyncLipMAEModel, mesh: Mesh) -> Callable:
-  """`model.embed`, jitted for one clip per device of the mesh."""
-
-  def embed(*args, **kwargs):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # needed by the constraints on activations
-      return model.embed(*args, **kwargs)
-
-  return jax.jit(embed, out_shardings=sharding.batch_sharding(mesh))
 
 
 class PretrainPictures:
@@ -211,9 +170,7 @@ class PretrainPictures:
     return ClipTokens(key=clip.key, audio=audio, vocal=vocal, lag=clip.lag)
 
   def _draw_reconstruction(self, out: Outputs) -> np.ndarray:
-    image = lambda patches: np.asarray(
-      masking.unpatchify(denormalise_pixels(jnp.asarray(patches)), self.model.patch)
-    )
+    image = lambda patches: np.asarray(masking.unpatchify(denormalise_pixels(jnp.asarray(patches)), self.model.patch))
     return pictures.reconstruction(
       self.workdir / "reconstruction.png",
       original=image(out.target[:, 0]),

@@ -124,8 +124,10 @@ class Embedder:
 def _encode_frames(model, looks, params, frames, face_box, mouth_box):
   boxes = jnp.stack([face_box, mouth_box])
   closer = [augment.recrop(frames, boxes, factor=factor, moved=jnp.zeros(2)) for factor in looks[1:]]
-  seen = jnp.stack([frames, *(pictures for pictures, _ in closer)])
-  boxes = jnp.stack([boxes, *(there for _, there in closer)], axis=1)
-  tokens = model.embed_visual(params, seen, face_box=boxes[0], mouth_box=boxes[1])
-  own = jax.tree.map(lambda x: x[0], tokens)
-  return own, jnp.concatenate(list(tokens.vocal), axis=-1)
+  # One call a look: of the closer ones only the vocal tokens are wanted, so that their identity is never computed.
+  seen = [
+    model.embed_visual(params, pictures[None], face_box=there[None, 0], mouth_box=there[None, 1])
+    for pictures, there in ((frames, boxes), *closer)
+  ]
+  own = jax.tree.map(lambda x: x[0], seen[0])
+  return own, jnp.concatenate([tokens.vocal[0] for tokens in seen], axis=-1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int, Key, Shaped
 
@@ -74,6 +75,18 @@ def sample_visible(
 def top_weighted(weights: Float[Array, "*b n"], visible: int) -> Int[Array, "*b k"]:
   """The `visible` patches of largest weight, ties in order of position. Needs no key, unlike `sample_visible`."""
   return jax.lax.top_k(weights, visible)[1]
+
+
+def spread_evenly(grid: int, visible: int) -> np.ndarray:
+  """`visible` of the grid * grid patches, spread evenly: int [visible], the same at every call.
+
+  It stands for a uniform mask where there is no key. The patches are taken at equal steps along a Z-order curve.
+  """
+  row, column = np.divmod(np.arange(grid**2), grid)
+  bits = np.arange(grid.bit_length())
+  interleaved = (((row[:, None] >> bits) & 1) * 2 + ((column[:, None] >> bits) & 1)) @ 4**bits
+  steps = (np.arange(visible) + 0.5) * grid**2 / visible
+  return np.sort(interleaved.argsort()[steps.astype(int)])
 
 
 def take_patches(patches: Array, indices: Int[Array, "*b k"]) -> Array:

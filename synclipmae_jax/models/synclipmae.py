@@ -4,8 +4,8 @@
              └─ face-preserving mask, jitter ┴─ visual encoder ┼─ vocal | ambient ─────┼─ decoder, twice ─ pixels
     sound ──── speech encoder (frozen) ─ audio adapter ────────── audio ──────────────┘
 
-`init`, `apply` (training: masks, jitter, decoding) and `embed` (inference: one view, no mask, no jitter, no key) are
-pure functions of plain nested dicts.
+`init`, `apply` (training: masks, jitter, decoding) and `embed` (inference: fixed views, no jitter, no key) are pure
+functions of plain nested dicts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from synclipmae_jax.models.wav2vec2 import Wav2Vec2
 from synclipmae_jax.types import SAMPLES_PER_FRAME, Batch, InputError, Params, Tokens
 
 VIEWS = ("two_bypass", "uniform", "face")  # the paper; ablation A1; ablation A2
-EMBED_VISIBLE = ("all", "face_topk")
+# What `embed` sees: every patch; as many as in training, each token from the view it is trained from; the heaviest
+# patches for all tokens, which older checkpoints name.
+EMBED_VISIBLE = ("all", "as_trained", "face_topk")
 SPEECH_ENCODERS = ("wav2vec2", "log_mel")
 Frames = UInt8[Array, "b t s s 3"] | Float[Array, "b t s s 3"]  # RGB, 0..255 or in [0, 1]
 
@@ -198,9 +200,7 @@ class SyncLipMAEModel:
       predicted=predicted,
       target=normalise_pixels(_to_unit(target)),
       masked=1 - masking.visibility(context_indices, self.patches),
-      motion_view=_scatter(
-        _take_frames(motion_pixels, decoded), _take_frames(motion_indices, decoded), self.patches
-      ),
+      motion_view=_scatter(_take_frames(motion_pixels, decoded), _take_frames(motion_indices, decoded), self.patches),
     )
 
   def embed(
@@ -216,35 +216,43 @@ class SyncLipMAEModel:
     """Tokens of whole clips.
 
     `frames` are uint8 RGB; `waveform` is float32 [B, 640 * T] in [-1, 1] and covers the same time. Boxes, in fractions
-    of the image, are used with `embed_visible="face_topk"` only; missing boxes are replaced by `masking.FACE_PRIOR` and
+    of the image, are not used with `embed_visible="all"`; missing boxes are replaced by `masking.FACE_PRIOR` and
     `masking.MOUTH_PRIOR`. Raises ValueError for a waveform of another shape.
     """
     clips, total = frames.shape[:2]
     if waveform.shape != (clips, SAMPLES_PER_FRAME * total):
-      raise ValueError(
-        f"{total} frames need a waveform of {(clips, SAMPLES_PER_FRAME * total)}, got {waveform.shape}"
-      )
+      raise ValueError(f"{total} frames need a waveform of {(clips, SAMPLES_PER_FRAME * total)}, got {waveform.shape}")
     visual = self.embed_visual(trainable, frames, face_box=face_box, mouth_box=mouth_box)
     audio = self.embed_audio(trainable, frozen, waveform)
     return dataclasses.replace(visual, audio=audio)
 
   def embed_visual(self, trainable: Params, frames, *, face_box=None, mouth_box=None) -> Tokens:
     """The visual half of `embed`; `audio` is None."""
-    if self.embed_visible == "all":
-      indices = jnp.broadcast_to(jnp.arange(self.patches), (*frames.shape[:2], self.patches))
-    else:
-      shape = (*frames.shape[:2], 4)
-      face_box = jnp.broadcast_to(jnp.asarray(masking.FACE_PRIOR), shape) if face_box is None else face_box
-      mouth_box = jnp.full(shape, -1.0) if mouth_box is None else mouth_box
-      weights = masking.keep_weights(
-        face_box, mouth_box, grid=self.grid, face=self.face_weight, mouth=self.mouth_weight
-      )
-      indices = masking.top_weighted(weights, self.visible)
-    tokens = self.encode(trainable, frames, indices)
+    context_indices, motion_indices = self._embed_indices(frames.shape[:2], face_box, mouth_box)
+    motion = self.encode(trainable, frames, motion_indices)
+    context = motion if context_indices is motion_indices else self.encode(trainable, frames, context_indices)
     as_float = lambda x: x.astype(jnp.float32)
     return Tokens(
-      identity=as_float(tokens.identity), vocal=as_float(tokens.vocal), ambient=as_float(tokens.ambient), audio=None
+      identity=as_float(context.identity), vocal=as_float(motion.vocal), ambient=as_float(motion.ambient), audio=None
     )
+
+  def _embed_indices(self, shape, face_box, mouth_box) -> tuple[Int[Array, "b t k"], Int[Array, "b t k"]]:
+    """Patches of the view that identity is taken from, and of the view of the motion tokens; of two equal views, one.
+
+    With `as_trained` they stand for the views of training: evenly spread patches for the uniform view, the heaviest
+    for the face-preserving one. In ablation A1 both are the former, in A2 the latter.
+    """
+    if self.embed_visible == "all":
+      every = jnp.broadcast_to(jnp.arange(self.patches), (*shape, self.patches))
+      return every, every
+    face_box = jnp.broadcast_to(jnp.asarray(masking.FACE_PRIOR), (*shape, 4)) if face_box is None else face_box
+    mouth_box = jnp.full((*shape, 4), -1.0) if mouth_box is None else mouth_box
+    weights = masking.keep_weights(face_box, mouth_box, grid=self.grid, face=self.face_weight, mouth=self.mouth_weight)
+    heaviest = masking.top_weighted(weights, self.visible)
+    if self.embed_visible == "face_topk" or self.views == "face":
+      return heaviest, heaviest
+    even = jnp.broadcast_to(masking.spread_evenly(self.grid, self.visible), (*shape, self.visible))
+    return even, even if self.views == "uniform" else heaviest
 
   def embed_audio(self, trainable: Params, frozen: Params, waveform: Float[Array, "b n"]) -> Float[Array, "b t d"]:
     """Audio tokens of whole files, computed in windows of the same length as in training."""

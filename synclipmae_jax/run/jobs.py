@@ -36,6 +36,7 @@ JOBS: dict[str, TrainingJob | MeasuringJob] = {
     next_commands="synclipmae_jax.run.next_commands:after_syncnet",
   ),
   "sync": MeasuringJob(function="synclipmae_jax.run.sync_protocol:run"),
+  "evaluate": MeasuringJob(function="synclipmae_jax.run.evaluate:run"),
 }
 
 

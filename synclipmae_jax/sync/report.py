@@ -205,9 +205,9 @@ def _figure(result: SyncResult) -> Figure:
     curve.plot(result.curve, LAGS, color=_INK, lw=1.4, marker="o", ms=2.5)
   curve.xaxis.tick_top()
   curve.set_title("mean cosine", fontsize=10)
-  curve.secondary_yaxis(
-    "right", functions=(lambda lag: lag * MS_PER_FRAME, lambda ms: ms / MS_PER_FRAME)
-  ).set_ylabel("lag / ms (positive: the picture comes late)")
+  curve.secondary_yaxis("right", functions=(lambda lag: lag * MS_PER_FRAME, lambda ms: ms / MS_PER_FRAME)).set_ylabel(
+    "lag / ms (positive: the picture comes late)"
+  )
   curve.tick_params(labelleft=False)
   curve.grid(axis="x", color=_MUTED, alpha=0.3)
   return figure

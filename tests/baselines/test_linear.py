@@ -90,7 +90,7 @@ def test_crop_averages_the_area_it_covers():
   centres = top + 18 * (np.arange(24) + 0.5) / 24 - 0.5
   np.testing.assert_allclose(2 * pixels[0, :, 5] * 255, 8 * centres, atol=4.1)
   np.testing.assert_allclose(pixels[0, :, 5], pixels[0, :, 19], atol=1e-12)
-  weights = linear._area_weights(16.0, 12.0, 32)
+  weights = linear.area_weights(16.0, 12.0, 32, cells=linear.CROP)
   np.testing.assert_allclose(weights.sum(axis=1), 1)
   assert np.flatnonzero(weights.sum(axis=0)).tolist() == list(range(10, 22))
 
@@ -121,9 +121,7 @@ def test_training_clips_are_paired_by_their_true_lag():
 
 def test_unrelated_sound_scores_chance():
   rng = np.random.default_rng(7)
-  dubbed = [
-    dataclasses.replace(talking_bars(rng), waveform=talking_bars(rng).waveform) for _ in range(30)
-  ]
+  dubbed = [dataclasses.replace(talking_bars(rng), waveform=talking_bars(rng).waveform) for _ in range(30)]
   fits = linear.fit_linear(dubbed[:10])
   lags, pairs = LagState(), RetrievalState()
   for clip in dubbed[10:]:

@@ -77,6 +77,9 @@ def test_scores_are_those_of_a_single_process_to_the_last_bit(tmp_path, count):
   assert all(f"{share} clips" in child.said for share, child in zip(shares, children, strict=True))
   report = json.loads((tmp_path / "one" / "eval.json").read_text())
   assert report["clips"] == 4 and report["skipped"] == ["clip 0"] and report["ceiling"]
+  factors = report["factors"]
+  assert factors["judged_on"] == {"people": 3, "clips": 4} and factors["fitted_on"] == {"people": 3, "clips": 12}
+  assert factors["tokens"]["vocal"]["r2"]["mouth/jaw"] < 0.5 and factors["ceiling"]["r2"]
   assert (tmp_path / "many" / "eval.json").read_bytes() == (tmp_path / "one" / "eval.json").read_bytes()
 
 

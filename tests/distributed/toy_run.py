@@ -208,15 +208,22 @@ class ToyModel:
   image_size = 8
 
   def embed(self, trainable, frozen, frames, waveform, *, face_box, mouth_box):
+    import dataclasses
+
+    import jax.numpy as jnp
+
+    visual = self.embed_visual(trainable, frames, face_box=face_box, mouth_box=mouth_box)
+    heard = waveform.reshape(*frames.shape[:2], -1)[..., : frames[0, 0].size]
+    return dataclasses.replace(visual, audio=jnp.tanh(heard @ trainable["kernel"]))
+
+  def embed_visual(self, trainable, frames, *, face_box, mouth_box):
     import jax.numpy as jnp
 
     from synclipmae_jax.types import Tokens
 
-    clips, total = frames.shape[:2]
-    seen = frames.reshape(clips, total, -1).astype(jnp.float32) / 255 + face_box.mean(-1, keepdims=True)
-    heard = waveform.reshape(clips, total, -1)[..., : seen.shape[-1]]
-    vocal, audio = (jnp.tanh(x @ trainable["kernel"]) for x in (seen, heard))
-    return Tokens(identity=None, vocal=vocal, ambient=None, audio=audio)
+    seen = frames.reshape(*frames.shape[:2], -1).astype(jnp.float32) / 255 + face_box.mean(-1, keepdims=True)
+    vocal = jnp.tanh(seen @ trainable["kernel"])
+    return Tokens(identity=vocal[..., :8], vocal=vocal, ambient=vocal[..., 8:], audio=None)
 
 
 def evaluation_clips(count: int):
@@ -230,24 +237,26 @@ def evaluation_clips(count: int):
     yield EvalClip(
       key=f"clip {number}",
       corpus="toy",
-      identity="",
+      identity=f"person {number % 3}",
       frames=rng.integers(0, 256, (frames, 8, 8, 3), np.uint8),
       waveform=rng.normal(0, 0.1, frames * SAMPLES_PER_FRAME).astype(np.float32),
       face_box=np.tile(np.array([0.1, 0.1, 0.9, 0.9], np.float32), (frames, 1)),
       mouth_box=np.full((frames, 4), -1, np.float32),
       lag=None if number % 2 else 3,
-      truth=rng.normal(size=(frames, 2)).astype(np.float32),
-      truth_names=("mouth/open", "mouth/width"),
+      truth=rng.normal(size=(frames, 3)).astype(np.float32),
+      truth_names=("mouth/jaw", "mouth/width", "ambient/yaw"),
     )
 
 
 def evaluate(workdir: str, *, clips: int, distributed: bool = False, devices: int | None = None) -> None:
-  """The evaluator on `clips` clips, divided among the processes."""
+  """Both evaluators of pretraining on `clips` clips, divided among the processes."""
   import jax
   import numpy as np
 
   from synclipmae_jax import sharding
+  from synclipmae_jax.evaluation.factors import FactorEvaluator
   from synclipmae_jax.evaluation.pretrain import SyncEvaluator
+  from synclipmae_jax.evaluation.tokens import HeldOutTokens
   from synclipmae_jax.run import processes
 
   if distributed:
@@ -255,16 +264,13 @@ def evaluate(workdir: str, *, clips: int, distributed: bool = False, devices: in
   everyones = list(evaluation_clips(clips))
   lot = np.array_split(np.arange(clips), jax.process_count())[jax.process_index()]
   data = types.SimpleNamespace(
-    eval_clips=[everyones[number] for number in lot], train_clips=lambda: evaluation_clips(3), remark=""
+    eval_clips=[everyones[number] for number in lot], train_clips=lambda: evaluation_clips(12), remark=""
   )
-  evaluator = SyncEvaluator(
-    ToyModel(),
-    data,
-    workdir=pathlib.Path(workdir),
-    mesh=sharding.make_mesh((("data", -1),), jax.devices()[:devices]),
-  )
-  kernel = np.random.default_rng(0).normal(size=(192, 16)).astype(np.float32)
-  scores = evaluator({"kernel": kernel}, {}, step=1, final=False)
+  mesh = sharding.make_mesh((("data", -1),), jax.devices()[:devices])
+  tokens = HeldOutTokens(ToyModel(), mesh=mesh, clips=data.eval_clips)
+  params = {"kernel": np.random.default_rng(0).normal(size=(192, 16)).astype(np.float32)}, {}
+  scores = SyncEvaluator(tokens, data, workdir=pathlib.Path(workdir))(*params, step=1, final=False)
+  FactorEvaluator(tokens, data, workdir=pathlib.Path(workdir), ceiling_steps=3)(*params, step=1, final=True)
   print(f"{len(lot)} clips", scores["acc/k1"], flush=True)
 
 

@@ -24,9 +24,7 @@ def weights():
 
 
 def sample(weights=None, seed=0, clips=64):
-  return masking.sample_visible(
-    clip_keys(clips, seed), frames=16, patches=GRID**2, visible=VISIBLE, weights=weights
-  )
+  return masking.sample_visible(clip_keys(clips, seed), frames=16, patches=GRID**2, visible=VISIBLE, weights=weights)
 
 
 def test_every_frame_keeps_exactly_k_distinct_patches(weights):
@@ -61,9 +59,7 @@ def test_masks_depend_on_key_and_clip_only(weights):
   again = sample(weights)
   np.testing.assert_array_equal(sample(weights), again)
   assert np.any(sample(weights, seed=1) != again)
-  alone = masking.sample_visible(
-    clip_keys(64)[5:6], frames=16, patches=GRID**2, visible=VISIBLE, weights=weights[5:6]
-  )
+  alone = masking.sample_visible(clip_keys(64)[5:6], frames=16, patches=GRID**2, visible=VISIBLE, weights=weights[5:6])
   np.testing.assert_array_equal(alone[0], again[5])
   assert np.any(again[5] != again[6]) and np.any(again[5, 0] != again[5, 1])
 
@@ -88,3 +84,13 @@ def test_patchify_round_trip_and_layout():
   patches = masking.patchify(frames, 8)
   np.testing.assert_array_equal(patches[1, 2, 6].reshape(8, 8, 3), frames[1, 2, 8:16, 16:24])
   np.testing.assert_array_equal(masking.unpatchify(patches, 8), frames)
+
+
+@pytest.mark.parametrize("grid, visible", [(4, 4), (4, 15), (16, 26), (16, 64)])
+def test_evenly_spread_patches_are_distinct_and_in_every_quarter(grid, visible):
+  indices = masking.spread_evenly(grid, visible)
+  assert len(set(indices.tolist())) == visible and 0 <= indices.min() and indices.max() < grid**2
+  quarters = 2 * (indices // grid >= grid // 2) + (indices % grid >= grid // 2)
+  counts = np.bincount(quarters, minlength=4)
+  assert counts.max() <= 2 * counts.min()
+  np.testing.assert_array_equal(masking.spread_evenly(grid, visible), indices)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from synclipmae_jax.models import masking
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.layers import EncoderBlock, scan_blocks, stack_blocks
 from synclipmae_jax.models.position import sincos_position
-from synclipmae_jax.models.synclipmae import SyncLipMAEModel
+from synclipmae_jax.models.synclipmae import EMBED_VISIBLE, VIEWS, SyncLipMAEModel
 from synclipmae_jax.types import InputError, audio_context_samples
 
 SIZES = dict(
@@ -144,7 +145,7 @@ def test_audio_tokens_of_training_and_inference_are_equal(model, params, apply):
   np.testing.assert_allclose(clip.audio[0], tokens[0, start : start + 8], atol=1e-5)
 
 
-@pytest.mark.parametrize("visible", ["all", "face_topk"])
+@pytest.mark.parametrize("visible", EMBED_VISIBLE)
 def test_embed_is_deterministic_and_independent_of_the_batch(visible, params):
   model = SyncLipMAEModel(**{**SIZES, "embed_visible": visible})
   frames = make_batch(1)["frames"]
@@ -153,6 +154,31 @@ def test_embed_is_deterministic_and_independent_of_the_batch(visible, params):
   two = jax.jit(model.embed)(*params, np.repeat(frames, 2, 0), np.repeat(waveform, 2, 0))
   for field in dataclasses.fields(one):
     np.testing.assert_allclose(getattr(two, field.name)[1], getattr(one, field.name)[0], atol=1e-5)
+
+
+def patches_that_matter(model, params, frames):
+  """Token -> which of the 16 patches of a frame it depends on."""
+  tokens = jax.jit(lambda frames: model.embed_visual(params[0], frames))
+  changed = np.repeat(frames, 16, axis=0)
+  for n in range(16):
+    row, column = 8 * (n // 4), 8 * (n % 4)
+    changed[n, :, row : row + 8, column : column + 8] ^= 128
+  before, after = tokens(frames), tokens(changed)
+  matter = lambda name: np.abs(getattr(after, name) - getattr(before, name)).max(axis=(1, 2)) > 1e-4
+  return {name: set(np.flatnonzero(matter(name))) for name in ("identity", "vocal", "ambient")}
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_embed_takes_each_token_from_the_view_it_is_trained_from(views, params):
+  """The four heaviest patches of the prior are the middle ones: the only ones that lie on the face as a whole."""
+  frames = make_batch(1)["frames"][:, :1]
+  even, heaviest = set(masking.spread_evenly(4, 4)), {5, 6, 9, 10}
+  model = SyncLipMAEModel(**{**SIZES, "views": views, "embed_visible": "as_trained"})
+  seen = patches_that_matter(model, params, frames)
+  assert seen["vocal"] == seen["ambient"] == (even if views == "uniform" else heaviest)
+  assert seen["identity"] == (heaviest if views == "face" else even)
+  one_view = SyncLipMAEModel(**{**SIZES, "views": views, "embed_visible": "face_topk"})
+  assert set(map(frozenset, patches_that_matter(one_view, params, frames).values())) == {frozenset(heaviest)}
 
 
 def test_embed_refuses_sound_of_another_length(model, params):

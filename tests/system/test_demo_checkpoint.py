@@ -8,6 +8,9 @@ import pytest
 from synclipmae_jax.data.media.remux import fix_lag
 from synclipmae_jax.data.synthtalk.clip import make_clip
 from synclipmae_jax.data.synthtalk.corpus import write_clip
+from synclipmae_jax.inference.embedder import Embedder
+from synclipmae_jax.inference.trained import load_trained
+from synclipmae_jax.models.synclipmae import build_model
 from synclipmae_jax.pretrained import DEMO, SYNTHETIC, SyncLipMAE
 from tests.sync.reencode import reencode
 
@@ -87,3 +90,18 @@ def test_embeds_a_file(model, clips):
   tokens = model.embed(clips[0][0])
   assert tokens.vocal.shape == tokens.audio.shape == (150, model.embedder.model.width)
   assert np.isfinite(tokens.vocal).all() and tokens.times[-1] == pytest.approx(149 / 25)
+
+
+def test_only_the_identity_token_is_taken_from_the_view_of_identity(model):
+  """The tokens of the one view that earlier versions took all of them from, by the stamp's own name for it."""
+  trained = load_trained(DEMO)
+  assert trained.meta["preprocessing"]["embed_visible"] == "as_trained"
+  one_view = build_model({**trained.config, "model": {**trained.config["model"], "embed_visible": "face_topk"}})
+  before = Embedder(one_view, trained.embedder.params)
+  rng = np.random.default_rng(0)
+  frames = rng.integers(0, 256, (20, 64, 64, 3), np.uint8)
+  sound = rng.normal(0, 0.1, 640 * 20).astype(np.float32)
+  now, then = (embedder.embed(frames, sound) for embedder in (model.embedder, before))
+  for name in ("vocal", "ambient", "audio"):
+    np.testing.assert_allclose(getattr(now, name), getattr(then, name), rtol=1e-4, atol=1e-5)
+  assert np.abs(now.identity - then.identity).max() > 0.1 * np.abs(then.identity).max()

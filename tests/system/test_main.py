@@ -78,7 +78,12 @@ def test_a_run_from_data_to_scores(finished):
   assert report["clips"] == 6
   assert 0 <= report["acc"]["k1"] <= 1
   assert report["chance"]["r_precision"] == pytest.approx({"top1": 1 / 32, "top2": 2 / 32, "top3": 3 / 32})
-  for name in ("reconstruction", "similarity", "lag", "curves", "factor_swap"):
+  factors = report["factors"]
+  assert factors["fitted_on"]["clips"] == factors["judged_on"]["clips"] == 6 and factors["ceiling"]
+  assert factors["tokens"].keys() == {"vocal", "ambient", "identity"}
+  assert "nobody is seen in two clips" in factors["note"]
+  assert "| mean R²" in out and "floor: " in out and "ceiling: " in out
+  for name in ("reconstruction", "similarity", "lag", "curves", "factor_swap", "factors"):
     assert (workdir / f"{name}.png").stat().st_size > 5_000
   assert sorted(metrics(workdir)) == [1, 2, 3, 4]
   assert "linear baseline" in out and "ceiling" in out and "synthetic" in out and "Next:" in out
@@ -96,6 +101,19 @@ def test_a_finished_run_started_again_takes_no_step(finished):
   status, out, err = main(f"--workdir={workdir}")
   assert status == 0, err
   assert metrics(workdir) == before and "linear baseline" in out
+
+
+def test_a_finished_checkpoint_is_measured_as_its_run_was(finished, tmp_path):
+  workdir, _ = finished
+  options = records(finished), f"--config.checkpoint={workdir}"
+  status, out, err = main(f"--workdir={tmp_path}", *options, config="configs/evaluate.py")
+  assert status == 0, err
+  before, after = (json.loads((folder / "eval.json").read_text()) for folder in (workdir, tmp_path))
+  assert after["acc"] == pytest.approx(before["acc"], abs=0.02)
+  for token, row in before["factors"]["tokens"].items():
+    assert after["factors"]["tokens"][token]["groups"] == pytest.approx(row["groups"], abs=0.02)
+  assert "| mean R²" in out and (tmp_path / "factors.png").exists()
+  assert json.loads((tmp_path / "config.json").read_text())["config"]["data"]["image_size"] == 32
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -126,6 +144,7 @@ def test_footage_without_annotations(finished, tmp_path):
   report = json.loads((workdir / "eval.json").read_text(), parse_constant=pytest.fail)
   assert report["clips"] == 1 and report["ceiling"] is None and report["r_precision"]["top1"] is None
   assert 0 <= report["acc"]["k5"] <= 1 and "lag of 1 clips is unknown" in report["note"]
+  assert "factors" not in report and "mean R²" not in out
   assert "synthetic" not in out
 
 
