@@ -23,6 +23,7 @@ import av
 
 from synclipmae_jax.data.media import patched
 from synclipmae_jax.data.media.containers import open_media, video_stream
+from synclipmae_jax.data.media.mp4_boxes import fragmented
 from synclipmae_jax.data.media.jumps import BACK, STEP, Segment, resolve
 from synclipmae_jax.data.media.watchdog import each, watched
 from synclipmae_jax.types import FPS, InputError
@@ -109,11 +110,12 @@ def _survey(path: str, patches: Mapping[int, bytes]) -> tuple[Clock, str, int, f
       if stream in sounds:
         tracks[stream.index] = _Stream(stream, name=f"sound track {number}" if len(sounds) > 1 else "sound")
     place = last = 0
+    hides = not fragmented(path)  # of fragments FFmpeg hides all that goes back, edit list or not
     for packet in each(container.demux([picture, *sounds])):
       if packet.size:
         place = place if packet.pos is None else packet.pos
         last = max(last, place)
-        tracks[packet.stream_index].see(packet, place)
+        tracks[packet.stream_index].see(packet, place, hidden=hides and packet.is_discard)
     reorders = picture.codec_context.has_b_frames
   pictures, *sounds = tracks.values()
   counted = _how_counted(path, patches) if name == "avi" or (reorders and pictures.in_order) else None
@@ -166,9 +168,11 @@ class _Stream:
     self._last = 0
     self.in_order = True  # no picture is presented before one that is stored before it
 
-  def see(self, packet: av.Packet, place: int) -> None:
-    """Is shown every packet that holds something; `place`: where it begins in the file."""
+  def see(self, packet: av.Packet, place: int, *, hidden: bool) -> None:
+    """Is given every packet with content. `place`: its first byte in the file. A hidden packet has no part in it."""
     number, self._number = self._number, self._number + 1
+    if hidden:
+      return
     begin = packet.dts if self._decoding or packet.pts is None else packet.pts
     if begin is None:
       return
