@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from synclipmae_jax.data.media.clock import read_clock
-from synclipmae_jax.data.media.containers import check_length, declared_end, open_media
+from synclipmae_jax.data.media.containers import check_length
 from synclipmae_jax.data.media.sound_track import MIN_RATE, SoundTrack, choose_sound
 from synclipmae_jax.data.media.watchdog import watched
 from synclipmae_jax.types import SAMPLE_RATE, InputError
@@ -36,7 +36,7 @@ def read_chunks(
   """
   sound = sound or choose_sound(path)
   clock = read_clock(path)
-  with open_media(path, patches=clock.patches) as container:
+  with clock.open(path) as container:
     stream = container.streams[sound.index]
     position = 0  # of the next sample to be laid down
 
@@ -57,7 +57,10 @@ def read_chunks(
         failed = True
         continue
       for frame in frames:
-        begin = run_end if frame.pts is None else frame.pts * frame.time_base
+        placed = clock.placed(stream, frame.pts, round(frame.samples / (frame.sample_rate * frame.time_base)))
+        if placed is None and frame.pts is not None:  # an edit list hides it
+          continue
+        begin = run_end if placed is None else placed * frame.time_base
         frame_format = (frame.sample_rate, frame.layout.name, frame.format.name)
         if failed and resampler is not None and begin > run_end:
           damage.append((run_end - origin, begin - run_end))
@@ -79,7 +82,7 @@ def read_chunks(
     if resampler is None:
       raise InputError("its sound cannot be decoded" if failed else "its sound track is empty")
     yield from lay(resampler.resample(None))
-    check_length("sound", end=float(run_end), declared=declared_end(stream))
+    check_length("sound", end=float(run_end), declared=clock.declared_end(stream))
     lost = float(sum(lasts for _, lasts in damage))
     if lost > _MAX_DAMAGED_SHARE * float(run_end - origin):
       raise InputError(f"it is damaged: {lost:.1f} s of its sound are broken, in {len(damage)} places")

@@ -22,9 +22,9 @@ from fractions import Fraction
 import av
 
 from synclipmae_jax.data.media import patched
-from synclipmae_jax.data.media.containers import open_media, video_stream
-from synclipmae_jax.data.media.mp4_boxes import fragmented
+from synclipmae_jax.data.media.containers import declared_end, declared_end_of_all, open_media, video_stream
 from synclipmae_jax.data.media.jumps import BACK, STEP, Segment, resolve
+from synclipmae_jax.data.media.mp4_boxes import Edit, edit_lists, fragmented
 from synclipmae_jax.data.media.watchdog import each, watched
 from synclipmae_jax.types import FPS, InputError
 
@@ -38,12 +38,43 @@ class Clock:
   """How the packets of a file are to be read."""
 
   patches: Mapping[int, bytes]  # for `open_media`
+  edits: Mapping[int, Sequence[Edit]]  # by stream: what is presented, in ascending order; {}: as FFmpeg presents it
   shifts: Mapping[int, Sequence[tuple[int, int]]]  # by stream: (packet from which on, ticks that are added)
   # Whose times pictures get in the order in which they are decoded to: None: each has its own. "shown": the k-th that
   # of the k-th packet (AVI). "decoded": the k-th that of the packet with which it comes out of the decoder.
   counted: str | None
   longest_hold: Fraction  # seconds that a picture may stand
   notes: tuple[str, ...]  # what a reader must know
+
+  def open(self, path: str | os.PathLike, **options):
+    """`open_media` as `packets` and `placed` need it."""
+    return open_media(path, patches=self.patches, ignore_edit_lists=bool(self.edits), **options)
+
+  def placed(self, stream, begin: int | None, duration: int) -> int | None:
+    """When a decoded picture or sound that has the time `begin` is presented, in ticks; None where it is hidden.
+
+    A picture that an edit begins within is presented from there on; sound keeps the time of its first sample.
+    """
+    edits = self.edits.get(stream.index)
+    if not edits or begin is None:
+      return begin
+    tick = stream.time_base
+    for edit in edits:
+      media, length = (round(seconds / tick) for seconds in (edit.media, edit.length))
+      if begin + max(duration, 1) > media and begin < media + length:
+        start = round(edit.start / tick)
+        return start + (max(0, begin - media) if stream.type == "video" else begin - media)
+    return None
+
+  def declared_end(self, stream) -> float:
+    """The second at which the header says that a stream ends; 0 where it does not say."""
+    edits = self.edits.get(stream.index)
+    return float(edits[-1].end) if edits else declared_end(stream)
+
+  def declared_end_of_all(self, container) -> float:
+    """The second at which the header says that everything ends; 0 where it does not say."""
+    ends = [float(edits[-1].end) for edits in self.edits.values() if edits]
+    return max(ends) if ends else declared_end_of_all(container)
 
   def packets(self, container, stream) -> Iterator[av.Packet]:
     """The packets of a stream with their times corrected; last the one that empties its decoder."""
@@ -95,9 +126,11 @@ def _read_clock(path: str, state: tuple[int, ...]) -> Clock:
   return clock
 
 
-def _survey(path: str, patches: Mapping[int, bytes]) -> tuple[Clock, str, int, float]:
+def _survey(
+  path: str, patches: Mapping[int, bytes], edits: Mapping[int, Sequence[Edit]] | None = None
+) -> tuple[Clock, str, int, float]:
   """The clock, the name of the format, the place where the last packet stands, and the seconds that there are."""
-  with open_media(path, patches=patches) as container:
+  with open_media(path, patches=patches, ignore_edit_lists=bool(edits)) as container:
     name = container.format.name
     if name == "avi" and not patches and (patches := patched.without_bad_index(path)):
       clock, _, last, length = _survey(path, patches)
@@ -110,18 +143,22 @@ def _survey(path: str, patches: Mapping[int, bytes]) -> tuple[Clock, str, int, f
       if stream in sounds:
         tracks[stream.index] = _Stream(stream, name=f"sound track {number}" if len(sounds) > 1 else "sound")
     place = last = 0
-    hides = not fragmented(path)  # of fragments FFmpeg hides all that goes back, edit list or not
     for packet in each(container.demux([picture, *sounds])):
       if packet.size:
         place = place if packet.pos is None else packet.pos
         last = max(last, place)
-        tracks[packet.stream_index].see(packet, place, hidden=hides and packet.is_discard)
+        tracks[packet.stream_index].see(packet, place)
     reorders = picture.codec_context.has_b_frames
   pictures, *sounds = tracks.values()
   counted = _how_counted(path, patches) if name == "avi" or (reorders and pictures.in_order) else None
+  if name.startswith("mov") and edits is None and (edits := _edits(path, tracks, cut=pictures.hides and not counted)):
+    return _survey(path, patches, edits)
   jumps = resolve(pictures.segments, [(sound.name, sound.segments) for sound in sounds])
+  if edits and any(seconds for moved in jumps.shifts for _, seconds in moved):
+    raise InputError("its timestamps jump within a stretch that its edit list presents")
   clock = Clock(
     patches=patches,
+    edits=edits or {},
     shifts={
       track.index: [(packet, round(seconds / track.tick)) for packet, seconds in moved]
       for track, moved in zip(tracks.values(), jumps.shifts, strict=True)
@@ -133,6 +170,29 @@ def _survey(path: str, patches: Mapping[int, bytes]) -> tuple[Clock, str, int, f
   )
   ends = [segment.high - track.segments[0].low for track in tracks.values() for segment in track.segments]
   return clock, name, last, float(max(ends, default=0))
+
+
+def _edits(path: str, tracks: Mapping[int, _Stream], *, cut: bool) -> dict[int, Sequence[Edit]]:
+  """By stream the edit lists of a file that FFmpeg does not present exactly; {} for another.
+
+  FFmpeg begins an edit at its first whole picture, and later ones at the first whole packet of sound (measured: up to
+  three pictures off with B-frames). It hides all that goes back between fragments, edit list or not.
+  `cut`: pictures are hidden, and not because their times are those of decoding.
+
+  Raises InputError for a list that repeats or reorders stretches, or plays one at another speed.
+  """
+  lists = {index: edits for index, edits in enumerate(edit_lists(path)) if index in tracks}
+  several = any(len(edits) > 1 for edits in lists.values())
+  if not (several or cut) or fragmented(path):
+    return {}
+  for edits in lists.values():
+    for edit, after in zip(edits, edits[1:]):  # noqa: B905
+      if after.media < edit.media + edit.length - STEP / 10:
+        raise InputError(f"its edit list repeats or reorders stretches, from {float(after.start):.1f} s on")
+    for edit in edits:
+      if edit.rate != 1:
+        raise InputError(f"its edit list plays a stretch at {edit.rate:g} times its speed")
+  return lists
 
 
 def _how_counted(path: str, patches: Mapping[int, bytes]) -> str | None:
@@ -166,13 +226,13 @@ class _Stream:
     self._runs: list[list[int]] = []  # as in Segment, but in ticks: fractions are slow
     self._number = 0
     self._last = 0
+    self.hides = False  # an edit list hides some of it
     self.in_order = True  # no picture is presented before one that is stored before it
 
-  def see(self, packet: av.Packet, place: int, *, hidden: bool) -> None:
-    """Is given every packet with content. `place`: its first byte in the file. A hidden packet has no part in it."""
+  def see(self, packet: av.Packet, place: int) -> None:
+    """Is given every packet with content. `place`: its first byte in the file."""
     number, self._number = self._number, self._number + 1
-    if hidden:
-      return
+    self.hides |= packet.is_discard
     begin = packet.dts if self._decoding or packet.pts is None else packet.pts
     if begin is None:
       return

@@ -51,7 +51,11 @@ _FROM_ZERO = ("matroska,webm", "flv")  # the declared duration counts from 0, no
 
 @contextlib.contextmanager
 def open_media(
-  path: str | os.PathLike, *, patches: Mapping[int, bytes] | None = None, stored_times_only: bool = False
+  path: str | os.PathLike,
+  *,
+  patches: Mapping[int, bytes] | None = None,
+  stored_times_only: bool = False,
+  ignore_edit_lists: bool = False,
 ) -> Iterator[av.container.InputContainer]:
   """Opens a video file for reading; every way in which that or the reading inside fails becomes an InputError.
 
@@ -59,8 +63,10 @@ def open_media(
     path: the file.
     patches: bytes that are read in place of those of the file, by their place (`data.media.clock.Clock.patches`).
     stored_times_only: packets have the timestamps that the file holds, and none that FFmpeg infers.
+    ignore_edit_lists: packets of MP4 and MOV have the times of their track, and none is hidden.
   """
   options = _OPEN_OPTIONS | ({"fflags": "nofillin"} if stored_times_only else {})
+  options |= {"ignore_editlist": "1"} if ignore_edit_lists else {}
   try:
     # Absolute, for FFmpeg takes what stands before the colon of "12:30.mp4" for a protocol.
     source = PatchedFile(path, patches) if patches else os.path.abspath(path)

@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 from synclipmae_jax.data.media import timeline
+from synclipmae_jax.data.media.containers import open_media, video_stream
 from synclipmae_jax.data.media.mp4_boxes import fragmented
 from synclipmae_jax.data.media.picture_order import lacks_order
-from synclipmae_jax.data.media.video import open_media, video_stream
 from synclipmae_jax.types import InputError
 
 _KEPT = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts", ".m2ts", ".mts")  # the others may not hold a moved sound

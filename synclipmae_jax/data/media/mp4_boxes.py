@@ -1,10 +1,65 @@
-"""What FFmpeg knows of an mp4 or mov and PyAV does not say, read from its boxes (ISO/IEC 14496-12)."""
+"""Codec names, fragments and edit lists of MP4 and MOV, read from the boxes (ISO/IEC 14496-12)."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edit:
+  """One entry of an edit list: a stretch of a track, and when it is presented. In seconds."""
+
+  start: Fraction  # of the movie
+  media: Fraction  # of the track: where the stretch begins
+  length: Fraction
+  rate: float
+
+  @property
+  def end(self) -> Fraction:
+    """Second of the movie."""
+    return self.start + self.length
+
+
+def edit_lists(path: str | os.PathLike) -> list[Sequence[Edit]]:
+  """The edits of every track without the empty ones; () for a track without a list; [] for another format."""
+  try:
+    with open(path, "rb") as file:
+      (moov,) = (box for name, box in _boxes(file, 0, os.fstat(file.fileno()).st_size) if name == b"moov")
+      content = list(_boxes(file, *moov))
+      movie = _timescale(file, dict(content)[b"mvhd"])
+      return [_edits(file, box, movie) for name, box in content if name == b"trak"]
+  except (OSError, ValueError, LookupError, ZeroDivisionError, struct.error):
+    return []
+
+
+def _edits(file, track: tuple[int, int], movie: int) -> Sequence[Edit]:
+  boxes = dict(_boxes(file, *track))
+  if b"edts" not in boxes or b"elst" not in (lists := dict(_boxes(file, *boxes[b"edts"]))):
+    return ()
+  scale = _timescale(file, dict(_boxes(file, *boxes[b"mdia"]))[b"mdhd"])
+  file.seek(lists[b"elst"][0])
+  version, count = struct.unpack(">B3xI", file.read(8))
+  row = struct.Struct(">QqI" if version == 1 else ">IiI")
+  count = min(count, (lists[b"elst"][1] - file.tell()) // row.size)
+  edits, start = [], Fraction(0)
+  for length, media, rate in row.iter_unpack(file.read(count * row.size)):
+    if media >= 0:
+      begin, lasts = Fraction(media, scale), Fraction(length, movie)
+      edits.append(Edit(start=start, media=begin, length=lasts, rate=rate / 2**16))
+    start += Fraction(length, movie)
+  return tuple(edits)
+
+
+def _timescale(file, box: tuple[int, int]) -> int:
+  """Ticks a second, of a movie header or a media header."""
+  file.seek(box[0])
+  version = file.read(1)[0]
+  file.seek(box[0] + (20 if version == 1 else 12))
+  return struct.unpack(">I", file.read(4))[0]
 
 
 def sample_entry(path: str | os.PathLike, track: int) -> str:

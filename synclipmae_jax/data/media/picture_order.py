@@ -6,8 +6,8 @@ import os
 
 import numpy as np
 
+from synclipmae_jax.data.media.containers import open_media, video_stream
 from synclipmae_jax.data.media.timeline import NO_TIME, Packets
-from synclipmae_jax.data.media.video import open_media, video_stream
 
 _LOOK = 100  # pictures whose order tells that of a file, unless its header says that there are others
 

@@ -42,8 +42,10 @@ def pictures(container, stream, clock: Clock) -> Iterator[Picture]:
       continue
     for frame in frames:
       begin = counter.begin(frame) if counter else frame.pts
-      if counter and begin is None:  # it is hidden by an edit list
+      shown_at = clock.placed(stream, begin, frame.duration or 0)
+      if shown_at is None and (begin is not None or counter):  # an edit list hides it
         continue
+      begin = shown_at
       if begin is not None and last is not None and begin <= last:
         late += 1
         if late > 10 and late > _MAX_LATE * count:

@@ -23,11 +23,11 @@ import av
 import numpy as np
 
 from synclipmae_jax.data.media import timeline
+from synclipmae_jax.data.media.containers import check_length, declared_end, open_media, video_stream
 from synclipmae_jax.data.media.mp4_boxes import fragmented
 from synclipmae_jax.data.media.pcm_track import PcmTrack
 from synclipmae_jax.data.media.picture_order import lacks_order, order_by_decoding
 from synclipmae_jax.data.media.stream_names import described, lost_keys, stream_name
-from synclipmae_jax.data.media.video import check_length, declared_end, open_media, video_stream
 from synclipmae_jax.types import InputError
 
 FORMATS = {

@@ -113,7 +113,7 @@ def _listen(path: str, index: int) -> _Heard:
   """Raises InputError where the file cannot be read; a track that cannot be decoded is as good as silent."""
   mixes, channels, seconds, loud = [], [], 0.0, 0.0
   clock = read_clock(path)
-  with open_media(path, patches=clock.patches) as container:
+  with clock.open(path) as container:
     stream = container.streams[index]
     mix, apart = None, None
     for packet in clock.packets(container, stream):
@@ -127,6 +127,8 @@ def _listen(path: str, index: int) -> _Heard:
           mix = av.AudioResampler("fltp", "mono", SAMPLE_RATE)
           apart, form = av.AudioResampler("fltp", frame.layout, SAMPLE_RATE), _form(frame)
         if _form(frame) != form or frame.sample_rate < MIN_RATE:
+          continue
+        if frame.pts is not None and clock.placed(stream, frame.pts, 1) is None:  # an edit list hides it
           continue
         frame.pts = None
         parts = [part.to_ndarray() for part in apart.resample(frame)]

@@ -22,8 +22,6 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from synclipmae_jax.data.media.clock import read_clock
 from synclipmae_jax.data.media.containers import (
   check_length,
-  declared_end,
-  declared_end_of_all,
   open_media,
   video_stream,
 )
@@ -74,7 +72,7 @@ def probe(path: str | os.PathLike, *, audio_track: int | None = None) -> MediaIn
       raise InputError(f"it claims {stream.frames} frames, which no footage has")
   sound = choose_sound(path, audio_track)
   clock = read_clock(path)
-  with open_media(path, patches=clock.patches) as container:
+  with clock.open(path) as container:
     stream, heard = video_stream(container), container.streams[sound.index]
     first = next((picture for picture in pictures(container, stream, clock) if picture.frame), None)
     if first is None:
@@ -87,7 +85,7 @@ def probe(path: str | os.PathLike, *, audio_track: int | None = None) -> MediaIn
       sample_rate=heard.rate or 0,
       channels=heard.channels or 0,
       origin=(first.begin or 0) * stream.time_base,
-      end=declared_end_of_all(container),
+      end=clock.declared_end_of_all(container),
       sound=sound,
       notes=(*clock.notes, *sound.notes),
     )
@@ -104,7 +102,7 @@ def read_frames(
   still for longer than any real footage.
   """
   clock = read_clock(path)
-  with open_media(path, patches=clock.patches) as container:
+  with clock.open(path) as container:
     stream = video_stream(container)
     tick = stream.time_base
     step = round(1 / (stream.average_rate or stream.guessed_rate or FPS) / tick)  # where a frame has no duration
@@ -149,7 +147,7 @@ def read_frames(
     while not covers(end):
       yield shown()
       index += 1
-    check_length("picture", end=float((first + end) * tick), declared=declared_end(stream))
+    check_length("picture", end=float((first + end) * tick), declared=clock.declared_end(stream))
     lost = float(sum(lasts for _, lasts in damage))
     if lost > _MAX_DAMAGED_SHARE * float(end * tick):
       raise InputError(f"it is damaged: {lost:.1f} s of its picture are broken, in {len(damage)} places")
