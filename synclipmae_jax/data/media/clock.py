@@ -12,6 +12,7 @@ Gaps stay gaps, and so does a picture that stands while the sound goes on. Memor
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -30,6 +31,7 @@ from synclipmae_jax.types import FPS, InputError
 
 _REORDERED = 5  # frames that a step back must exceed beside `jumps.BACK`: pictures are stored out of order
 _MAX_SEGMENTS = 20_000
+_WRAP = Fraction(2**33, 90_000)  # seconds: timestamps of MPEG streams have 33 bits of 1/90000 s
 _COUNTED = 100  # pictures that are decoded to see whether they come out of order
 
 
@@ -45,6 +47,7 @@ class Clock:
   counted: str | None
   longest_hold: Fraction  # seconds that a picture may stand
   notes: tuple[str, ...]  # what a reader must know
+  lone_jumps: tuple[str, ...]  # those of the notes that name a jump of one track alone
 
   def open(self, path: str | os.PathLike, **options):
     """`open_media` as `packets` and `placed` need it."""
@@ -66,6 +69,17 @@ class Clock:
         return start + (max(0, begin - media) if stream.type == "video" else begin - media)
     return None
 
+  def hides(self, packet: av.Packet) -> bool:
+    """Whether nothing of a packet is presented."""
+    if self.edits.get(packet.stream_index):
+      return packet.pts is not None and self.placed(packet.stream, packet.pts, packet.duration or 0) is None
+    return packet.is_discard
+
+  def lead(self, stream) -> int:
+    """Ticks that are added to the times of a track, where it has one edit, to get those of the movie."""
+    edits = self.edits.get(stream.index)
+    return round((edits[0].start - edits[0].media) / stream.time_base) if edits else 0
+
   def declared_end(self, stream) -> float:
     """The second at which the header says that a stream ends; 0 where it does not say."""
     edits = self.edits.get(stream.index)
@@ -76,15 +90,17 @@ class Clock:
     ends = [float(edits[-1].end) for edits in self.edits.values() if edits]
     return max(ends) if ends else declared_end_of_all(container)
 
-  def packets(self, container, stream) -> Iterator[av.Packet]:
-    """The packets of a stream with their times corrected; last the one that empties its decoder."""
-    shifts, number, shift = [*self.shifts.get(stream.index, ())], 0, 0
-    for packet in each(container.demux(stream)):
+  def packets(self, container, *streams) -> Iterator[av.Packet]:
+    """The packets of streams with their times corrected; last of each the one that empties its decoder."""
+    shifts = {index: [*moves] for index, moves in self.shifts.items()}
+    numbers, added = collections.Counter(), collections.Counter()
+    for packet in each(container.demux(streams)):
+      index = packet.stream_index
       if packet.size:
-        while shifts and number >= shifts[0][0]:
-          shift = shifts.pop(0)[1]
-        number += 1
-        if shift:
+        while index in shifts and shifts[index] and numbers[index] >= shifts[index][0][0]:
+          added[index] = shifts[index].pop(0)[1]
+        numbers[index] += 1
+        if shift := added[index]:
           if packet.is_discard:  # FFmpeg hides what goes back in a fragmented MP4
             packet = shown(packet)
           packet.pts = None if packet.pts is None else packet.pts + shift
@@ -150,10 +166,14 @@ def _survey(
         tracks[packet.stream_index].see(packet, place)
     reorders = picture.codec_context.has_b_frames
   pictures, *sounds = tracks.values()
+  if pictures.segments and patched.joined_at(path, name=name) is not None:
+    at = float(pictures.segments[0].length)
+    raise InputError(f"another file is joined to it at {at:.1f} s, which is not read in this format: split it there first")
   counted = _how_counted(path, patches) if name == "avi" or (reorders and pictures.in_order) else None
   if name.startswith("mov") and edits is None and (edits := _edits(path, tracks, cut=pictures.hides and not counted)):
     return _survey(path, patches, edits)
-  jumps = resolve(pictures.segments, [(sound.name, sound.segments) for sound in sounds])
+  wrap = _WRAP if name in ("mpegts", "mpeg") else None
+  jumps = resolve(pictures.segments, [(sound.name, sound.segments) for sound in sounds], wrap=wrap)
   if edits and any(seconds for moved in jumps.shifts for _, seconds in moved):
     raise InputError("its timestamps jump within a stretch that its edit list presents")
   clock = Clock(
@@ -167,6 +187,7 @@ def _survey(
     counted=counted,
     longest_hold=jumps.longest_hold,
     notes=tuple(jumps.notes),
+    lone_jumps=tuple(jumps.lone),
   )
   ends = [segment.high - track.segments[0].low for track in tracks.values() for segment in track.segments]
   return clock, name, last, float(max(ends, default=0))

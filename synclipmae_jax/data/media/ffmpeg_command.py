@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 from synclipmae_jax.data.media import timeline
-from synclipmae_jax.data.media.containers import open_media, video_stream
-from synclipmae_jax.data.media.mp4_boxes import fragmented
+from synclipmae_jax.data.media.clock import read_clock
+from synclipmae_jax.data.media.containers import video_stream
 from synclipmae_jax.data.media.picture_order import lacks_order
 from synclipmae_jax.types import InputError
 
@@ -29,17 +29,15 @@ def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
   copy, options = "-c copy", "-copyts " if Path(path).suffix.lower() in _MAY_JUMP else ""
   if os.path.exists(path):
     try:
-      with open_media(path) as source:
+      clock = read_clock(path)
+      with clock.open(path) as source:
         picture = video_stream(source)
-        packets = timeline.scan(source, timeline.timed(source), picture)
         options = "-copyts " if timeline.may_jump(source.format) else ""
-        if lacks_order(path, packets[picture.index], picture, source.format.name):
+        if lacks_order(clock, picture):
           options, copy = f"-r {picture.average_rate} ", "-c:a copy"
           stays, delayed, offset = "v", "a", lag_ms
-        plan = timeline.plan(
-          packets, picture=picture.index, source_format=source.format, fragmented=fragmented(path), hides=True
-        )
-        if plan.notes:  # its times are mended
+        packets = timeline.scan(source, timeline.timed(source), picture, clock)
+        if timeline.plan(packets, picture=picture.index, clock=clock, hides=True).notes:  # its times are mended
           return None
     except InputError:
       return None

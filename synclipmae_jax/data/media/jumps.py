@@ -45,6 +45,7 @@ class Jumps:
   shifts: Sequence[Sequence[tuple[int, Fraction]]]  # by track: (packet from which on, seconds that are added)
   longest_hold: Fraction  # seconds that a picture may stand
   notes: Sequence[str]
+  lone: Sequence[str]  # those of them that name a jump of one track alone
 
 
 class _Track:
@@ -92,7 +93,7 @@ class _Track:
     if len(left) > 1 and others and epoch.length <= _STRAY:
       line = left[1].low - epoch.length
       off = epoch.low - line
-      if not -MAX_HOLD <= off <= BACK and abs(line - min(part.low for part in others)) <= STEP:
+      if not -STEP <= off <= BACK and abs(line - min(part.low for part in others)) <= STEP:
         self.strays.append((line, off))
         epoch.moved = [(epoch.packet, -off)]
         epoch.low, epoch.high, epoch.first, epoch.last = (
@@ -135,8 +136,12 @@ class _Track:
     return [(packet, extra + offset) for epoch, offset in pairs for packet, extra in epoch.moved]
 
 
-def resolve(picture: Sequence[Segment], sounds: Sequence[tuple[str, Sequence[Segment]]]) -> Jumps:
+def resolve(
+  picture: Sequence[Segment], sounds: Sequence[tuple[str, Sequence[Segment]]], *, wrap: Fraction | None = None
+) -> Jumps:
   """What is added to the times of the picture and of each sound, given as name and segments.
+
+  `wrap`: seconds after which the timestamps of the format begin anew at 0.
 
   Raises InputError where the picture alone jumps ahead: nobody knows what stands there.
   """
@@ -144,32 +149,34 @@ def resolve(picture: Sequence[Segment], sounds: Sequence[tuple[str, Sequence[Seg
   shown = _Track("picture", picture, heard)
   tracks = [shown, *(_Track(name, segments, picture) for name, segments in sounds)]
   start = min((track.epochs[0].low for track in tracks if track.epochs), default=Fraction(0))
-  notes = [_of_strays(track, start) for track in tracks if track.strays]
-  together = []
+  notes = [_of_strays(track, start, wrap) for track in tracks if track.strays]
+  together, lone = [], []
   while shown.ahead:
     number, offsets = len(shown.offsets), {shown: shown.wanted}
     for track in tracks[1:]:
       while track.ahead and track.partner(shown) < number:
-        notes.append(_go_on_alone(track, start))
+        lone.append(_go_on_alone(track, start))
       if track.partner(shown) == number and abs(track.wanted - offsets[shown]) <= MAX_HOLD:
         offsets[track] = track.wanted
     if len(offsets) > 1:
-      together.append(shown.line - start)
+      together.append((shown.line - start, shown.ahead[1].low - shown.ahead[0].high))
       for track in offsets:
         track.offsets.append(max(offsets.values()))  # neither overlaps what came before
     elif shown.ahead[1].low > shown.ahead[0].high:
       jump = float(shown.ahead[1].low - shown.ahead[0].high)
       raise InputError(f"its timestamps jump by {jump:.0f} s at {float(shown.line - start):.1f} s")
     else:
-      notes.append(_go_on_alone(shown, start))
+      lone.append(_go_on_alone(shown, start))
   for track in tracks[1:]:
     while track.ahead:
-      notes.append(_go_on_alone(track, start))
+      lone.append(_go_on_alone(track, start))
   if together:
-    more = f" and at {len(together) - 1} later place{'s' * (len(together) > 2)}" if len(together) > 1 else ""
-    notes.insert(0, f"its clock starts again at {float(together[0]):.1f} s{more}: the parts are judged as one")
+    (at, jump), *later = together
+    what = "starts again" if jump < 0 else f"jumps ahead by {float(jump):.1f} s"
+    more = f" and at {len(later)} later place{'s' * (len(later) > 1)}" if later else ""
+    notes.insert(0, f"its clock {what} at {float(at):.1f} s{more} and is carried on")
   hold = max(Fraction(MAX_HOLD), shown.longest_gap + STEP)  # with the duration of the picture itself
-  return Jumps(shifts=[track.shifts() for track in tracks], longest_hold=hold, notes=notes)
+  return Jumps(shifts=[track.shifts() for track in tracks], longest_hold=hold, notes=[*notes, *lone], lone=lone)
 
 
 def _copy(segment: Segment) -> Segment:
@@ -188,8 +195,9 @@ def _stray(segments: Sequence[Segment], line: Fraction) -> int:
   return 0
 
 
-def _of_strays(track: _Track, start: Fraction) -> str:
+def _of_strays(track: _Track, start: Fraction, wrap: Fraction | None) -> str:
   at, off = track.strays[0]
+  off = (off + wrap / 2) % wrap - wrap / 2 if wrap else off
   more = f" (and those of {len(track.strays) - 1} more)" if len(track.strays) > 1 else ""
   return (
     f"the timestamps of a stretch of its {track.name} at {float(at - start):.1f} s are {float(off):+.1f} s off{more}:"

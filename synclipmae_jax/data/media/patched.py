@@ -18,6 +18,8 @@ _SIGNATURES = {  # how a file begins, by the name of its demuxer
   "flv": b"FLV\x01",
   "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
 }
+_MXF_HEADER = bytes.fromhex("060e2b34020501010d0102010102")  # SMPTE 377: the key of a header partition pack
+_OGG_PAGE = b"OggS\x00"  # a byte of flags follows: 1 a packet goes on, 2 a stream begins
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
@@ -96,6 +98,22 @@ def joined_behind(path: str | os.PathLike, *, name: str, after: int) -> bool:
     return False
   with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
     return data.find(signature, after) >= 0
+
+
+def joined_at(path: str | os.PathLike, *, name: str) -> int | None:
+  """The place in an Ogg or MXF file at which another file begins, whose packets FFmpeg gives and cannot decode.
+
+  In Ogg the first pages of all streams stand before any other page; in MXF one partition is the header.
+  """
+  if name not in ("ogg", "mxf"):
+    return None
+  with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    if name == "mxf":
+      place = data.find(_MXF_HEADER, data.find(_MXF_HEADER) + 1)
+    else:
+      others = [at for at in (data.find(_OGG_PAGE + bytes([flags])) for flags in (0, 1)) if at >= 0]
+      place = data.find(_OGG_PAGE + b"\x02", min(others, default=len(data)))
+  return place if place >= 0 else None
 
 
 def _size(data: mmap.mmap, at: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""In which order the pictures of a stream are shown where its file does not say: as its decoder gives them."""
+"""Times of presentation for pictures whose file has none: those that reading gives them, by the order of decoding."""
 
 from __future__ import annotations
 
@@ -6,55 +6,40 @@ import os
 
 import numpy as np
 
-from synclipmae_jax.data.media.containers import open_media, video_stream
-from synclipmae_jax.data.media.timeline import NO_TIME, Packets
-
-_LOOK = 100  # pictures whose order tells that of a file, unless its header says that there are others
-
-
-def lacks_order(path: str | os.PathLike, packets: Packets, stream, container_format: str) -> bool:
-  """Whether pictures are stored in another order than shown, and no times of showing are there to tell it.
-
-  AVI never has them: FFmpeg then takes those of decoding, or one picture later, so that these are not to be trusted.
-  """
-  if not stream.codec_context.codec.reorder or not len(packets.pts):
-    return False
-  if "avi" in container_format.split(","):
-    return True
-  known = (packets.pts != NO_TIME) & (packets.dts != NO_TIME)
-  if not known.any() or (packets.pts != packets.dts)[known].any():
-    return False
-  rank = _ranks(path, packets, pictures=_LOOK)
-  return bool((np.diff(rank[rank >= 0]) < 0).any())
+from synclipmae_jax.data.media.clock import Clock
+from synclipmae_jax.data.media.containers import video_stream
+from synclipmae_jax.data.media.timeline import Packets
 
 
-def order_by_decoding(path: str | os.PathLike, packets: Packets) -> None:
-  """Gives the pictures of `packets` the times of showing that follow from the order in which they are decoded.
+def lacks_order(clock: Clock, stream) -> bool:
+  """Whether pictures may be stored in another order than shown, and the file has no times that tell it."""
+  return clock.counted is not None and bool(stream.codec_context.codec.reorder)
 
-  The k-th picture that is shown gets the k-th time of decoding, of which the first is not before 0: an edit list that
-  was to hide the delay of decoding hides pictures otherwise.
-  """
-  rank = _ranks(path, packets, pictures=len(packets.dts))
+
+def order_by_decoding(path: str | os.PathLike, packets: Packets, clock: Clock) -> None:
+  """Gives the pictures of `packets` their times of presentation, as `data.media.pictures` counts them."""
+  rank, delay = _ranks(path, len(packets.dts), clock)
   for i in np.flatnonzero(rank < 0):  # what cannot be decoded stays beside its neighbour
     rank[i] = rank[i - 1] + 1e-6 if i else -0.5
   place = np.empty(len(rank), np.int64)
   place[np.argsort(rank, kind="stable")] = np.arange(len(rank))
   times = np.sort(packets.dts)
-  times += max(0, -int(times[0])) if len(times) else 0
+  step = int(np.median(np.diff(times))) if len(times) > 1 else packets.step
+  times = np.concatenate([times, times[-1:] + step * np.arange(1, delay + 1)])[delay:]
   packets.pts = times[place]
   packets.hidden = np.zeros(len(rank), bool)
 
 
-def _ranks(path: str | os.PathLike, packets: Packets, *, pictures: int) -> np.ndarray:
-  """float64 [n]: the place of each packet's picture in the order in which the decoder gives them; -1 where unknown.
+def _ranks(path: str | os.PathLike, count: int, clock: Clock) -> tuple[np.ndarray, int]:
+  """(float64 [n]: the place of each picture in the order in which the decoder gives them, -1 where unknown; its delay).
 
-  Stops after `pictures` of them.
+  The delay is the number of pictures that the decoder holds back, where times of decoding are given (`Clock.counted`).
   """
-  rank = np.full(len(packets.dts), -1.0)
-  with open_media(path) as container:
+  rank = np.full(count, -1.0)
+  with clock.open(path) as container:
     stream = video_stream(container)
     number = shown = 0
-    for packet in container.demux(stream):
+    for packet in clock.packets(container, stream):
       if packet.size:
         packet.pts = packet.dts = number  # a decoder hands it on to the picture
         number += 1
@@ -62,6 +47,4 @@ def _ranks(path: str | os.PathLike, packets: Packets, *, pictures: int) -> np.nd
         if frame.pts is not None and 0 <= frame.pts < len(rank):
           rank[frame.pts] = shown
           shown += 1
-      if shown >= pictures:
-        break
-  return rank
+    return rank, stream.codec_context.reorder_depth if clock.counted == "decoded" else 0

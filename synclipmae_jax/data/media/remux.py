@@ -23,8 +23,8 @@ import av
 import numpy as np
 
 from synclipmae_jax.data.media import timeline
-from synclipmae_jax.data.media.containers import check_length, declared_end, open_media, video_stream
-from synclipmae_jax.data.media.mp4_boxes import fragmented
+from synclipmae_jax.data.media.clock import read_clock
+from synclipmae_jax.data.media.containers import check_length, open_media, video_stream
 from synclipmae_jax.data.media.pcm_track import PcmTrack
 from synclipmae_jax.data.media.picture_order import lacks_order, order_by_decoding
 from synclipmae_jax.data.media.stream_names import described, lost_keys, stream_name
@@ -128,9 +128,10 @@ class _Copy:
       self.notes.append(f"the picture begins {float(-lag) * 1000:g} ms later, so that no sound is lost")
 
   def run(self) -> None:
-    with open_media(self._path) as source:
+    self._clock = read_clock(self._path)
+    with self._clock.open(self._path) as source:
       plan = self._plan(source)
-    with open_media(self._path) as source:
+    with self._clock.open(self._path) as source:
       self._name_sound(source)
       options = dict(_OPTIONS) if self._format in _EDIT_LISTS else {}
       if options and any("." in key for key in source.metadata):  # com.apple.quicktime.make, ...
@@ -155,15 +156,13 @@ class _Copy:
     self._same_container = self._format in source.format.name.split(",")
     if self._format == "avi" and not self._same_container:
       raise InputError(f"{self._out}: only an AVI file can be written as AVI: choose another suffix")
-    packets = timeline.scan(source, timeline.timed(source), picture)
-    check_length("picture", end=float(packets[picture.index].end), declared=declared_end(picture))
-    ordered = self._format == "avi" or not lacks_order(self._path, packets[picture.index], picture, source.format.name)
-    if not ordered:
-      order_by_decoding(self._path, packets[picture.index])
-    plan = timeline.plan(
-      packets, picture=picture.index, source_format=source.format, fragmented=fragmented(self._path),
-      hides=self._format in _EDIT_LISTS,
-    )  # fmt: skip
+    packets = timeline.scan(source, timeline.timed(source), picture, self._clock)
+    end, declared = float(packets[picture.index].end), self._clock.declared_end(picture)
+    check_length("picture", end=end, declared=declared)
+    if self._format != "avi" and lacks_order(self._clock, picture):
+      order_by_decoding(self._path, packets[picture.index], self._clock)
+    hides = self._format in _EDIT_LISTS
+    plan = timeline.plan(packets, picture=picture.index, clock=self._clock, hides=hides)
     self.notes += plan.notes
     return plan
 
@@ -184,7 +183,7 @@ class _Copy:
         held = ", ".join(self.copied)
         raise InputError(f"{self._out}: a {self._format} file cannot hold {held}: choose another suffix") from error
       raise
-    for packet in source.demux(timeline.timed(source)):
+    for packet in self._clock.packets(source, *timeline.timed(source)):
       if packet.size and packet.stream_index in write:
         write[packet.stream_index](packet)
 
