@@ -17,7 +17,7 @@ from synclipmae_jax.data.output_file import writing
 from synclipmae_jax.figures import new_figure, save
 from synclipmae_jax.metrics.sync import LAGS, MAX_LAG
 from synclipmae_jax.sync.result import MS_PER_FRAME, SyncResult
-from synclipmae_jax.types import FPS
+from synclipmae_jax.types import FPS, InputError
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -101,10 +101,13 @@ def _row(result: SyncResult) -> tuple[str, ...]:
 def _sentences(result: SyncResult) -> Iterator[str]:
   yield advice(result)
   if result.verdict == "out_of_sync" and result.lag_ms is not None:
-    command = ffmpeg_command(result.file, result.lag_ms)
-    yield "With --fix OUT, or:" if command else "With --fix OUT."
-    if command:
-      yield command  # never wrapped: it is copied into a shell
+    try:
+      command = ffmpeg_command(result.file, result.lag_ms)
+      yield "With --fix OUT, or:" if command else "With --fix OUT."
+      if command:
+        yield command  # never wrapped: it is copied into a shell
+    except InputError as error:
+      yield f"No copy can keep it: {error}."
   if result.drift_ms_per_min is not None:
     yield f"Drift: {_signed(result.drift_ms_per_min, 1)} ms a minute."
   for face in result.faces:

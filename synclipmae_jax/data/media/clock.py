@@ -168,7 +168,7 @@ def _survey(
   pictures, *sounds = tracks.values()
   if pictures.segments and patched.joined_at(path, name=name) is not None:
     at = float(pictures.segments[0].length)
-    raise InputError(f"another file is joined to it at {at:.1f} s, which is not read in this format: split it there first")
+    raise InputError(f"another file is joined to it at {at:.1f} s, which is not read in this format: split it there")
   counted = _how_counted(path, patches) if name == "avi" or (reorders and pictures.in_order) else None
   if name.startswith("mov") and edits is None and (edits := _edits(path, tracks, cut=pictures.hides and not counted)):
     return _survey(path, patches, edits)

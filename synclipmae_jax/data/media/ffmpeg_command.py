@@ -10,7 +10,6 @@ from synclipmae_jax.data.media import timeline
 from synclipmae_jax.data.media.clock import read_clock
 from synclipmae_jax.data.media.containers import video_stream
 from synclipmae_jax.data.media.picture_order import lacks_order
-from synclipmae_jax.types import InputError
 
 _KEPT = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts", ".m2ts", ".mts")  # the others may not hold a moved sound
 
@@ -18,29 +17,30 @@ _MAY_JUMP = (".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob")  # where the file 
 
 
 def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
-  """One line for a shell; None for a file of which ffmpeg would not keep the times, or that cannot be read.
+  """One line for a shell; None for a file whose times ffmpeg would not keep, or whose name no shell line can hold.
 
   ffmpeg reads the file twice: the first input gives what stays, the second what is delayed. It lets each input begin at
   0. Of a format whose clock may jump it takes that begin from the streams in use, so that the two would begin apart:
-  -copyts keeps the times of the file. Pictures without a time of showing, as in AVI, cannot be copied: they are
-  encoded, and counted by -r, which no offset moves, so that it is the sound that moves either way.
+  -copyts keeps the times of the file. Pictures of AVI have no times of presentation and cannot be copied: they are
+  encoded, and counted by -r, which no offset moves, so that the sound moves either way.
+
+  Raises InputError for a file that no copy can keep, and so `--fix` refuses as well.
   """
   stays, delayed, offset = ("v", "a", lag_ms) if lag_ms > 0 else ("a", "v", -lag_ms)
   copy, options = "-c copy", "-copyts " if Path(path).suffix.lower() in _MAY_JUMP else ""
   if os.path.exists(path):
-    try:
-      clock = read_clock(path)
-      with clock.open(path) as source:
-        picture = video_stream(source)
-        options = "-copyts " if timeline.may_jump(source.format) else ""
-        if lacks_order(clock, picture):
-          options, copy = f"-r {picture.average_rate} ", "-c:a copy"
-          stays, delayed, offset = "v", "a", lag_ms
-        packets = timeline.scan(source, timeline.timed(source), picture, clock)
-        if timeline.plan(packets, picture=picture.index, clock=clock, hides=True).notes:  # its times are mended
-          return None
-    except InputError:
-      return None
+    clock = read_clock(path)
+    with clock.open(path) as source:
+      picture = video_stream(source)
+      options = "-copyts " if timeline.may_jump(source.format) else ""
+      if lacks_order(clock, picture):
+        options, copy = f"-r {picture.average_rate} ", "-c:a copy"
+        stays, delayed, offset = "v", "a", lag_ms
+      packets = timeline.scan(source, timeline.timed(source), picture, clock)
+      plan = timeline.plan(packets, picture=picture.index, clock=clock, hides=True)
+      # ffmpeg begins a cut at its first whole picture, and gives pictures with times of decoding other ones.
+      if plan.notes or clock.edits or clock.counted == "decoded":
+        return None
   source, out = (_argument(name) for name in (Path(path), _free(Path(path))))
   if not (source.isprintable() and out.isprintable()):
     return None

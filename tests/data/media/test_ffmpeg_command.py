@@ -8,9 +8,10 @@ import subprocess
 
 import numpy as np
 import pytest
-from recordings import Recording, make, read
+from recordings import Recording, cut_by_edit_list, make, read
 
 from synclipmae_jax.data.media.ffmpeg_command import ffmpeg_command
+from synclipmae_jax.types import InputError
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
@@ -58,5 +59,16 @@ def test_where_ffmpeg_would_not_keep_the_times_none_is_given(tmp_path):
   part = make(tmp_path / "a.ts", Recording()).read_bytes()
   (tmp_path / "joined.ts").write_bytes(part + part)
   assert ffmpeg_command(tmp_path / "joined.ts", 200.0) is None
-  (tmp_path / "bad.mp4").write_text("not a film")
-  assert ffmpeg_command(tmp_path / "bad.mp4", 200.0) is None
+  cut_by_edit_list(make(tmp_path / "a.mp4", Recording()), tmp_path / "cut.mp4", (1.01, 3.0))
+  assert ffmpeg_command(tmp_path / "cut.mp4", 200.0) is None
+  (tmp_path / "a.mp4").write_bytes((tmp_path / "a.mp4").read_bytes().replace(b"ctts", b"free"))
+  assert ffmpeg_command(tmp_path / "a.mp4", 200.0) is not None  # without B-frames
+  source = make(tmp_path / "b.mp4", Recording(b_frames=2))
+  source.write_bytes(source.read_bytes().replace(b"ctts", b"free"))
+  assert ffmpeg_command(source, 200.0) is None
+
+
+def test_a_file_that_no_copy_keeps_is_refused(tmp_path):
+  cut_by_edit_list(make(tmp_path / "a.mp4", Recording()), tmp_path / "cut.mp4", (0.5, 1.3), (2.0, 3.0))
+  with pytest.raises(InputError, match="several parts"):
+    ffmpeg_command(tmp_path / "cut.mp4", 200.0)
