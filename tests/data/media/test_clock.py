@@ -155,3 +155,14 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
   assert read_clock(path).shifts
   (end,) = [first + len(samples) for first, samples in audio.read_chunks(path, origin=0)][-1:]
   assert end > 5 * 16000
+
+
+@pytest.mark.parametrize("suffix", ["ogv", "mxf"])
+def test_another_file_joined_to_one_of_ogg_or_mxf_is_named(tmp_path, suffix):
+  ogg = dict(codec="libvpx", sound_codec="libopus", rate=48000, time_base=Fraction(1, 25))
+  mxf = dict(codec="mpeg2video", sound_codec="pcm_s16le", rate=48000, time_base=Fraction(1, 25))
+  path = talk(tmp_path / f"a.{suffix}", **(ogg if suffix == "ogv" else mxf))
+  assert len(read(path)[0]) == pytest.approx(75, abs=1)
+  path.write_bytes(path.read_bytes() * 2)
+  with pytest.raises(InputError, match=r"another file is joined to it at 3\.. s, which is not read in this format"):
+    read(path)
