@@ -1,13 +1,14 @@
-"""The clock of a file: what its timestamps are worth, found in one pass over its packets, without decoding.
+"""The clock of a file: corrections of its timestamps, found in one pass over its packets. Reading and repair share it.
 
-Most files need nothing of it. It is for those whose timestamps a reader must not take as they stand:
+Most files need no correction. It is made in four cases:
 
-- A clock that starts again, in files joined end to end, or jumps far ahead: what follows is placed after what came
-  before, picture and sound by the same shift, so that a lag stays what it is.
-- A stretch with stray timestamps between two that fit together: it is placed where its neighbours are.
-- Pictures without presentation times (AVI) or with those of decoding (MP4 without ctts): they are counted.
+- The clock starts again (files joined end to end) or jumps far ahead. What follows is placed after what came before.
+  Picture and sound get the same shift, so that the lag does not change.
+- A short stretch has stray timestamps. It is placed between its neighbours.
+- Pictures have no presentation times (AVI), or only those of decoding (MP4 without ctts). They are counted.
+- An edit list presents stretches of an MP4 or MOV. FFmpeg does not place them exactly; they are placed here.
 
-Gaps stay gaps, and so does a picture that stands while the sound goes on. Memory grows with the number of jumps only.
+Gaps remain, and so does a picture that is held while the sound continues. Memory grows with the number of jumps only.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from synclipmae_jax.data.media.mp4_boxes import Edit, edit_lists, fragmented
 from synclipmae_jax.data.media.watchdog import each, watched
 from synclipmae_jax.types import FPS, InputError
 
-_REORDERED = 5  # frames that a step back must exceed beside `jumps.BACK`: pictures are stored out of order
+_REORDERED = 5  # frames by which a step back must exceed `jumps.BACK`: pictures are stored out of order
 _MAX_SEGMENTS = 20_000
 _WRAP = Fraction(2**33, 90_000)  # seconds: timestamps of MPEG streams have 33 bits of 1/90000 s
-_COUNTED = 100  # pictures that are decoded to see whether they come out of order
+_COUNTED = 100  # pictures that are decoded to find out whether they are stored out of order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,23 +41,24 @@ class Clock:
   """How the packets of a file are to be read."""
 
   patches: Mapping[int, bytes]  # for `open_media`
-  edits: Mapping[int, Sequence[Edit]]  # by stream: what is presented, in ascending order; {}: as FFmpeg presents it
-  shifts: Mapping[int, Sequence[tuple[int, int]]]  # by stream: (packet from which on, ticks that are added)
-  # Whose times pictures get in the order in which they are decoded to: None: each has its own. "shown": the k-th that
-  # of the k-th packet (AVI). "decoded": the k-th that of the packet with which it comes out of the decoder.
+  edits: Mapping[int, Sequence[Edit]]  # by stream, ascending: the stretches presented; {}: FFmpeg's own presentation
+  shifts: Mapping[int, Sequence[tuple[int, int]]]  # by stream: (number of the first packet, ticks that are added)
+  # The times of the pictures that the decoder returns. None: their own. "shown": picture k has the time of packet k
+  # (AVI). "decoded": picture k has the time of the packet after which the decoder returns it.
   counted: str | None
-  longest_hold: Fraction  # seconds that a picture may stand
-  notes: tuple[str, ...]  # what a reader must know
-  lone_jumps: tuple[str, ...]  # those of the notes that name a jump of one track alone
+  longest_hold: Fraction  # seconds for which a picture may be held
+  notes: tuple[str, ...]  # what the user must know
+  lone_jumps: tuple[str, ...]  # the notes that name a jump of one track alone
 
   def open(self, path: str | os.PathLike, **options):
-    """`open_media` as `packets` and `placed` need it."""
+    """`open_media` with the options that `packets` and `placed` require."""
     return open_media(path, patches=self.patches, ignore_edit_lists=bool(self.edits), **options)
 
   def placed(self, stream, begin: int | None, duration: int) -> int | None:
-    """When a decoded picture or sound that has the time `begin` is presented, in ticks; None where it is hidden.
+    """The time in ticks at which a decoded picture or sound with the time `begin` is presented; None if it is hidden.
 
-    A picture that an edit begins within is presented from there on; sound keeps the time of its first sample.
+    Where an edit begins within a picture, the picture is presented from the edit on. Sound keeps the time of its first
+    sample, also where that lies before the edit.
     """
     edits = self.edits.get(stream.index)
     if not edits or begin is None:
@@ -76,22 +78,22 @@ class Clock:
     return packet.is_discard
 
   def lead(self, stream) -> int:
-    """Ticks that are added to the times of a track, where it has one edit, to get those of the movie."""
+    """Ticks from the times of a track to those of the movie, by the first edit of the track."""
     edits = self.edits.get(stream.index)
     return round((edits[0].start - edits[0].media) / stream.time_base) if edits else 0
 
   def declared_end(self, stream) -> float:
-    """The second at which the header says that a stream ends; 0 where it does not say."""
+    """The second at which a stream ends by the header; 0 if unknown."""
     edits = self.edits.get(stream.index)
     return float(edits[-1].end) if edits else declared_end(stream)
 
   def declared_end_of_all(self, container) -> float:
-    """The second at which the header says that everything ends; 0 where it does not say."""
+    """The second at which the file ends by the header; 0 if unknown."""
     ends = [float(edits[-1].end) for edits in self.edits.values() if edits]
     return max(ends) if ends else declared_end_of_all(container)
 
   def packets(self, container, *streams) -> Iterator[av.Packet]:
-    """The packets of streams with their times corrected; last of each the one that empties its decoder."""
+    """The packets of streams with corrected times, in file order; the last of each stream flushes its decoder."""
     shifts = {index: [*moves] for index, moves in self.shifts.items()}
     numbers, added = collections.Counter(), collections.Counter()
     for packet in each(container.demux(streams)):
@@ -101,7 +103,7 @@ class Clock:
           added[index] = shifts[index].pop(0)[1]
         numbers[index] += 1
         if shift := added[index]:
-          if packet.is_discard:  # FFmpeg hides what goes back in a fragmented MP4
+          if packet.is_discard:  # FFmpeg hides packets whose times go back in a fragmented MP4
             packet = shown(packet)
           packet.pts = None if packet.pts is None else packet.pts + shift
           packet.dts = None if packet.dts is None else packet.dts + shift
@@ -111,7 +113,7 @@ class Clock:
 
 
 def shown(packet: av.Packet) -> av.Packet:
-  """A packet that its decoder does not hide, in place of one that an edit list hides."""
+  """A copy of a packet without the mark by which the decoder hides it."""
   plain = av.Packet(bytes(packet))
   plain.stream, plain.time_base = packet.stream, packet.time_base
   plain.pts, plain.dts, plain.duration = packet.pts, packet.dts, packet.duration
@@ -119,14 +121,14 @@ def shown(packet: av.Packet) -> av.Packet:
 
 
 def read_clock(path: str | os.PathLike) -> Clock:
-  """The clock of a file; the last few are remembered, by their size and time.
+  """The clock of a file. The last few are cached by path, size and time of change.
 
-  Raises InputError where the file cannot be read, or its clock jumps so that nobody knows what belongs together.
+  Raises InputError if the file cannot be read, or if its clock jumps and the place of what follows is unknown.
   """
   try:
     stat = os.stat(path)
   except OSError:
-    with open_media(path):  # says why
+    with open_media(path):  # raises the reason
       raise InputError("the file is missing") from None
   return _read_clock(os.path.abspath(path), (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev))
 
@@ -137,7 +139,7 @@ def _read_clock(path: str, state: tuple[int, ...]) -> Clock:
   if name == "matroska,webm" and (patches := patched.joined_segments(path, after=last)):
     clock, *_ = _survey(path, patches)
   if not clock.shifts and patched.joined_behind(path, name=name, after=last):
-    note = f"another file is joined to it at {length:.1f} s and is not read: players stop there, too"
+    note = f"another file is joined to it at {length:.1f} s and is not read: players stop there as well"
     return dataclasses.replace(clock, notes=(*clock.notes, note))
   return clock
 
@@ -145,12 +147,12 @@ def _read_clock(path: str, state: tuple[int, ...]) -> Clock:
 def _survey(
   path: str, patches: Mapping[int, bytes], edits: Mapping[int, Sequence[Edit]] | None = None
 ) -> tuple[Clock, str, int, float]:
-  """The clock, the name of the format, the place where the last packet stands, and the seconds that there are."""
+  """(clock, name of the format, place of the last packet in bytes, length in seconds)."""
   with open_media(path, patches=patches, ignore_edit_lists=bool(edits)) as container:
     name = container.format.name
     if name == "avi" and not patches and (patches := patched.without_bad_index(path)):
       clock, _, last, length = _survey(path, patches)
-      note = "its index points to wrong places: it is read without it"
+      note = "its index points to wrong places: it is read without the index"
       return dataclasses.replace(clock, notes=(note, *clock.notes)), name, last, length
     picture = video_stream(container)
     sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
@@ -194,19 +196,21 @@ def _survey(
 
 
 def _edits(path: str, tracks: Mapping[int, _Stream], *, cut: bool) -> dict[int, Sequence[Edit]]:
-  """By stream the edit lists of a file that FFmpeg does not present exactly; {} for another.
+  """By stream the edit lists of a file that FFmpeg does not present exactly; {} for other files.
 
-  FFmpeg begins an edit at its first whole picture, and later ones at the first whole packet of sound (measured: up to
-  three pictures off with B-frames). It hides all that goes back between fragments, edit list or not.
-  `cut`: pictures are hidden, and not because their times are those of decoding.
+  FFmpeg begins an edit at its first whole picture, and a later edit at its first whole packet of sound (measured: up to
+  three pictures late with B-frames). Fragments are excluded: FFmpeg hides all packets whose times go back there.
+  `cut`: an edit list hides pictures that have presentation times.
 
-  Raises InputError for a list that repeats or reorders stretches, or plays one at another speed.
+  Raises InputError for a list that repeats or reorders stretches, or that plays one at another speed.
   """
-  lists = {index: edits for index, edits in enumerate(edit_lists(path)) if index in tracks}
-  several = any(len(edits) > 1 for edits in lists.values())
-  if not (several or cut) or fragmented(path):
+  lists = dict(enumerate(edit_lists(path)))  # with those of subtitles
+  read = [lists.get(index, ()) for index in tracks]
+  if not (cut or any(len(edits) > 1 for edits in read)) or fragmented(path):
     return {}
-  for edits in lists.values():
+  if any(edit.length == 0 for edits in read for edit in edits):  # to the end, which only FFmpeg knows
+    return {}
+  for edits in read:
     for edit, after in zip(edits, edits[1:]):  # noqa: B905
       if after.media < edit.media + edit.length - STEP / 10:
         raise InputError(f"its edit list repeats or reorders stretches, from {float(after.start):.1f} s on")
@@ -217,7 +221,7 @@ def _edits(path: str, tracks: Mapping[int, _Stream], *, cut: bool) -> dict[int, 
 
 
 def _how_counted(path: str, patches: Mapping[int, bytes]) -> str | None:
-  """`Clock.counted` of a file whose packets have no presentation times, or ones that never go back."""
+  """`Clock.counted` of a file whose packets have no presentation times, or times that never go back."""
   stored = reordered = False
   with open_media(path, patches=patches, stored_times_only=True) as container:
     stream, last = video_stream(container), -1
@@ -235,23 +239,23 @@ def _how_counted(path: str, patches: Mapping[int, bytes]) -> str | None:
 
 
 class _Stream:
-  """One stream, as its packets pass."""
+  """Gathers the times of one stream, packet by packet."""
 
   def __init__(self, stream, *, name: str):
     self.index, self.tick, self.name = stream.index, stream.time_base, name
     rate = (stream.average_rate or stream.guessed_rate or FPS) if stream.type == "video" else None
-    self._step = round(min(1 / rate, 1) / self.tick) if rate else 0  # where a packet has no duration
+    self._step = round(min(1 / rate, 1) / self.tick) if rate else 0  # of a packet without duration
     self._back = round(BACK / self.tick) + (_REORDERED + 1) * self._step
     self._ahead = round(STEP / self.tick) + self._step
-    self._decoding = stream.container.format.name == "avi"  # FFmpeg makes up its presentation times
-    self._runs: list[list[int]] = []  # as in Segment, but in ticks: fractions are slow
+    self._decoding = stream.container.format.name == "avi"  # its presentation times are inferred by FFmpeg
+    self._runs: list[list[int]] = []  # as Segment, in ticks: fractions are slow
     self._number = 0
     self._last = 0
-    self.hides = False  # an edit list hides some of it
+    self.hides = False  # an edit list hides packets
     self.in_order = True  # no picture is presented before one that is stored before it
 
   def see(self, packet: av.Packet, place: int) -> None:
-    """Is given every packet with content. `place`: its first byte in the file."""
+    """Adds a packet with content. `place`: its first byte in the file."""
     number, self._number = self._number, self._number + 1
     self.hides |= packet.is_discard
     begin = packet.dts if self._decoding or packet.pts is None else packet.pts

@@ -1,8 +1,9 @@
-"""Jumps of a file's timestamps: which are strays, which are gaps, and where the clock starts again.
+"""Classifies jumps of a file's timestamps: stray stretches, gaps, and places where the clock starts again.
 
-A track comes as segments, runs of packets without a jump. A stray stretch is one behind which the clock is where it
-would be without it. A gap is short, or the other track goes on through it. Elsewhere the clock starts again: for
-picture and sound by one shift where they do so at one place of the file, so that a lag stays what it is.
+A track is given as segments: runs of packets without a jump. A stretch is stray if the clock after it continues as if
+the stretch had correct times. A jump ahead is a gap if it is short or if the other track continues through it. In all
+other cases the clock starts again. Where picture and sound start again at the same place of the file, both get one
+shift, so that the lag does not change.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ from fractions import Fraction
 
 from synclipmae_jax.types import InputError
 
-MAX_HOLD = 10  # seconds a picture may stand, or sound be absent, where the other track does not say that time passed
+MAX_HOLD = 10  # seconds: the longest gap of a track through which the other track does not continue
 STEP = Fraction(1)  # seconds: a longer step ahead begins a new segment
 BACK = Fraction(1, 2)  # seconds: so does a longer step back
 _STRAY = 5  # seconds that a stray stretch may last ...
-_STRAY_SEGMENTS = 4  # ... in so many segments
+_STRAY_SEGMENTS = 4  # ... in at most this number of segments
 
 
 @dataclasses.dataclass(kw_only=True)
 class Segment:
-  """Packets of one stream without a jump, or with strays only."""
+  """Packets of one stream without a jump except strays."""
 
   packet: int  # number of the first, in its stream
   place: int  # of the first, in bytes of the file
   stop: int  # of the last
   low: Fraction  # s, of presentation
   high: Fraction
-  first: Fraction  # s, of decoding: pictures are stored out of order, and a jump comes between two stored ones
+  first: Fraction  # s, of decoding: pictures are stored in this order, and a jump lies between two stored pictures
   last: Fraction
-  moved: list[tuple[int, Fraction]] = dataclasses.field(default_factory=list)  # (packet from which on, s): strays
+  moved: list[tuple[int, Fraction]] = dataclasses.field(default_factory=list)  # (first packet, s that are added)
 
   @property
   def length(self) -> Fraction:
@@ -40,22 +41,22 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Jumps:
-  """What becomes of the tracks."""
+  """The corrections of all tracks."""
 
-  shifts: Sequence[Sequence[tuple[int, Fraction]]]  # by track: (packet from which on, seconds that are added)
-  longest_hold: Fraction  # seconds that a picture may stand
+  shifts: Sequence[Sequence[tuple[int, Fraction]]]  # by track: (first packet, seconds that are added)
+  longest_hold: Fraction  # seconds for which a picture may be held
   notes: Sequence[str]
-  lone: Sequence[str]  # those of them that name a jump of one track alone
+  lone: Sequence[str]  # the notes that name a jump of one track alone
 
 
 class _Track:
-  """A track whose segments are gathered to epochs, within which its clock does not start again."""
+  """A track whose segments are grouped into epochs. Within an epoch its clock does not start again."""
 
   def __init__(self, name: str, segments: Sequence[Segment], others: Sequence[Segment]):
     self.name, self.longest_gap = name, Fraction(0)
-    self.strays: list[tuple[Fraction, Fraction]] = []  # second, and by how much it is off
+    self.strays: list[tuple[Fraction, Fraction]] = []  # (second, error in seconds)
     self.epochs: list[Segment] = []
-    self.offsets: list[Fraction] = []  # of the epochs that have got theirs: seconds that are added
+    self.offsets: list[Fraction] = []  # seconds that are added to each epoch; shorter than `epochs` until all are known
     left = list(segments)
     while left:
       taken = self._take(left, others)
@@ -63,7 +64,7 @@ class _Track:
     self.offsets = [Fraction(0)] * bool(self.epochs)
 
   def _take(self, left: Sequence[Segment], others: Sequence[Segment]) -> int:
-    """Adds the next segment, or several that are astray; returns their number."""
+    """Adds the next segment, or several stray ones; returns their number."""
     segment = left[0]
     if not self.epochs:
       return self._begin(left, others)
@@ -78,7 +79,7 @@ class _Track:
       return count
     nothing = Fraction(0)
     through = sum((max(nothing, min(p.high, segment.low) - max(p.low, epoch.high)) for p in others), nothing)
-    if -BACK <= jump <= MAX_HOLD or (jump > 0 and through > jump / 2):  # it goes on, after a gap
+    if -BACK <= jump <= MAX_HOLD or (jump > 0 and through > jump / 2):  # a gap
       epoch.moved.append((segment.packet, Fraction(0)))
       epoch.high, epoch.last, epoch.stop = max(epoch.high, segment.high), segment.last, segment.stop
       self.longest_gap = max(self.longest_gap, jump)
@@ -87,7 +88,7 @@ class _Track:
     return 1
 
   def _begin(self, left: Sequence[Segment], others: Sequence[Segment]) -> int:
-    """The first epoch. Its first stretch is astray where what follows fits the beginning of the other track."""
+    """Begins the first epoch. Its first stretch is stray if what follows fits the beginning of the other track."""
     epoch = _copy(left[0])
     self.epochs.append(epoch)
     if len(left) > 1 and others and epoch.length <= _STRAY:
@@ -103,31 +104,31 @@ class _Track:
 
   @property
   def ahead(self) -> tuple[Segment, Segment] | None:
-    """The last epoch with an offset, and the first without; None at the end."""
+    """The last epoch with an offset and the first without; None if all have one."""
     number = len(self.offsets)
     return (self.epochs[number - 1], self.epochs[number]) if number < len(self.epochs) else None
 
   @property
   def line(self) -> Fraction:
-    """The second at which the next epoch would begin were the track alone."""
+    """The second at which the next epoch begins by this track alone."""
     return self.ahead[0].high + self.offsets[-1]
 
   @property
   def wanted(self) -> Fraction:
-    """The offset of the next epoch were the track alone."""
+    """The offset of the next epoch by this track alone."""
     before, after = self.ahead
     shown, decoded = before.high - after.low, before.last - after.first
-    # Not every container holds times of decoding; those that FFmpeg infers may be wrong beside a jump.
+    # Not every container stores times of decoding. Those that FFmpeg infers may be wrong beside a jump.
     return self.offsets[-1] + (decoded if abs(decoded - shown) < STEP else shown)
 
   def partner(self, picture: _Track) -> int:
-    """Number of the picture's epoch that begins where the next one here does; 0 where there is none."""
+    """Number of the picture's epoch that begins where the next epoch of this track begins; 0 if there is none."""
     if self.ahead is None or len(picture.epochs) < 2:
       return 0
     (before, after), shown = self.ahead, picture.epochs
-    if after.place <= before.stop:  # old fragmented MP4 gives places in its first part: the order must do
+    if after.place <= before.stop:  # old fragmented MP4 has no usable places: the order decides
       return len(self.offsets) if len(self.offsets) < len(shown) else 0
-    # Everything before a jump stands before everything after it, give or take a packet.
+    # All packets before a jump are stored before those after it, except for a few.
     late = lambda k: max(before.stop, shown[k - 1].stop) - min(after.place, shown[k].place)
     return min(range(1, len(shown)), key=late)
 
@@ -139,11 +140,11 @@ class _Track:
 def resolve(
   picture: Sequence[Segment], sounds: Sequence[tuple[str, Sequence[Segment]]], *, wrap: Fraction | None = None
 ) -> Jumps:
-  """What is added to the times of the picture and of each sound, given as name and segments.
+  """The corrections of the picture and of each sound track, (name, segments).
 
-  `wrap`: seconds after which the timestamps of the format begin anew at 0.
+  `wrap`: seconds after which the timestamps of the format return to 0.
 
-  Raises InputError where the picture alone jumps ahead: nobody knows what stands there.
+  Raises InputError if the picture alone jumps ahead: the place of what follows is unknown.
   """
   heard = [part for _, segments in sounds for part in segments]
   shown = _Track("picture", picture, heard)
@@ -161,7 +162,7 @@ def resolve(
     if len(offsets) > 1:
       together.append((shown.line - start, shown.ahead[1].low - shown.ahead[0].high))
       for track in offsets:
-        track.offsets.append(max(offsets.values()))  # neither overlaps what came before
+        track.offsets.append(max(offsets.values()))  # no track overlaps what came before
     elif shown.ahead[1].low > shown.ahead[0].high:
       jump = float(shown.ahead[1].low - shown.ahead[0].high)
       raise InputError(f"its timestamps jump by {jump:.0f} s at {float(shown.line - start):.1f} s")
@@ -175,7 +176,7 @@ def resolve(
     what = "starts again" if jump < 0 else f"jumps ahead by {float(jump):.1f} s"
     more = f" and at {len(later)} later place{'s' * (len(later) > 1)}" if later else ""
     notes.insert(0, f"its clock {what} at {float(at):.1f} s{more} and is carried on")
-  hold = max(Fraction(MAX_HOLD), shown.longest_gap + STEP)  # with the duration of the picture itself
+  hold = max(Fraction(MAX_HOLD), shown.longest_gap + STEP)  # includes the duration of the picture
   return Jumps(shifts=[track.shifts() for track in tracks], longest_hold=hold, notes=[*notes, *lone], lone=lone)
 
 
@@ -184,7 +185,7 @@ def _copy(segment: Segment) -> Segment:
 
 
 def _stray(segments: Sequence[Segment], line: Fraction) -> int:
-  """How many of the first segments are astray: behind them the clock is where it would be without the jump."""
+  """The number of leading segments that are stray: after them the clock continues on `line`."""
   total = Fraction(0)
   for count, segment in enumerate(segments[: _STRAY_SEGMENTS + 1]):
     if count and abs(segment.low - (line + total)) <= BACK:
@@ -206,11 +207,11 @@ def _of_strays(track: _Track, start: Fraction, wrap: Fraction | None) -> str:
 
 
 def _go_on_alone(track: _Track, start: Fraction) -> str:
-  """The track's next epoch is placed after the one before; the note that says so."""
+  """Places the next epoch of the track after the one before; returns the note on it."""
   at, offset = float(track.line - start), track.wanted
   jump = float(track.offsets[-1] - offset)
   track.offsets.append(offset)
   return (
     f"the clock of its {track.name} alone jumps by {jump:+.1f} s at {at:.1f} s: what follows is placed after what came"
-    " before, and the lag may be another from there on"
+    " before, and the lag may change there"
   )

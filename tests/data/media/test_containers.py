@@ -114,4 +114,4 @@ def test_an_avi_file_with_a_bad_index_is_read_along_its_chunks(tmp_path, how):
   frames, heard, notes = read(path)
   assert [number_of(frame.image) for frame in frames] == list(range(75))
   assert click_times(heard) == pytest.approx([1.0], abs=0.002)
-  assert ("its index points to wrong places: it is read without it" in notes) == (how not in ("none", "whole"))
+  assert ("its index points to wrong places: it is read without the index" in notes) == (how not in ("none", "whole"))
