@@ -1,10 +1,10 @@
-"""`synclipmae calibrate WORKDIR --out DIR`: a trained model -> a checkpoint that knows what its answers are worth.
+"""`synclipmae calibrate WORKDIR --out DIR`: a trained model -> a checkpoint with calibrated confidences.
 
-Holds the model against clips of known lag that it has not seen: half of them are fitted, the other half is what the
-reported error is measured on. Stretches of 1.4 to 9 s are cut from every clip, with a lag of -10 .. 10 frames put in.
-Each is also given another clip's sound in part, so that there are doubtful cases to learn from, and wholly, so that no
-lag fits. Without --records, SynthTalk with another seed is made for it. The checkpoint holds what the applications need
-and nothing of the optimizer; `synclipmae sync --checkpoint DIR` takes it.
+Measures the model on unseen clips of known lag. Half of the clips are used for the fit; the reported error is measured
+on the other half. Stretches of 1.4 to 9 s are cut from every clip, with an injected lag of -10 .. 10 frames. Each is
+used with its own sound, with part of its sound replaced by that of another clip (doubtful cases), and with the sound of
+another clip (no lag fits). Without --records, SynthTalk with another seed is generated. The checkpoint has no optimizer
+state; `synclipmae sync --checkpoint DIR` reads it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from synclipmae_jax.types import FPS, EvalClip, InputError
 
 LENGTHS = (35, 50, 75, 110, 150, 225)  # frames
 MAX_SHIFT = 10
-ITEMS = ("visual_encoder", "audio_adapter", "decoder", "contrast")  # the frozen speech encoder where it has numbers
+ITEMS = ("visual_encoder", "audio_adapter", "decoder", "contrast")  # the frozen speech encoder if it has parameters
 META = ("task", "config", "preprocessing", "revision", "donors", "step")
 SYNTHTALK = dict(clips=120, seconds=10.0, size=112, seed=1)
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser("synclipmae calibrate", description=__doc__.split("\n\n")[0])
   parser.add_argument("checkpoint", help="workdir of a run, or one of its steps")
   parser.add_argument("--out", required=True, help="folder of the new checkpoint; must not exist")
-  parser.add_argument("--records", help="what `synclipmae prepare` made of footage in sync (default: SynthTalk)")
+  parser.add_argument("--records", help="output of `synclipmae prepare` of footage in sync (default: SynthTalk)")
   parser.add_argument("--split", default="test", help="of the records (default test)")
   parser.add_argument("--seed", type=int, default=0, help="of the stretches and their lags")
   parser.add_argument("--json", action="store_true", help="print one JSON object, and no progress bar")
@@ -70,7 +70,7 @@ def calibrate(
   seed: int = 0,
   progress: bool = True,
 ) -> dict:
-  """Writes the calibrated checkpoint to `out` and returns what was measured. Raises InputError."""
+  """Writes the calibrated checkpoint to `out` and returns the measurements. Raises InputError."""
   if os.path.lexists(out):
     raise InputError(f"{out} exists already")
   model = SyncLipMAE.load(directory)
@@ -109,7 +109,7 @@ def _tokens(model: Embedder, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-  """What one stretch shows with its own sound, which its lag fits, with part of another clip's, and with another's."""
+  """Measurements of a stretch with its own sound, with partly replaced sound, and with the sound of another clip."""
 
   lag: int
   own: Evidence
@@ -124,12 +124,12 @@ def _pairs(cases: Iterable[Case]) -> list[tuple[Evidence, int]]:
 def _stretches(clips: Sequence[tuple[int, np.ndarray, np.ndarray]], rng: np.random.Generator) -> Iterator[Case]:
   """Stretches of every length of every clip, given as (lag, audio, lips).
 
-  Lips are read off single frames: to move their tokens against the audio tokens is to move the picture.
+  Lip tokens depend on single frames: moving them against the audio tokens is equivalent to moving the picture.
   """
   for index, (own_lag, audio, lips) in enumerate(clips):
     for length in LENGTHS:
       lag = int(rng.integers(-MAX_SHIFT, MAX_SHIFT + 1))
-      late = lag - own_lag  # the lips begin so many frames before the audio
+      late = lag - own_lag  # number of frames by which the lips begin before the audio
       first, last = max(0, late), len(audio) - length + min(0, late)
       stranger = clips[(index + 1 + int(rng.integers(len(clips) - 1))) % len(clips)][1]
       if last < first or len(stranger) < length:
@@ -151,7 +151,7 @@ def _evidence(audio: np.ndarray, vocal: np.ndarray) -> Evidence:
 
 
 def _by_length(calibration: Calibration, cases: Sequence[Case]) -> list[dict]:
-  """Of every length: how often the lag is right within a frame, the interval holds it, and who is taken for whom."""
+  """By length: how often the lag is right within a frame and in the interval; recall and precision of no lag."""
   rows = []
   for length in sorted({case.own.frames for case in cases}):
     chosen = [case for case in cases if case.own.frames == length]

@@ -1,4 +1,4 @@
-"""`synclipmae COMMAND …`: what a person runs. Training is `python -m synclipmae_jax.main`."""
+"""`synclipmae COMMAND …`: the commands for users. Training is `python -m synclipmae_jax.main`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 COMMANDS = {
   "prepare": "a folder of videos -> clean clips, a manifest, and records to train from",
-  "sync": "a video -> by how much its picture lags its sound, and the file mended",
+  "sync": "a video -> the lag of its picture against its sound, and the corrected file",
   "embed": "a video -> identity, vocal, ambient and audio tokens of every frame",
-  "calibrate": "a trained model -> a checkpoint that knows what its answers are worth",
+  "calibrate": "a trained model -> a checkpoint with calibrated confidences",
   "lse": "a video -> LSE-C and LSE-D by SyncNet, and StableSyncNet's variant",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Hands the arguments to a command; the command's exit status."""
+  """Runs a command with its arguments; returns its exit status."""
   arguments = list(sys.argv[1:] if argv is None else argv)
   if not arguments or arguments[0] in ("-h", "--help"):
     print(f"{__doc__}\n\nCommands (each has --help):")

@@ -1,11 +1,11 @@
 """`synclipmae embed VIDEO… --out tokens.npz`: the tokens of every frame of a talking face, for use elsewhere.
 
 Arrays: identity, vocal, ambient and audio, float32 [T, D] at 25 frames/s, not normalised; times [T] in seconds from the
-first picture; face_box [T, 4] as fractions of the picture. Rows without a face are nan, but for audio. Of several faces
-it is the one that is on screen most. One file goes to OUT (.npz or .safetensors); several, as
-also a folder or a pattern, go into the folder OUT.
+first picture; face_box [T, 4] as fractions of the picture. Rows without a face are nan, except audio. Of several
+faces, the one visible in most frames is used. The tokens of one file are written to OUT (.npz or .safetensors), those
+of several files, a folder or a pattern into the folder OUT.
 
-Exit status: 0 where every file was done, 1 where some of several were not, 2 for wrong arguments or a single bad file.
+Exit status: 0 if every file was done, 1 if some of several were not, 2 for wrong arguments or a single bad file.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
       for note in arrays.pop("notes"):
         remark("embed", video, note)
       _write(paths[video], arrays)
-    except Exception as error:  # whatever one file does to us, the others get their tokens
+    except Exception as error:  # an unforeseen error affects one file only
       complain("embed", video, error)
       failed += 1
   return 0 if not failed else 1 if several else 2

@@ -1,4 +1,4 @@
-"""What the applications share: the footage that arguments name, where output and complaints go, what is kept."""
+"""Shared by the applications: finding footage, places of output, messages on stderr, the compilation cache."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from synclipmae_jax.types import InputError
 
 
 def find_videos(arguments: Sequence[str]) -> tuple[list[str], bool]:
-  """Files as they stand; folders, searched to any depth for videos; patterns (`**` crosses folders).
+  """(files, several): files as given, videos in folders at any depth, matches of patterns (`**` crosses folders).
 
-  Each file once, in order; and whether these are several: a folder or a pattern is, even with one file in it, so that
-  what comes out of it does not depend on their number. Raises InputError where a folder holds no video or a pattern
-  matches nothing.
+  Each file is listed once, in order. `several` is true also for a folder or a pattern with one file: the form of the
+  output does not depend on their number. Raises InputError if a folder has no video or a pattern matches nothing.
   """
   found: list[str] = []
   several = False
@@ -45,13 +44,12 @@ def find_videos(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def outputs(out: str, videos: Sequence[str], *, several: bool, suffix: str | None = None) -> dict[str, Path]:
-  """Where what is made of each file goes: to `out`, or, where that is a folder or there are `several`, into it.
+  """The output path of each file: `out`, or a path in it if it is a folder or there are `several` files.
 
-  A name that ends with a slash is a folder, which is made. Without `suffix` a file keeps its ending, but for .mkv where
-  its container cannot be written.
+  A name that ends with a slash is a folder, which is created. Without `suffix` a file keeps its suffix, or gets .mkv if
+  its container cannot be written. Files of one name from several folders keep their folders.
 
-  Files of one name from several folders keep their folders there. Raises InputError as `refuse_inputs` does, and where
-  two would meet all the same.
+  Raises InputError as `refuse_inputs` does, and if two files would get one path.
   """
   if not several and not os.path.isdir(out) and not out.endswith(os.sep):
     refuse_inputs([out], videos)
@@ -66,24 +64,24 @@ def outputs(out: str, videos: Sequence[str], *, several: bool, suffix: str | Non
   if len(set(paths.values())) < len(videos):
     raise InputError(f"several of these files would be written to one file in {out}: give them one by one")
   if os.path.lexists(out) and not os.path.isdir(out):
-    raise InputError(f"{out} is not a folder: what is made of several files goes into one")
+    raise InputError(f"{out} is not a folder: the outputs of several files go into a folder")
   for path in paths.values():
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise InputError(f"the folder {path.parent} cannot be made ({error.strerror})") from error
+      raise InputError(f"the folder {path.parent} cannot be created ({error.strerror})") from error
   refuse_inputs(paths.values(), videos)
   return paths
 
 
 def with_ending(out: str, suffix: str) -> str:
-  """`out`, ending with `suffix`; a folder, a link, a pipe or a device that is there keeps its name."""
+  """`out` with `suffix` appended if missing; an existing folder, link, pipe or device keeps its name."""
   there = os.path.islink(out) or os.path.exists(out) and not os.path.isfile(out)
   return out if there or out.endswith(os.sep) or Path(out).suffix.lower() == suffix else f"{out}{suffix}"
 
 
 def refuse_inputs(paths: Iterable[str | os.PathLike], videos: Sequence[str]) -> None:
-  """Raises InputError where a path to be written is one of the videos, or cannot be: before the work, not after."""
+  """Raises InputError if an output path is one of the videos or is not writable. Called before the work."""
 
   def identity(path):
     with contextlib.suppress(OSError):
@@ -98,7 +96,7 @@ def refuse_inputs(paths: Iterable[str | os.PathLike], videos: Sequence[str]) -> 
 
 
 def add_videos(parser: argparse.ArgumentParser) -> None:
-  """The arguments of every command that reads footage: which, and who finds its faces."""
+  """Adds the arguments of every command that reads footage."""
   parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
   add_faces(parser)
   add_audio_track(parser)
@@ -114,7 +112,7 @@ def add_faces(parser: argparse.ArgumentParser) -> None:
 
 
 def add_audio_track(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--audio-track", type=int, metavar="N", help="the sound track to be heard, counted from 1 "
+  parser.add_argument("--audio-track", type=int, metavar="N", help="the number of the sound track, counted from 1 "
                       "(default: the one with speech)")  # fmt: skip
 
 
@@ -125,10 +123,10 @@ def tell_fallback(command: str, faces: str) -> None:
 
 
 def exit_status(command: str, work: Callable[[], int]) -> int:
-  """That of `work`; of what stops it a sentence is printed, and it is 2, or 130 after Ctrl-C."""
+  """The exit status of `work`. If an error stops it, prints one sentence and returns 2, or 130 after Ctrl-C."""
   try:
     status = work()
-    sys.stdout.flush()  # here, where what goes wrong with it can be said
+    sys.stdout.flush()  # here, so that its failure can be reported
     return status
   except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written, a closed pipe
     print(f"synclipmae {command}: {sentence(error)}", file=sys.stderr)
@@ -140,14 +138,14 @@ def exit_status(command: str, work: Callable[[], int]) -> int:
 
 
 def sentence(error: InputError | OSError) -> str:
-  """Without the number of an error of the system, and with what it happened to."""
+  """The message of an error; for a system error its text and the file name, without the number."""
   if isinstance(error, InputError) or not error.strerror:
     return str(error)
   return f"{error.filename or 'standard output'}: {error.strerror}"
 
 
 def _drop_output() -> None:
-  """What could not be written to standard output is not tried again when Python ends."""
+  """Prevents Python from writing the rest of standard output again at exit."""
   try:
     sys.stdout.flush()
   except OSError:
@@ -156,20 +154,20 @@ def _drop_output() -> None:
 
 
 def complain(command: str, video: str, error: Exception) -> None:
-  """One line on stderr: what is wrong with a file, whatever its name holds."""
+  """Prints one line on stderr: the error of a file. The name is made printable."""
   unexpected = "" if isinstance(error, InputError) else f"unexpected {type(error).__name__}: "
   remark(command, video, f"{unexpected}{error}")
 
 
 def remark(command: str, video: str, sentence: str) -> None:
-  """One line on stderr about a file."""
+  """Prints one line on stderr about a file."""
   from synclipmae_jax.sync.report import printable
 
   print(f"synclipmae {command}: {printable(video)}: {sentence}", file=sys.stderr)
 
 
 def keep_compiled() -> None:
-  """What XLA compiles is kept in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
+  """Caches XLA's compilations in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR."""
   import jax
 
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

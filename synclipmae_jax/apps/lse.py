@@ -1,11 +1,11 @@
 """`synclipmae lse VIDEO… --syncnet DIR`: LSE-C and LSE-D, the lip-sync numbers that dubbing papers report.
 
 Needs the converted weights of SyncNet v2 or StableSyncNet. A file is cut into clips of one face in one shot with sound,
-at most 10 s each; its numbers are the means over its clips. The face crop is ours, not that of SyncNet's own pipeline
-(S3FD), so compare files with each other, not with published numbers.
+at most 10 s each; its numbers are the means over its clips. The face crop is that of this package, not that of
+SyncNet's pipeline (S3FD): compare files with each other, not with published numbers.
 
-Exit status: 0 where every file was measured, 1 where some of several were not, 2 for wrong arguments or a single file
-that cannot be measured, 130 after Ctrl-C.
+Exit status: 0 if every file was measured, 1 if some of several were not, 2 for wrong arguments or a single file that
+cannot be measured, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
   for path in videos:
     try:
       entries.append(_measure(path, judges, settings))
-    except Exception as error:  # whatever one file does to us, the others are measured
+    except Exception as error:  # an unforeseen error affects one file only
       complain("lse", path, error)
       entries.append({"file": path, "error": str(error)})
       failed += 1
@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _load(**directories: str | None) -> list[LseOf]:
-  """What measures a clip, of each model that has a directory."""
+  """The functions that measure a clip, one for each model that has a directory."""
   from synclipmae_jax.run.sync_models import load_model, lse_of
 
   judges: list[LseOf] = []
@@ -99,7 +99,7 @@ def _lse_of(of: Callable[..., lse.LseState], model: SyncModel, clip: EvalClip) -
 
 
 def _measure(path: str, judges: Sequence[LseOf], settings: Settings) -> dict[str, Any]:
-  """The entry of one file. Raises InputError where it yields no clip."""
+  """The entry of one file. Raises InputError if it yields no clip."""
   with tempfile.TemporaryDirectory() as folder:
     clips = 0
     states: list[lse.LseState | None] = [None] * len(judges)

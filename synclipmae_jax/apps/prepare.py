@@ -1,10 +1,10 @@
 """`synclipmae prepare --raw DIR --out DIR`: a folder of videos -> clean clips, a manifest, and records to train from.
 
-Any frame rate, size, sample rate and number of channels becomes 25 frames/s and 16 kHz mono on one clock, cropped to
-the face that is visible longest and largest. Every file is named in OUT/manifest.jsonl with its outcome and the
-reason. Run it again to go on, or after adding files: what is done stays.
+Footage of any frame rate, size, sample rate and number of channels is converted to 25 frames/s and 16 kHz mono on one
+clock, cropped to the face that is visible longest and largest. OUT/manifest.jsonl names every file with its outcome and
+the reason. A repeated run continues, and processes added files; finished files stay.
 
-Exit status: 0 where at least one clip was made, 1 where none was, 2 for wrong arguments, 130 after Ctrl-C.
+Exit status: 0 if at least one clip was made, 1 if none was, 2 for wrong arguments, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from synclipmae_jax.data import corpora
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.types import InputError
 
-_SHOWN = 20  # refusals printed; the manifest has all
+_SHOWN = 20  # refusals that are printed; the manifest has all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"synclipmae prepare: {sentence(error)}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print("\ninterrupted: the finished files are kept, the same command goes on from there", file=sys.stderr)
+    print("\ninterrupted: the finished files are kept, the same command continues", file=sys.stderr)
     return 130
   summary = manifest.summary()
   if args.json:

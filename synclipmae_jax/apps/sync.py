@@ -1,10 +1,10 @@
-"""`synclipmae sync VIDEO…`: by how much the picture of a file lags its sound, how sure that is, and the file mended.
+"""`synclipmae sync VIDEO…`: the lag of the picture against the sound, its confidence, and the corrected file.
 
-A lag is positive when the video lags the audio. VIDEO is a file, or several: a folder or a pattern. Without
---checkpoint the small model of the package answers, which has seen synthetic faces only.
+A lag is positive if the video lags the audio. VIDEO is a file, a folder or a pattern; several may be given. Without
+--checkpoint the small model of the package is used, which was trained on synthetic faces only.
 
-Exit status: 0 where every file got an answer ("not synchronizable" is one), 1 where some of several did not, 2 for
-wrong arguments or a single file that cannot be judged, 130 after Ctrl-C.
+Exit status: 0 if every file got an answer ("not synchronizable" is one), 1 if some of several did not, 2 for wrong
+arguments or a single file that cannot be judged, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--json", action="store_true", help="print one object (folder, pattern, several files: an array)")
   parser.add_argument("--csv", metavar="FILE", help="write one row a file")
   parser.add_argument("--plot", metavar="PNG", help="draw the lag over the scores (of several: a new folder)")
-  parser.add_argument("--fix", metavar="OUT", help="write the file with its lag taken out (of several: a folder)")
+  parser.add_argument("--fix", metavar="OUT", help="write the file without its lag (of several: a folder)")
   parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
   args = parser.parse_args(argv)
   return exit_status("sync", lambda: _run(args))
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
   from synclipmae_jax.data.media import remux
-  from synclipmae_jax.sync import report  # draws: slow to import
+  from synclipmae_jax.sync import report  # slow to import: it draws
 
   videos, several = find_videos(args.videos)
   if args.workers < 1:
@@ -70,18 +70,18 @@ def _run(args: argparse.Namespace) -> int:
     try:
       if not isinstance(answer, SyncResult):
         raise InputError(answer)
-      results[video] = answer  # it is given even where it cannot be drawn or used
+      results[video] = answer  # it is printed even if drawing or --fix fails
       if video in plots:
         report.plot(answer, plots[video])
       if video in fixed:
         _fix(answer, fixed[video])
-    except Exception as error:  # whatever one file does to us, the others are drawn and mended
+    except Exception as error:  # an unforeseen error affects one file only
       errors[video] = str(error)
       complain("sync", video, error)
   entries = [
     results[video].to_json() if video in results else {"file": video, "error": errors[video]} for video in videos
   ]
-  in_order = [results[video] for video in videos if video in results]  # they may have come in another order
+  in_order = [results[video] for video in videos if video in results]  # they may have finished in another order
   if args.json:
     print(json.dumps(entries if several else entries[0], allow_nan=False))
   elif in_order:
@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _plots(out: str, videos: Sequence[str], *, several: bool) -> dict[str, Path]:
-  """Where the picture of every file goes; the name of a single one is said where it is not the one that was given."""
+  """The path of every plot. Prints the name of a single one if it differs from `out`."""
   refuse_inputs([out] if not several and os.path.isfile(out) else [], videos)
   named = out if several else with_ending(out, ".png")
   if named != out:
@@ -101,13 +101,13 @@ def _plots(out: str, videos: Sequence[str], *, several: bool) -> dict[str, Path]
 
 
 def _fix(result: SyncResult, out: Path) -> None:
-  """An answer of "in sync" is as exact as the frame: such a file is copied as it is."""
+  """Writes the corrected file. A file that is in sync is copied without a shift: an answer is exact to a frame."""
   from synclipmae_jax.data.media import remux
 
   if result.verdict == "not_synchronizable":
-    raise InputError(f"{out} is not written, for no lag was found: {result.reason}")
+    raise InputError(f"{out} is not written because no lag was found: {result.reason}")
   done = remux.fix_lag(result.file, out, lag_ms=result.lag_ms if result.verdict == "out_of_sync" else 0.0)
-  for note in (*done.notes, *(f"encoded anew: {stream}" for stream in done.reencoded)):
+  for note in (*done.notes, *(f"re-encoded: {stream}" for stream in done.reencoded)):
     print(f"{out}: {note}", file=sys.stderr)
 
 
@@ -115,9 +115,9 @@ def _fix(result: SyncResult, out: Path) -> None:
 
 
 def _answers(videos: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[str, SyncResult | str]]:
-  """Every file with its result, or with what is wrong with it, as they are done."""
+  """Every file with its result or its error, in the order in which they finish."""
   quiet = args.json or not sys.stderr.isatty()
-  if args.workers > 1:  # each with a model of its own, maybe on one accelerator, of which JAX would take it all
+  if args.workers > 1:  # each process has its own model, possibly on one accelerator, whose memory JAX would reserve
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   if len(videos) == 1:
     _start_worker(args.checkpoint)
@@ -125,7 +125,7 @@ def _answers(videos: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[
     with tqdm(unit="s", desc=Path(video).name[:30], disable=quiet, leave=False) as seconds:
       yield video, _answer(video, args.faces, args.audio_track, functools.partial(_show, seconds))
     return
-  # Several are read by other processes, be it one: a file that ends its process costs no other its answer.
+  # Several files are read by other processes, even if by one: a file that ends its process does not stop the others.
   with tqdm(total=len(videos), unit="file", desc="sync", disable=quiet) as files:
     left = list(videos)
     try:
@@ -133,7 +133,7 @@ def _answers(videos: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[
         left.remove(video)
         yield video, answer
         files.update()
-    except BrokenProcessPool:  # a file has ended its process: each by itself, to find out which
+    except BrokenProcessPool:  # a file has ended its process: the rest are read one by one to find it
       for video in list(left):
         try:
           yield from _in_processes([video], args, workers=1)
@@ -158,9 +158,9 @@ def _in_processes(
       }
       for future in concurrent.futures.as_completed(running):
         yield running[future], future.result()
-    except BaseException:  # Ctrl-C, or the consumer has gone
+    except BaseException:  # Ctrl-C, or the consumer has stopped
       pool.shutdown(wait=False, cancel_futures=True)
-      for process in multiprocessing.active_children():  # they would end their files first
+      for process in multiprocessing.active_children():  # they would finish their files first
         process.terminate()
       raise
 
@@ -177,12 +177,12 @@ def _start_worker(checkpoint: str | None) -> None:
 
 
 def _start_process() -> None:
-  signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; the parent speaks
+  signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it silently; the parent prints the message
   watchdog.end_process_after(watchdog.NO_END)
 
 
 def _load_and_answer(checkpoint: str | None, video: str, faces: str, audio_track: int | None) -> SyncResult | str:
-  """Raises InputError where there is no checkpoint: that is said once, not of every file."""
+  """Raises InputError if there is no checkpoint: that is printed once, not for every file."""
   if _model is None:
     _start_worker(checkpoint)
   return _answer(video, faces, audio_track)
@@ -195,7 +195,7 @@ def _answer(
     return _model.sync(video, faces=faces, audio_track=audio_track, progress=progress)
   except InputError as error:
     return str(error)
-  except Exception as error:  # whatever one file does to us, the others get their answer
+  except Exception as error:  # an unforeseen error affects one file only
     return f"unexpected {type(error).__name__}: {error}"
 
 

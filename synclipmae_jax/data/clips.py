@@ -1,6 +1,7 @@
-"""One file -> its clips (one face, one shot, sound throughout, cropped, on one clock), or the reason why there is none.
+"""One file -> its clips (one face, one shot, sound throughout, cropped, on one clock), or the reason for its refusal.
 
-A file is read twice, one picture in memory at a time: small, to find the face, the cuts and the sound; then to cut.
+A file is read twice, one picture in memory at a time: at reduced size to find the face, the cuts and the sound, then to
+write the clips.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
 FACES = ("auto", *BACKENDS)
 CLIP_FILES = (".mp4", ".flac", ".npz")  # of clip NN of a folder: NN.mp4, NN.flac, NN.npz
-VERSION = 1  # of what this file makes: raise it, and prepared clips are made anew
+VERSION = 1  # of the output of this file: raising it makes prepared clips again
 _LOOK = 256  # pixels of the short side, for finding faces and cuts
-_MAX_UPSCALE = 2.0  # a crop of fewer source pixels than half the size holds no lips worth learning
-_UNHEARD = 2  # frames that the sound may miss at an end: encoders trim it so
+_MAX_UPSCALE = 2.0  # a crop of fewer source pixels than half the size is refused
+_UNHEARD = 2  # frames at an end that may lack sound: encoders trim it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What decides the clips of a file; a change of any makes them anew."""
+  """Settings that determine the clips of a file. A change of any makes them again."""
 
   size: int = 256
   faces: str = "auto"
   min_seconds: float = 1.6
   max_seconds: float = 10.0
-  audio_track: int | None = None  # the sound track that is heard, counted from 1; None: `choose_sound` chooses
+  audio_track: int | None = None  # number of the sound track, counted from 1; None: `choose_sound` chooses
 
   def __post_init__(self):
     if self.size < 32 or self.size % 2:
@@ -57,27 +58,27 @@ class Settings:
 
   @property
   def stamp(self) -> dict[str, Any]:
-    """The preprocessing that a model trained on these clips depends on; it travels with records and checkpoints."""
+    """The preprocessing that a model trained on these clips depends on. Stored in records and checkpoints."""
     return {"size": self.size, "fps": FPS, "sample_rate": SAMPLE_RATE, "crop": CROP_RULE, "version": VERSION}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cut:
-  """What came of a file, as the manifest says it: facts of the source, and one entry a clip."""
+  """The manifest entry of a file: facts of the source, and one entry a clip."""
 
   source: dict[str, Any]
   clips: list[dict[str, Any]]
 
 
 def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Callable[[], None]) -> Cut:
-  """Writes the clips of a file into `folder`; calls `check` at every frame, which may raise to stop it.
+  """Writes the clips of a file into `folder`. Calls `check` at every frame; an exception of it stops the work.
 
-  Raises InputError with the reason where the file yields no clip.
+  Raises InputError with the reason if the file yields no clip.
   """
   if item.path.suffix.lower() not in SUFFIXES:
     raise InputError(f"it is not a video file ({', '.join(SUFFIXES)})")
-  # os.path answers where Path raises: a loop of links, a name too long with its new ending, a locked folder.
-  if os.path.exists(item.path) and not os.path.isfile(item.path):  # a pipe would be waited for
+  # Path raises, unlike os.path, for a loop of links, a name too long with its new suffix, and a locked folder.
+  if os.path.exists(item.path) and not os.path.isfile(item.path):  # opening a pipe would block
     raise InputError("it is not a regular file")
   info, notes = video.probe(item.path, audio_track=settings.audio_track), []
   backend = backend_of(item, settings)
@@ -131,7 +132,7 @@ def backend_of(item: SourceItem, settings: Settings) -> str:
 
 
 def _checked(frames: Iterator[video.Frame], check: Callable[[], None], damaged: list[int]) -> Iterator[video.Frame]:
-  """Adds to `damaged` the frames whose picture is."""
+  """The same frames; adds the indices of damaged ones to `damaged`."""
   for frame in frames:
     check()
     if frame.damaged:
@@ -158,9 +159,9 @@ def _write_pictures(
 def _segments(
   track: np.ndarray, *, cuts: Sequence[int], heard: np.ndarray, settings: Settings
 ) -> list[tuple[int, int]]:
-  """[start, stop) of the clips: one face, one shot, sound throughout; long stretches in equal parts.
+  """[start, stop) of the clips: one face, one shot, sound throughout; long stretches are divided into equal parts.
 
-  Where equal parts would be too short, as when all clips are to last the same, the end of a stretch is left over.
+  If equal parts would be too short (all clips of one length), the end of a stretch is dropped.
   """
   shortest, longest = round(settings.min_seconds * FPS), round(settings.max_seconds * FPS)
   if len(track) < shortest:
@@ -184,9 +185,9 @@ def _segments(
 
 
 def _heard(path: Path, info: video.MediaInfo, frames: int, notes: list[str]) -> np.ndarray:
-  """bool [frames]: there is sound for the frame, or for one at most `_UNHEARD` away.
+  """bool [frames]: the frame, or one at most `_UNHEARD` away, has sound.
 
-  Refuses a silent track, and a file both of whose tracks end early.
+  Raises InputError for a silent track, and for a file of which both tracks end early.
   """
   heard, peak, last = np.zeros(frames, bool), 0.0, 0
   for start, samples in audio.read_chunks(path, origin=info.origin, sound=info.sound, notes=notes):
@@ -222,13 +223,13 @@ def crop_boxes(
 
 
 def _read_truth(path: Path | None) -> dict[str, np.ndarray]:
-  """truth float32 [source frames, P] and names [P]; empty where the file has none."""
+  """truth float32 [source frames, P] and names [P]; empty if the file has none."""
   if path is None or not path.exists():
     return {}
   try:
     with np.load(path) as stored:
       truth, names = stored["truth"].astype(np.float32), stored["names"].astype(str)
-  except Exception as error:  # a damaged archive shows it in a dozen ways
+  except Exception as error:  # a damaged archive raises many kinds of exception
     raise InputError(f"its truth file {path.name} cannot be read ({error})") from error
   if truth.ndim != 2 or truth.shape[1:] != names.shape or not np.isfinite(truth).all():
     raise InputError(f"its truth file {path.name} must hold finite numbers [n, P] and P names, not {truth.shape}")

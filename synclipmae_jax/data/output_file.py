@@ -1,4 +1,4 @@
-"""How a result reaches the path that a user named: a file appears in one rename, anything else is written through."""
+"""Writes a result to a path of the user: a file is replaced in one rename, anything else is written through."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from synclipmae_jax.types import InputError
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[Path]:
-  """A path with the suffix of `path` to write at; `path` gets the content where the block ends well, else nothing.
+  """A temporary path with the suffix of `path`; its content goes to `path` if the block ends without an exception.
 
-  A regular file is replaced by a rename, with the permissions that it had; of a link it is the file that the link
-  names. A pipe, a socket or a device node gets the bytes and stays what it is, as does standard output under any of its
-  names.
+  A regular file is replaced by a rename and keeps its permissions; for a link this is the file that it points to. The
+  bytes are written through to a pipe, a socket, a character device, or standard output under any of its names.
 
-  Raises InputError where `path` cannot be written: a folder, a block device, a full disk, a missing permission.
+  Raises InputError if `path` cannot be written: a folder, a block device, a full disk, a missing permission.
   """
   path = Path(path)
   try:
@@ -47,7 +46,7 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def refuse_unwritable(path: str | os.PathLike) -> None:
-  """Raises InputError where `writing` would: to be asked before the work that leads to the result."""
+  """Raises InputError if `writing` would. Called before the work that leads to the result."""
   path = Path(path)
   try:
     if _node(path) is not None:
@@ -56,20 +55,20 @@ def refuse_unwritable(path: str | os.PathLike) -> None:
     if not folder.is_dir():
       raise InputError(f"{path} cannot be written: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
-      raise InputError(f"{path} cannot be written: nothing may be written in {folder.absolute()}")
+      raise InputError(f"{path} cannot be written: the folder {folder.absolute()} is not writable")
   except OSError as error:
     raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 def _target(path: Path) -> Path:
-  """The file that a path names, through its links."""
+  """The file that a path points to, links resolved."""
   return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _node(path: Path) -> os.stat_result | None:
-  """What stands at the end of a path's links, where its bytes must go through it; None for a file, there or not yet.
+  """Status of the pipe, socket or device that a path points to; None for a regular file or a path without a file.
 
-  Raises InputError for what cannot be written at all, OSError for a loop of links.
+  Raises InputError if it cannot be written, OSError for a loop of links.
   """
   try:
     found = os.stat(path)
@@ -80,12 +79,12 @@ def _node(path: Path) -> os.stat_result | None:
   if stat.S_ISBLK(found.st_mode):
     raise InputError(f"{path} cannot be written: it is a block device")
   if not os.access(path, os.W_OK):
-    raise InputError(f"{path} cannot be written: it may not be changed")
+    raise InputError(f"{path} cannot be written: it is read only")
   return None if stat.S_ISREG(found.st_mode) and not _standard(found) else found
 
 
 def _standard(found: os.stat_result) -> int | None:
-  """The descriptor of standard output or error, where this is what is open there."""
+  """The descriptor of standard output or error if `found` is open there, else None."""
   for descriptor in (1, 2):
     with contextlib.suppress(OSError):
       if os.path.samestat(found, os.fstat(descriptor)):
@@ -95,7 +94,7 @@ def _standard(found: os.stat_result) -> int | None:
 
 def _write_through(partial: Path, path: Path, node: os.stat_result) -> None:
   descriptor = _standard(node)
-  if descriptor is not None:  # opened by its name, a file there would be cut, and a socket cannot be
+  if descriptor is not None:  # opened by name, a file would be truncated, and a socket cannot be opened
     for stream in (sys.stdout, sys.stderr):
       stream.flush()
   with open(partial, "rb") as source, open(path if descriptor is None else os.dup(descriptor), "wb") as out:

@@ -1,8 +1,8 @@
 """Raw footage -> clean clips, a manifest that names every file with its outcome and reason, and records.
 
-`data.clips` says what becomes of one file; here many are done, and done once. The clips of a file appear in one rename,
-with `done.json` saying what they were made of: a run that was stopped goes on where it was, and a file or a setting
-that changed is done again.
+`data.clips` processes one file; this module processes many, each once. The folder with the clips of a file appears in
+one rename. Its `done.json` holds the fingerprint of file and settings: a stopped run continues, and a changed file or
+setting is processed again.
 
   OUT/clips/<file>/NN.{mp4,flac,npz}   OUT/manifest.jsonl   OUT/records/
 """
@@ -38,7 +38,7 @@ from synclipmae_jax.types import FPS, InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-  """What became of every file: `entries` as in manifest.jsonl, and the records made of what was accepted."""
+  """The outcome of every file: `entries` as in manifest.jsonl, and the records of accepted files."""
 
   entries: Sequence[dict[str, Any]]
   records: Path | None
@@ -66,9 +66,9 @@ def prepare(
   min_seconds: float = 1.6, max_seconds: float = 10.0, audio_track: int | None = None, workers: int = 1,
   progress: bool = True,
 ) -> Manifest:  # fmt: skip
-  """Prepares every file below `raw` into `out`; see the head of this file. Safe to interrupt and to repeat.
+  """Prepares every file below `raw` into `out`, as described above. May be interrupted and repeated.
 
-  Raises InputError for a wrong argument or a folder without files; a bad file is an entry of the manifest.
+  Raises InputError for a wrong argument or a folder without files. A bad file becomes an entry of the manifest.
   """
   settings = Settings(size=size, faces=faces, min_seconds=min_seconds, max_seconds=max_seconds, audio_track=audio_track)
   raw, out = Path(os.path.realpath(raw)), Path(out)  # Path.resolve raises RuntimeError for a loop of links
@@ -76,7 +76,7 @@ def prepare(
     raise InputError(f"{raw} is not a folder")
   if workers < 1:
     raise InputError(f"the number of workers must be at least 1, not {workers}")
-  made = ("clips", "records", "manifest.jsonl")  # not to be taken for footage: `out` may lie inside `raw`
+  made = ("clips", "records", "manifest.jsonl")  # excluded from the search: `out` may lie inside `raw`
   ours = {Path(os.path.realpath(out)) / name for name in made}
   items = [item for item in corpora.load(corpus)(raw) if ours.isdisjoint((item.path, *item.path.parents))]
   if not items:
@@ -114,7 +114,7 @@ def _manifest_line(item: SourceItem, entry: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
-  """Two runs in one folder would mix their files. The system frees the lock of a run that was killed."""
+  """Prevents two runs in one folder. The system releases the lock of a killed run."""
   with (out / ".lock").open("w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,7 +134,7 @@ def _folder(item: SourceItem, out: Path) -> Path:
 
 
 def _fingerprint(item: SourceItem, settings: Settings) -> dict[str, Any]:
-  """Changes when the file, what stands beside it or a setting does."""
+  """Fingerprint of the file, the files beside it and the settings."""
 
   def state(path: Path | None) -> list[int] | None:
     try:
@@ -150,7 +150,7 @@ def _fingerprint(item: SourceItem, settings: Settings) -> dict[str, Any]:
 
 
 def _finished(item: SourceItem, settings: Settings, out: Path) -> dict[str, Any] | None:
-  """The entry of an earlier run, where it still holds."""
+  """The entry of an earlier run if its fingerprint is unchanged, else None."""
   folder = _folder(item, out)
   try:
     entry = json.loads((folder / "done.json").read_text())
@@ -163,8 +163,11 @@ def _finished(item: SourceItem, settings: Settings, out: Path) -> dict[str, Any]
 
 
 def _run(items: Sequence[SourceItem], settings: Settings, out: Path, workers: int) -> Iterator[dict[str, Any]]:
-  """Yields the entry of every item as it is done. A file that kills its process, or whose decoder comes to no end, is
-  tried once more, alone, and then refused; the others do not suffer. With one worker there is no other process."""
+  """Yields the entry of every item when it is finished.
+
+  A file that ends its process, or whose decoder does not return, is tried once more, alone, and then refused. Other
+  files are not affected. With one worker there is no other process.
+  """
   if workers == 1 or len(items) <= 1:
     for item in items:
       yield _prepare_file(item, settings, out)
@@ -181,10 +184,10 @@ def _run(items: Sequence[SourceItem], settings: Settings, out: Path, workers: in
         while queue or running:
           while queue and len(running) < 2 * limit and not (queue is alone and running):
             running[pool.submit(_prepare_file, queue[-1], settings, out)] = queue[-1]
-            queue.pop()  # only now: a pool that broke meanwhile takes nothing
+            queue.pop()  # not earlier: a pool that broke meanwhile accepts nothing
           finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
           for future in finished:
-            entry = future.result()  # BrokenProcessPool: leave the item among the suspects
+            entry = future.result()  # BrokenProcessPool: the item stays a suspect
             running.pop(future)
             yield entry
       except BrokenProcessPool:
@@ -194,13 +197,13 @@ def _run(items: Sequence[SourceItem], settings: Settings, out: Path, workers: in
             yield _refuse(item, out, reason)
         else:
           alone.extend(running.values())
-      except BaseException:  # Ctrl-C, or the consumer has gone
+      except BaseException:  # Ctrl-C, or the consumer has stopped
         stop.set()
         pool.shutdown(cancel_futures=True)
         raise
 
 
-_stop = None  # in a worker: the event by which the parent asks it to leave the file in hand
+_stop = None  # in a worker: set by the parent to stop the current file
 
 
 def _start_worker(stop) -> None:
@@ -209,17 +212,17 @@ def _start_worker(stop) -> None:
   threading.Thread(target=_end_with_parent, daemon=True).start()
   watchdog.end_process_after(watchdog.NO_END)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
-  os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a core is enough
+  os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is one process a core
 
 
 def _end_with_parent() -> None:
-  """A parent that was killed sets no event: its workers would wait for ever, their half-made folders in hand."""
+  """Ends this worker if its parent was killed: a killed parent sets no event, and the worker would wait forever."""
   multiprocessing.parent_process().join()
   os._exit(1)
 
 
 class _Stopped(BaseException):
-  """Not an Exception: no refusal of the file."""
+  """Stops a worker. Not an Exception: the file is not refused."""
 
 
 def _check() -> None:
@@ -231,17 +234,17 @@ def _check() -> None:
 
 
 def _prepare_file(item: SourceItem, settings: Settings, out: Path) -> dict[str, Any]:
-  """Makes the clips of one file, or finds out why not; its folder appears in one rename."""
+  """Makes the clips of one file, or its refusal; the folder appears in one rename."""
   fingerprint = _fingerprint(item, settings)
   unfinished = _empty_folder(item, out)
   try:
     cut = cut_file(item, settings, unfinished, check=_check)
   except InputError as error:
     return _refuse(item, out, str(error), fingerprint=fingerprint)
-  except OSError:  # a full disk is not the fault of the file
+  except OSError:  # a full disk is not an error of the file
     shutil.rmtree(unfinished, ignore_errors=True)
     raise
-  except Exception as error:  # whatever one file does to us, the rest goes on; tried again in the next run
+  except Exception as error:  # an unforeseen error affects one file, which is tried again in the next run
     return _refuse(item, out, f"unexpected {type(error).__name__}: {error}")
   except BaseException:
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -251,7 +254,7 @@ def _prepare_file(item: SourceItem, settings: Settings, out: Path) -> dict[str, 
 
 
 def _refuse(item: SourceItem, out: Path, reason: str, *, fingerprint: dict[str, Any] | None = None) -> dict[str, Any]:
-  """Without a fingerprint the refusal does not outlast this run."""
+  """The entry of a refused file. Without a fingerprint the refusal holds for this run only."""
   entry = {"outcome": "rejected", "reason": reason, "source": None, "clips": [], "fingerprint": fingerprint}
   return _finish(item, out, _empty_folder(item, out), entry)
 

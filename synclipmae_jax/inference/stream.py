@@ -1,7 +1,7 @@
 """A video file as a stream of tokens: one pass, constant memory, any length.
 
-One thread decodes, one follows the faces and cuts them out, the caller's runs the model. Blocks are whole clips of the
-model, and the sound around a block is heard with it, so that tokens are those of the whole file at once.
+One thread decodes, one tracks and crops the faces, the calling thread runs the model. Blocks are whole clips of the
+model. The sound around a block is encoded with it, so that its tokens equal those of the whole file.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.inference.embedder import Embedder, Embedding
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
-_SHORT_SIDE = 360  # pixels of the pictures that are held; more, where a model wants larger crops
-_MAX_ASPECT = 2.5  # a longer picture is held smaller: memory is bounded
-_MIN_CROP = 16  # pixels: less of a face is none
+_SHORT_SIDE = 360  # pixels of the pictures in memory; more if a model needs larger crops
+_MAX_ASPECT = 2.5  # a more elongated picture is held smaller to bound memory
+_MIN_CROP = 16  # pixels: a smaller face is not used
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FaceBlock:
-  """One face in one block of n frames; nan where it is not seen."""
+  """One face in one block of n frames; nan in frames without it."""
 
   box: np.ndarray  # float32 [n, 4] fractions of the picture
   identity: np.ndarray  # float32 [n, D]
@@ -48,7 +48,7 @@ class FaceBlock:
 
   @property
   def count(self) -> int:
-    """Frames in which it is seen."""
+    """Number of frames with the face."""
     return int(np.isfinite(self.vocal[:, 0]).sum())
 
   @classmethod
@@ -69,24 +69,24 @@ class Block:
 
 
 class TokenStream:
-  """Iterates over the `Block`s of a file, once. `info` is there from the start, `notes` are complete at the end.
+  """Iterates over the `Block`s of a file, once. `info` is available at once; `notes` are complete at the end.
 
-  `audio_track`: the sound track that is heard, counted from 1 (`data.media.sound_track`).
+  `audio_track`: number of the sound track, counted from 1 (`data.media.sound_track`).
   """
 
   def __init__(self, model: Embedder, path: str | os.PathLike, *, faces: str, audio_track: int | None = None):
     self._model, self._path = model, path
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
       raise InputError("it is not a regular file")
     self.info = video.probe(path, audio_track=audio_track)
     if (hours := (self.info.end - float(self.info.origin)) / 3600) > video.MAX_HOURS:
-      raise InputError(f"it claims to last {hours:.0f} hours, {video.MAX_HOURS} are the most")
+      raise InputError(f"it declares a length of {hours:.0f} hours, more than {video.MAX_HOURS}")
     self._source, notes = open_faces(path, faces, info=self.info)
     self._notes = [*self.info.notes, *notes]
 
   @property
   def notes(self) -> tuple[str, ...]:
-    """What a reader must know of how the file was read."""
+    """What the user must know of how the file was read."""
     return tuple(self._notes)
 
   def __iter__(self) -> Iterator[Block]:
@@ -95,12 +95,12 @@ class TokenStream:
         yield self._tokens(cut)
 
   def _cuts(self) -> Generator[_Cut, None, None]:
-    """What the model is given, block by block."""
+    """The input of the model, block by block."""
     model, info = self._model, self.info
     aspect = max(info.width, info.height) / min(info.width, info.height)
     short_side = max(_SHORT_SIDE, 3 * model.image_size) * math.sqrt(min(1, _MAX_ASPECT / aspect))
     pictures = video.read_frames(self._path, short_side=round(short_side), notes=self._notes)
-    with contextlib.closing(_in_thread(pictures, ahead=16)) as pictures:  # decoding beside the search for faces
+    with contextlib.closing(_in_thread(pictures, ahead=16)) as pictures:  # parallel to the search for faces
       yield from self._cut_all(pictures)
 
   def _cut_all(self, pictures: Iterator[video.Frame]) -> Iterator[_Cut]:
@@ -123,7 +123,7 @@ class TokenStream:
     self._check_end(start)
 
   def _hear(self, sound: audio.Track, start: int, *, end: int | None) -> np.ndarray:
-    """The sound of a block and its context; zero beyond the first and, where it is near, the last picture."""
+    """The sound of a block and its context; zero before the first picture and after the last."""
     context = self._model.audio_context
     first = SAMPLES_PER_FRAME * (start - context)
     heard = sound.read(first, SAMPLES_PER_FRAME * (start + self._model.block_frames + context))
@@ -133,11 +133,11 @@ class TokenStream:
     return heard
 
   def _check_end(self, frames: int) -> None:
-    """Refuses a file both of whose tracks end early (a track alone is checked as it is read)."""
+    """Raises InputError if both tracks end early. A single track is checked while it is read."""
     end = float(self.info.origin) + frames / FPS
     try:
       video.check_length("footage", end=end, declared=self.info.end)
-    except InputError:  # unless the sound goes on
+    except InputError:  # unless the sound continues
       heard = max(first + len(samples) for first, samples in self._chunks())
       end = max(end, float(self.info.origin) + heard / SAMPLE_RATE)
       video.check_length("footage", end=end, declared=self.info.end)
@@ -164,7 +164,7 @@ class TokenStream:
 def embed_file(
   model: Embedder, path: str | os.PathLike, *, faces: str = "auto", audio_track: int | None = None
 ) -> Embedding:
-  """Tokens of the face that is on screen most. Raises InputError."""
+  """Tokens of the face that is visible in most frames. Raises InputError."""
   source = TokenStream(model, path, faces=faces, audio_track=audio_track)
   blocks = list(source)
   seen = [number for block in blocks for number, face in block.faces.items() for _ in range(face.count)]

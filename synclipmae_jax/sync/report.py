@@ -1,4 +1,4 @@
-"""What `sync` found, for people: a table for the terminal, a CSV, a picture."""
+"""Reports of `sync`: a table for the terminal, a CSV file, a plot."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from synclipmae_jax.types import FPS, InputError
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-WIDTH = 100  # columns of the terminal that a table fits
+WIDTH = 100  # columns of a table
 _HEADINGS = ("file", "frames", "ms", "confidence", "95 % within", "verdict")
 _VERDICTS = {"in_sync": "in sync", "out_of_sync": "out of sync", "not_synchronizable": "cannot be told"}
 _COLUMNS = (
   "file", "verdict", "lag_frames", "lag_ms", "confidence", "interval_low", "interval_high", "score",
   "drift_ms_per_min", "faces", "fps", "duration_s", "checkpoint", "reason", "notes",
 )  # fmt: skip
-_INK, _LAG, _MUTED, _SPEECH = "#222222", "#d55e00", "#8a8a8a", "#56b4e9"  # of Okabe and Ito, for every kind of eye
-_MAX_COLUMNS = 1200  # of a picture: a longer file is averaged down to as many
+_INK, _LAG, _MUTED, _SPEECH = "#222222", "#d55e00", "#8a8a8a", "#56b4e9"  # Okabe and Ito: for colour blindness
+_MAX_COLUMNS = 1200  # of a plot: a longer file is averaged
 
 
 def table(results: Sequence[SyncResult]) -> str:
-  """A row a file, at most WIDTH columns wide; a single file is also explained in words. "" without results."""
+  """One row for each file, at most WIDTH columns wide; a single file is also described in words. "" without results."""
   if not results:
     return ""
   rows = [_HEADINGS, *(_row(result) for result in results)]
@@ -54,7 +54,7 @@ def table(results: Sequence[SyncResult]) -> str:
 
 
 def advice(result: SyncResult) -> str:
-  """One sentence: what is wrong with the file and how it is mended."""
+  """One sentence: the lag of the file and its correction."""
   if result.verdict == "not_synchronizable" or result.lag_ms is None:
     return f"Whether picture and sound fit cannot be told: {result.reason}"
   if result.verdict == "in_sync":
@@ -64,9 +64,9 @@ def advice(result: SyncResult) -> str:
 
 
 def write_csv(results: Sequence[SyncResult], path: str | os.PathLike) -> None:
-  """One row a file, columns as named in the first row, empty where a value is not defined; UTF-8.
+  """One row for each file, columns as named in the first row, empty if a value is not defined; UTF-8.
 
-  Raises InputError where `path` cannot be written; what was there before then stays.
+  Raises InputError if `path` cannot be written; an existing file then stays.
   """
   with writing(path) as partial, open(partial, "w", newline="", encoding="utf-8", errors="replace") as file:
     writer = csv.writer(file)
@@ -81,9 +81,9 @@ def write_csv(results: Sequence[SyncResult], path: str | os.PathLike) -> None:
 
 
 def plot(result: SyncResult, path: str | os.PathLike) -> None:
-  """Draws a PNG: the lag of every moment over the score map (where the result has one), beside it the mean curve.
+  """Draws a PNG: the lag over time on the score map (if the result has one), beside it the mean curve.
 
-  A file of any length: more than a thousand frames are averaged. Raises InputError where `path` cannot be written.
+  More than _MAX_COLUMNS frames are averaged. Raises InputError if `path` cannot be written.
   """
   with writing(path) as partial, warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in a script it lacks: boxes
@@ -107,7 +107,7 @@ def _sentences(result: SyncResult) -> Iterator[str]:
       if command:
         yield command  # never wrapped: it is copied into a shell
     except InputError as error:
-      yield f"No copy can keep it: {error}."
+      yield f"--fix cannot correct it: {error}."
   if result.drift_ms_per_min is not None:
     yield f"Drift: {_signed(result.drift_ms_per_min, 1)} ms a minute."
   for face in result.faces:
@@ -126,7 +126,7 @@ def _signed(value: float, digits: int) -> str:
 
 
 def printable(text: str) -> str:
-  """A file's name may hold anything, commands to the terminal included."""
+  """Replaces unprintable characters: a file name may contain terminal commands."""
   return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -139,7 +139,7 @@ def _pad(text: str, width: int) -> str:
 
 
 def _shortened(text: str, width: int) -> str:
-  """Cut in the middle: the folder it begins with and the name it ends with say most."""
+  """Shortens a path in the middle."""
   if _width(text) <= width:
     return text
   head, tail = text[: len(text) // 2], text[len(text) // 2 :]

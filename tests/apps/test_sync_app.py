@@ -109,7 +109,7 @@ def test_a_file_is_mended_only_where_a_lag_was_found(place, monkeypatch, tmp_pat
     code = run(place, place / "videos" / "a.mp4", "--fix", tmp_path / f"{verdict}.mp4")
     assert code == (2 if lag is None else 0)
     assert (tmp_path / f"{verdict}.mp4").exists() == (lag is not None)
-  assert "is not written, for no lag was found" in capsys.readouterr().err and answer["verdict"]
+  assert "is not written because no lag was found" in capsys.readouterr().err and answer["verdict"]
 
 
 def _with(model, video, verdict, lag):

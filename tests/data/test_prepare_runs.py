@@ -116,7 +116,7 @@ def test_a_file_that_kills_its_worker_is_refused_and_the_others_are_done(tmp_pat
   assert {name: entry["outcome"] for name, entry in found.items()} == {
     "a.mp4": "accepted", "b.mp4": "rejected", "c.mp4": "accepted",
   }  # fmt: skip
-  assert "ended the process" in found["b.mp4"]["reason"] and "no end" in found["b.mp4"]["reason"]
+  assert "ended the process" in found["b.mp4"]["reason"] and "did not return" in found["b.mp4"]["reason"]
 
 
 @pytest.mark.slow

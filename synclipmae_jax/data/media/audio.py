@@ -1,8 +1,8 @@
-"""Sound in and out: any track to 16 kHz mono on the clock of the pictures, and the clips' own FLAC.
+"""Reads any sound track as 16 kHz mono on the clock of the pictures; encodes and decodes the FLAC of clips.
 
 Sample n belongs to second n / 16000 of the clock of `data.media.video` (second 0 is the first picture). Each run of
 packets without a gap is resampled in one piece and placed at the time that its timestamp gives. A new run begins where
-the timestamps leave a gap or drift off the sample count by more than 10 ms. What no packet covers is zero.
+the timestamps have a gap or differ from the sample count by more than 10 ms. Samples that no packet covers are zero.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from synclipmae_jax.data.media.watchdog import watched
 from synclipmae_jax.types import SAMPLE_RATE, InputError
 
 _MAX_DRIFT = Fraction(1, 100)  # seconds between a packet's timestamp and the sample count before it
-_MAX_DAMAGE = Fraction(1, 2)  # seconds of damaged sound in one place that silence stands in for ...
-_MAX_DAMAGED_SHARE = 0.05  # ... and share of all; more is a damaged file
+_MAX_DAMAGE = Fraction(1, 2)  # seconds of damaged sound in one place, which are replaced by silence ...
+_MAX_DAMAGED_SHARE = 0.05  # ... and share of the length; a file with more is refused
 
 
 def read_chunks(
@@ -31,14 +31,14 @@ def read_chunks(
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (first sample, float32 [n] in [-1, 1]) in order: 16 kHz mono, sample 0 at second `origin` of the container.
 
-  `sound` is what `choose_sound` chose, else it is asked. What cannot be decoded is left out, and said in `notes`.
-  Raises InputError for a file without sound, or one whose sound breaks off or cannot be decoded.
+  `sound` is a result of `choose_sound`, which is called if it is None. Sound that cannot be decoded is left out; a note
+  on it is appended to `notes`. Raises InputError if there is no sound, if it ends early, or if it cannot be decoded.
   """
   sound = sound or choose_sound(path)
   clock = read_clock(path)
   with clock.open(path) as container:
     stream = container.streams[sound.index]
-    position = 0  # of the next sample to be laid down
+    position = 0  # of the next sample
 
     def lay(frames) -> Iterator[tuple[int, np.ndarray]]:
       nonlocal position
@@ -77,7 +77,7 @@ def read_chunks(
           resampler, run_format, run_end = av.AudioResampler("fltp", layout, SAMPLE_RATE), frame_format, begin
           position = round((begin - origin) * SAMPLE_RATE)
         run_end += Fraction(frame.samples, frame.sample_rate)
-        frame.pts = None  # the resampler only counts samples; the clock is ours
+        frame.pts = None  # the resampler only counts samples; times are computed here
         yield from lay(resampler.resample(frame))
     if resampler is None:
       raise InputError("its sound cannot be decoded" if failed else "its sound track is empty")
@@ -92,7 +92,7 @@ def read_chunks(
 
 
 class Track:
-  """Reads stretches of a file's sound, each `read` beginning no earlier than the one before; holds only the stretch."""
+  """Reads stretches of a file's sound in ascending order of their begin; keeps only the current stretch in memory."""
 
   def __init__(
     self, path: str | os.PathLike, *, origin: Fraction, sound: SoundTrack | None = None, notes: list[str] | None = None
@@ -101,7 +101,7 @@ class Track:
     self._held: list[tuple[int, np.ndarray]] = []
 
   def read(self, first: int, last: int) -> np.ndarray:
-    """Samples [first, last) as float32; zero where the file has no sound."""
+    """Samples [first, last) as float32; zero if the file has no sound there."""
     self._held = [chunk for chunk in self._held if _end(chunk) > first]
     while not self._held or _end(self._held[-1]) < last:
       if (chunk := next(self._chunks, None)) is None:
@@ -121,7 +121,7 @@ def _end(chunk: tuple[int, np.ndarray]) -> int:
 
 
 def encode_flac(waveform: np.ndarray) -> bytes:
-  """FLAC, 16 bit, of float [n] in [-1, 1] at 16 kHz; what is louder is clipped."""
+  """FLAC, 16 bit, of float [n] at 16 kHz, clipped to [-1, 1]."""
   samples = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
   out = io.BytesIO()
   with av.open(out, "w", format="flac") as container:
@@ -134,8 +134,8 @@ def encode_flac(waveform: np.ndarray) -> bytes:
 
 
 def decode_flac(flac: bytes) -> np.ndarray:
-  """float32 [n] in [-1, 1] of 16 kHz mono FLAC, bit-exact with what `encode_flac` was given after rounding."""
+  """float32 [n] in [-1, 1] of 16 kHz mono FLAC, bit-exact with the rounded input of `encode_flac`."""
   with av.open(io.BytesIO(flac), format="flac") as container:
-    # Not `to_ndarray`, which was a fifth of the time: there are 80 frames in 6 s.
+    # Not `to_ndarray`, which took a fifth of the time: 6 s have 80 frames.
     frames = [np.frombuffer(frame.planes[0], np.int16, frame.samples) for frame in container.decode(audio=0)]
   return np.concatenate(frames).astype(np.float32) / 32768.0

@@ -1,4 +1,4 @@
-"""The command line of ffmpeg that takes a lag out of a file without us."""
+"""The command line of ffmpeg that removes a lag from a file."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from synclipmae_jax.data.media.clock import read_clock
 from synclipmae_jax.data.media.containers import video_stream
 from synclipmae_jax.data.media.picture_order import lacks_order
 
-_KEPT = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts", ".m2ts", ".mts")  # the others may not hold a moved sound
+_KEPT = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts", ".m2ts", ".mts")  # other containers may not hold a moved sound
 
-_MAY_JUMP = (".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob")  # where the file itself is not at hand
+_MAY_JUMP = (".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob")  # used if the file does not exist
 
 
 def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
-  """One line for a shell; None for a file whose times ffmpeg would not keep, or whose name no shell line can hold.
+  """One line for a shell; None if ffmpeg would not keep the times of the file, or if the name is not printable.
 
-  ffmpeg reads the file twice: the first input gives what stays, the second what is delayed. It lets each input begin at
-  0. Of a format whose clock may jump it takes that begin from the streams in use, so that the two would begin apart:
-  -copyts keeps the times of the file. Pictures of AVI have no times of presentation and cannot be copied: they are
-  encoded, and counted by -r, which no offset moves, so that the sound moves either way.
+  ffmpeg reads the file twice: the first input gives the streams that stay, the second those that are delayed. Both
+  inputs begin at 0. In a format whose clock may jump, ffmpeg takes this begin from the streams in use, so that the two
+  inputs would begin apart; -copyts keeps the times of the file. Pictures of AVI have no times of presentation and
+  cannot be copied: they are encoded and counted by -r, and the sound is moved for either sign of the lag.
 
-  Raises InputError for a file that no copy can keep, and so `--fix` refuses as well.
+  Raises InputError for a file that cannot be copied without encoding; `--fix` refuses it as well.
   """
   stays, delayed, offset = ("v", "a", lag_ms) if lag_ms > 0 else ("a", "v", -lag_ms)
   copy, options = "-c copy", "-copyts " if Path(path).suffix.lower() in _MAY_JUMP else ""
@@ -38,7 +38,7 @@ def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
         stays, delayed, offset = "v", "a", lag_ms
       packets = timeline.scan(source, timeline.timed(source), picture, clock)
       plan = timeline.plan(packets, picture=picture.index, clock=clock, hides=True)
-      # ffmpeg begins a cut at its first whole picture, and gives pictures with times of decoding other ones.
+      # ffmpeg begins a cut at its first whole picture, and shifts pictures that have times of decoding only.
       if plan.notes or clock.edits or clock.counted == "decoded":
         return None
   source, out = (_argument(name) for name in (Path(path), _free(Path(path))))
@@ -49,7 +49,7 @@ def ffmpeg_command(path: str | os.PathLike, lag_ms: float) -> str | None:
 
 
 def _free(path: Path) -> Path:
-  """A name beside `path` that is not taken."""
+  """An unused name in the folder of `path`."""
   suffix = path.suffix if path.suffix.lower() in _KEPT else ".mkv"
   out, number = path.with_name(f"{path.stem}_in_sync{suffix}"), 2
   while os.path.lexists(out):
@@ -58,6 +58,6 @@ def _free(path: Path) -> Path:
 
 
 def _argument(path: Path) -> str:
-  """Quoted for a shell, and taken by ffmpeg neither for an option nor for a protocol."""
+  """The name quoted for a shell, in a form that ffmpeg does not take for an option or a protocol."""
   name = os.fspath(path)
   return shlex.quote(os.path.join(".", name) if name.startswith("-") or ":" in name.split("/")[0] else name)

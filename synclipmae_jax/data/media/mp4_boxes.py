@@ -1,4 +1,7 @@
-"""Codec names, fragments and edit lists of MP4 and MOV, read from the boxes (ISO/IEC 14496-12)."""
+"""Codec names, fragments and edit lists of MP4 and MOV, read from the boxes (ISO/IEC 14496-12).
+
+PyAV does not give them.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def _timescale(file, box: tuple[int, int]) -> int:
 
 
 def sample_entry(path: str | os.PathLike, track: int) -> str:
-  """The four letters by which an mp4 or mov names the codec of a track; "" elsewhere."""
+  """The four-letter codec name of a track of an MP4 or MOV; "" for other formats."""
   try:
     with open(path, "rb") as file:
       (moov,) = (box for name, box in _boxes(file, 0, os.fstat(file.fileno()).st_size) if name == b"moov")
@@ -78,7 +81,7 @@ def sample_entry(path: str | os.PathLike, track: int) -> str:
 
 
 def fragmented(path: str | os.PathLike) -> bool:
-  """Whether a file is an mp4 in fragments, whose times do not come from one index; edit lists hide nothing between."""
+  """Whether a file is a fragmented MP4. Its times do not come from one index."""
   try:
     with open(path, "rb") as file:
       return any(name == b"moof" for name, _ in _boxes(file, 0, os.fstat(file.fileno()).st_size))
@@ -87,7 +90,7 @@ def fragmented(path: str | os.PathLike) -> bool:
 
 
 def _boxes(file, begin: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
-  """(name, (begin, end) of the content) of the boxes in a stretch of an mp4 or mov."""
+  """(name, (begin, end) of the content) of the boxes in a stretch of an MP4 or MOV."""
   while begin + 8 <= end:
     file.seek(begin)
     size, name = struct.unpack(">I4s", file.read(8))

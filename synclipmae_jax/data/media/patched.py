@@ -1,7 +1,7 @@
-"""Files that FFmpeg reads whole only once some of their bytes are others: found here, and exchanged while reading.
+"""Files that FFmpeg reads completely only after some bytes are replaced. The bytes are replaced while reading.
 
-Two kinds. An AVI file whose index points to wrong places is read along its chunks, as players do, once the index is
-hidden. Matroska files that were joined end to end are read to the end once their segments have no length.
+There are two kinds. An AVI file whose index points to wrong places is read chunk by chunk, as players do, if the index
+is hidden. Matroska files joined end to end are read to the end if the lengths of their segments are unknown.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import struct
 from collections.abc import Mapping
 
-_PROBES = 64  # entries of an index that are compared with the chunks they point to
-_SIGNATURES = {  # how a file begins, by the name of its demuxer
+_PROBES = 64  # entries of an index that are compared with their chunks
+_SIGNATURES = {  # first bytes of a file, by the name of its demuxer
   "mov,mp4,m4a,3gp,3g2,mj2": b"ftyp",
   "flv": b"FLV\x01",
   "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
@@ -24,7 +24,7 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 class PatchedFile(io.RawIOBase):
-  """A file, read only, of which some bytes are exchanged. `patches`: new bytes by the place where they stand."""
+  """A read-only file with some bytes replaced. `patches`: new bytes by their place."""
 
   def __init__(self, path: str | os.PathLike, patches: Mapping[int, bytes]):
     self.name = os.path.abspath(path)
@@ -57,7 +57,7 @@ class PatchedFile(io.RawIOBase):
 
 
 def without_bad_index(path: str | os.PathLike) -> dict[int, bytes]:
-  """Patches that hide the index of an AVI file where it does not point to chunks; none where it does or is absent."""
+  """Patches that hide the index of an AVI file if it does not point to chunks; none if it does or is absent."""
   with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
     at, movi = 12, 0
     while data[at : at + 4] != b"idx1":  # chunk by chunk: RIFF, AVI, LIST hdrl, LIST movi, idx1
@@ -76,7 +76,7 @@ def without_bad_index(path: str | os.PathLike) -> dict[int, bytes]:
 
 
 def joined_segments(path: str | os.PathLike, *, after: int) -> dict[int, bytes]:
-  """Patches that take their lengths from the segments of a Matroska file, where another one begins behind `after`."""
+  """Patches that make the segment lengths of a Matroska file unknown, if another file begins after place `after`."""
   with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
     if data.find(_EBML, after) < 0:
       return {}
@@ -92,7 +92,7 @@ def joined_segments(path: str | os.PathLike, *, after: int) -> dict[int, bytes]:
 
 
 def joined_behind(path: str | os.PathLike, *, name: str, after: int) -> bool:
-  """Whether behind place `after` there begins another file of the format, which FFmpeg and players do not read."""
+  """Whether another file of the format begins after place `after`, which FFmpeg and players do not read."""
   signature = _SIGNATURES.get(name)
   if signature is None:
     return False
@@ -101,9 +101,10 @@ def joined_behind(path: str | os.PathLike, *, name: str, after: int) -> bool:
 
 
 def joined_at(path: str | os.PathLike, *, name: str) -> int | None:
-  """The place in an Ogg or MXF file at which another file begins, whose packets FFmpeg gives and cannot decode.
+  """The place in an Ogg or MXF file at which another file begins; None if there is none.
 
-  In Ogg the first pages of all streams stand before any other page; in MXF one partition is the header.
+  FFmpeg reads the packets of the second file and cannot decode them. In Ogg the first pages of all streams precede any
+  other page. An MXF file has one header partition.
   """
   if name not in ("ogg", "mxf"):
     return None
@@ -117,7 +118,7 @@ def joined_at(path: str | os.PathLike, *, name: str) -> int | None:
 
 
 def _size(data: mmap.mmap, at: int) -> tuple[int, int]:
-  """(value, bytes it takes) of a number of EBML; (0, 0) where there is none."""
+  """(value, length in bytes) of an EBML number; (0, 0) if there is none."""
   if at >= len(data) or not data[at]:
     return 0, 0
   length = 9 - data[at].bit_length()

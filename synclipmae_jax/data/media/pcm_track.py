@@ -1,4 +1,4 @@
-"""Sound laid anew as PCM: for AVI, in which sound has no time of its own."""
+"""Re-encodes sound as PCM, for AVI, in which sound has no timestamps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from synclipmae_jax.types import InputError
 
 _MAX_DRIFT = Fraction(1, 100)  # seconds between a sound's timestamps and its samples, as in data.media.audio
-_MAX_GAP = 60  # seconds; a longer jump of the sound's timestamps is damage
+_MAX_GAP = 60  # seconds; a longer jump of the timestamps is refused as damage
 
 
 class PcmTrack:
-  """Lays a sound track anew from second 0: silence where it begins late or has a gap, cut where it begins early."""
+  """Writes a sound track from second 0: a late begin and gaps become silence, an early begin is cut."""
 
   def __init__(self, stream, target, *, shift: Fraction, mux: Callable[[list[av.Packet]], None]):
     self._mux, self._shift, self._rate = mux, shift, stream.rate
@@ -26,14 +26,14 @@ class PcmTrack:
     self._position = 0  # samples written
 
   def __call__(self, packet: av.Packet) -> None:
-    """Raises InputError where the sound jumps or changes its kind, and what the decoder and `mux` raise."""
+    """Raises InputError if the sound jumps or changes its format, and the errors of the decoder and `mux`."""
     for frame in packet.decode():
       begin = self._position if frame.pts is None else round((frame.pts * frame.time_base + self._shift) * self._rate)
       frame.pts = None
       try:
         parts = [part.to_ndarray().reshape(-1, self._channels) for part in self._resampler.resample(frame)]
       except ValueError as error:
-        raise InputError("its sound changes its sample rate or its channels on the way") from error
+        raise InputError("its sound changes its sample rate or its channels") from error
       samples = np.concatenate([np.zeros((0, self._channels), np.int16), *parts])
       if abs(begin - self._position) <= _MAX_DRIFT * self._rate and self._position:
         begin = self._position

@@ -12,14 +12,14 @@ from synclipmae_jax.data.media.timeline import Packets
 
 
 def lacks_order(clock: Clock, stream) -> bool:
-  """Whether pictures may be stored in another order than shown, and the file has no times that tell it."""
+  """Whether pictures may be stored out of order, and the file has no times of presentation."""
   return clock.counted is not None and bool(stream.codec_context.codec.reorder)
 
 
 def order_by_decoding(path: str | os.PathLike, packets: Packets, clock: Clock) -> None:
   """Gives the pictures of `packets` their times of presentation, as `data.media.pictures` counts them."""
   rank, delay = _ranks(path, len(packets.dts), clock)
-  for i in np.flatnonzero(rank < 0):  # what cannot be decoded stays beside its neighbour
+  for i in np.flatnonzero(rank < 0):  # an undecodable picture follows its neighbour
     rank[i] = rank[i - 1] + 1e-6 if i else -0.5
   place = np.empty(len(rank), np.int64)
   place[np.argsort(rank, kind="stable")] = np.arange(len(rank))
@@ -31,9 +31,9 @@ def order_by_decoding(path: str | os.PathLike, packets: Packets, clock: Clock) -
 
 
 def _ranks(path: str | os.PathLike, count: int, clock: Clock) -> tuple[np.ndarray, int]:
-  """(float64 [n]: the place of each picture in the order in which the decoder gives them, -1 where unknown; its delay).
+  """(float64 [n]: the place of each picture in the order of the decoder's output, -1 if unknown; the decoder's delay).
 
-  The delay is the number of pictures that the decoder holds back, where times of decoding are given (`Clock.counted`).
+  The delay is the number of pictures that the decoder holds back, if `Clock.counted` is "decoded", else 0.
   """
   rank = np.full(count, -1.0)
   with clock.open(path) as container:
@@ -41,7 +41,7 @@ def _ranks(path: str | os.PathLike, count: int, clock: Clock) -> tuple[np.ndarra
     number = shown = 0
     for packet in clock.packets(container, stream):
       if packet.size:
-        packet.pts = packet.dts = number  # a decoder hands it on to the picture
+        packet.pts = packet.dts = number  # the decoder passes it to the picture
         number += 1
       for frame in packet.decode():
         if frame.pts is not None and 0 <= frame.pts < len(rank):

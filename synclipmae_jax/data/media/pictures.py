@@ -1,4 +1,4 @@
-"""The pictures of a file in the order in which they are shown, each with its time; damaged ones are counted."""
+"""Decodes the pictures of a file in order of presentation, each with its time; damaged pictures are reported."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Picture(NamedTuple):
   """A decoded picture. `frame` is None where it is damaged; it then has no time of its own."""
 
   frame: av.VideoFrame | None
-  begin: int | None  # ticks of the stream, on the file's corrected clock; None where nobody knows
+  begin: int | None  # ticks of the stream, on the corrected clock; None if unknown
 
 
 def pictures(container, stream, clock: Clock) -> Iterator[Picture]:
   """Decodes a stream, one picture in memory at a time.
 
-  A picture that cannot be decoded is given as damaged; one whose time goes back is left out.
-  Raises InputError where too many go back.
+  A picture that cannot be decoded is yielded as damaged. A picture whose time goes back is left out.
+  Raises InputError if too many go back.
   """
   counter = _Counter(stream, decoded=clock.counted == "decoded") if clock.counted else None
   last, count, late = None, 0, 0
@@ -57,36 +57,36 @@ def pictures(container, stream, clock: Clock) -> Iterator[Picture]:
 
 
 class _Counter:
-  """Times for pictures that have none: in the order in which they are shown they get those of the packets, in theirs.
+  """Times for pictures that have none: picture k in order of presentation gets the time of packet k in file order.
 
-  Each packet is sent with its number in place of its time. A picture that does not refer to later ones is shown no
-  earlier than its number says: after pictures that were lost the count is right again there.
+  Each packet is sent with its number as its time. An I or P picture is presented no earlier than its number: after lost
+  pictures this corrects the count.
   """
 
   def __init__(self, stream, *, decoded: bool):
     self._codec, self._decoded = stream.codec_context, decoded
     self._times: collections.deque[tuple[int, bool]] = collections.deque()  # and whether it is hidden
     self._sent = self._dropped = self._next = 0
-    self._delay: int | None = None  # pictures that the decoder holds back; known when it gives the first
+    self._delay: int | None = None  # pictures that the decoder holds back; known after its first one
     rate = stream.average_rate or stream.guessed_rate or FPS
     self._step = max(1, round(1 / rate / stream.time_base))  # ticks from one packet to the next
 
   def sent(self, packet: av.Packet) -> av.Packet:
-    """What is to be decoded in place of a packet."""
+    """The packet to be decoded in place of `packet`."""
     begin = packet.pts if self._decoded else packet.dts
     if begin is None:
       begin = self._times[-1][0] + self._step if self._times else 0
     if self._times and begin > self._times[-1][0]:
       self._step = begin - self._times[-1][0]
     self._times.append((begin, packet.is_discard))
-    if packet.is_discard:  # the decoder would hide the wrong picture
+    if packet.is_discard:  # the decoder would hide another picture
       packet = shown(packet)
     packet.pts = self._sent
     self._sent += 1
     return packet
 
   def begin(self, frame: av.VideoFrame) -> int | None:
-    """The time of the next picture in ticks; None where it is hidden."""
+    """The time of the next picture in ticks; None if it is hidden."""
     if self._delay is None:
       self._delay = min(self._sent - 1, self._codec.reorder_depth) if self._decoded else 0
     number = self._next

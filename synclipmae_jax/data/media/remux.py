@@ -1,11 +1,11 @@
-"""Takes a lag out of a file: its packets are copied as they are, only the time at which the sound is heard moves.
+"""Removes a lag from a file: packets are copied unchanged, and only the time of the sound moves.
 
-Where the picture comes late the sound is delayed. Where the sound comes late it must be heard earlier: MP4 and MOV say
-with an edit list that it starts inside its first packets, as they do for every encoder's priming; in the other
-containers a timestamp is not negative, so there the picture (with subtitles and chapters) is delayed instead. Nothing
-is dropped in either case. AVI has no time of its own for sound, so there the sound is laid anew, as PCM.
+If the picture is late, the sound is delayed. If the sound is late, it must begin earlier. In MP4 and MOV an edit list
+begins it within its first packets, as for encoder priming. In other containers timestamps are not negative, so the
+picture, subtitles and chapters are delayed instead. Nothing is dropped in either case. In AVI sound has no timestamps;
+it is re-encoded as PCM.
 
-The source is read twice: for its times (`data.media.timeline`), which are mended where wrong, and to be copied.
+The source is read twice: for its times (`data.media.timeline`), which are those of its `Clock`, and for the copy.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ FORMATS = {
   ".m2ts": "mpegts", ".mts": "mpegts", ".avi": "avi", ".wmv": "asf", ".asf": "asf", ".flv": "flv",
 }  # fmt: skip
 _EDIT_LISTS = ("mp4", "mov", "3gp")  # containers in which sound may begin before second 0
-# Edit lists count in ticks of the movie: the default of 1 ms would round what a lag is. The index goes to the front.
+# Edit lists count in ticks of the movie: the default of 1 ms would round the lag. The index is written at the front.
 _OPTIONS = {"movie_timescale": "90000", "movflags": "faststart"}
-# Whatever else it is given, FFmpeg's muxer writes as private data that nobody can read.
+# FFmpeg's muxer writes other codecs as private data that no player can read.
 _TRANSPORT_STREAM = frozenset(
   "mpeg1video mpeg2video mpeg4 h264 hevc vvc vc1 cavs dirac mp1float mp1 mp2float mp2 mp3float mp3 aac"
   " aac_latm ac3 eac3 dca truehd opus libopus s302m dvbsub dvb_teletext pgssub".split()
@@ -47,26 +47,26 @@ _MAX_LAG_MS = 60_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RemuxReport:
-  """What `fix_lag` did."""
+  """Result of `fix_lag`."""
 
   out: str
   lag_ms: float
-  copied: tuple[str, ...]  # the streams that are in `out` bit by bit: "video h264", "audio aac", ...
-  reencoded: tuple[str, ...]  # those that had to be encoded anew
-  notes: tuple[str, ...]  # what a reader must know: streams that were left out, what was moved and how
+  copied: tuple[str, ...]  # streams copied bit by bit: "video h264", "audio aac", ...
+  reencoded: tuple[str, ...]  # streams that were re-encoded
+  notes: tuple[str, ...]  # for the user: streams that were left out, and what was moved
 
 
 def fix_lag(source: str | os.PathLike, out: str | os.PathLike, *, lag_ms: float) -> RemuxReport:
-  """Writes `source` to `out` with a lag taken out; streams are copied, not encoded anew (but for the sound of AVI).
+  """Writes `source` to `out` without a lag. Streams are copied, not encoded (except the sound of AVI).
 
   Args:
     source: a video file with sound.
-    out: the file to write, whole or not at all; its suffix names the container, one of `FORMATS`.
-    lag_ms: how late the picture comes; all sound is delayed by as much against the picture. Negative: heard earlier.
+    out: the file to write, completely or not at all; its suffix selects the container, one of `FORMATS`.
+    lag_ms: delay of the picture against the sound. All sound tracks are delayed by it; negative: they begin earlier.
 
   Raises:
-    InputError: `source` is damaged, has no sound, or times that no copy can keep; `out` exists, is `source`, cannot be
-      written, or is of a container that cannot hold the picture or the sound.
+    InputError: `source` is damaged, has no sound, or has times that a copy cannot keep; `out` exists, is `source`,
+      cannot be written, or has a container that cannot hold the picture or the sound.
   """
   source, out = Path(source), Path(out)
   if not (math.isfinite(lag_ms) and abs(lag_ms) <= _MAX_LAG_MS):
@@ -82,7 +82,7 @@ def fix_lag(source: str | os.PathLike, out: str | os.PathLike, *, lag_ms: float)
     partial = Path(folder) / f"partial{out.suffix}"
     copy = _Copy(source, partial, out=out, container_format=container_format, lag=Fraction(lag_ms) / 1000)
     copy.run()
-    refuse_existing(out)  # it may have come meanwhile
+    refuse_existing(out)  # it may have been created meanwhile
     with _writing(out):
       partial.rename(out)
   return RemuxReport(
@@ -91,21 +91,21 @@ def fix_lag(source: str | os.PathLike, out: str | os.PathLike, *, lag_ms: float)
 
 
 def container_of(out: Path) -> str:
-  """FFmpeg's name of the container that the suffix of `out` names. Raises InputError."""
+  """FFmpeg's name of the container that the suffix of `out` selects. Raises InputError if there is none."""
   if (name := FORMATS.get(out.suffix.lower())) is None:
     raise InputError(f"{out}: its suffix must name a container, one of {' '.join(FORMATS)}")
   return name
 
 
 def refuse_existing(out: Path) -> None:
-  """Raises InputError where there is something already."""
+  """Raises InputError if `out` exists."""
   if os.path.lexists(out):
     raise InputError(f"{out} exists already: remove it or name another file")
 
 
 @contextlib.contextmanager
 def _writing(out: Path) -> Iterator[None]:
-  """Tells what goes wrong with the destination from damage of the source (FFmpeg's errors are OSErrors here)."""
+  """Distinguishes errors of the destination from damage of the source (both are OSErrors of FFmpeg)."""
   try:
     yield
   except (OSError, ValueError, av.error.FFmpegError) as error:
@@ -115,13 +115,13 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 class _Copy:
-  """One run from a file to another; what it did is in `copied`, `reencoded` and `notes`."""
+  """One copy of a file; its results are in `copied`, `reencoded` and `notes`."""
 
   def __init__(self, path: Path, partial: Path, *, out: Path, container_format: str, lag: Fraction):
     self.copied, self.reencoded, self.notes = [], [], []
     self._tracks = []  # streams of the source whose packets are copied
     self._path, self._partial, self._out, self._format, self._lag = path, partial, out, container_format, lag
-    # Either the sound moves, or all the rest.
+    # Either the sound moves, or everything else.
     backward = lag < 0 and container_format not in (*_EDIT_LISTS, "avi")
     self._sound_shift, self._rest_shift = (Fraction(0), -lag) if backward else (lag, Fraction(0))
     if backward:
@@ -149,7 +149,7 @@ class _Copy:
       self._name_losses(source)
 
   def _plan(self, source) -> timeline.Timeline:
-    """The times of all streams; with them the file has been read to its end."""
+    """The times of all streams. Reads the file to its end."""
     picture = video_stream(source)
     if not source.streams.audio:
       raise InputError("it has no sound track")
@@ -168,7 +168,7 @@ class _Copy:
 
   def _copy(self, source, target, plan: timeline.Timeline) -> None:
     target.metadata.update(described(source.metadata))
-    if not any("timecode" in stream.metadata for stream in source.streams.video):  # else the copy of that one has it
+    if not any("timecode" in stream.metadata for stream in source.streams.video):  # else the copied stream has it
       target.metadata.update({key: value for key, value in source.metadata.items() if key == "timecode"})
     target.set_chapters([self._moved(chapter, plan.base) for chapter in source.chapters()])
     write = {}  # by the index of the stream in the source
@@ -192,11 +192,11 @@ class _Copy:
     return chapter | {name: max(0, chapter[name] + ticks) for name in ("start", "end")}
 
   def _writer(self, stream, source, target, plan: timeline.Timeline) -> Callable[[av.Packet], None] | None:
-    """What to do with the packets of a stream; None where it is left out or has none."""
+    """A function that writes the packets of a stream; None if it is left out or has none."""
     name = stream_name(stream, self._path)
     if stream.codec_context is None and stream.type != "attachment" or stream.type == "data":
-      # The titles of MP4's chapters are read as a stream of data; `set_chapters` has them. A timecode's value is in the
-      # metadata of the picture, from which MP4 and MOV make the track anew.
+      # The titles of MP4 chapters appear as a data stream; `set_chapters` writes them. The value of a timecode is in
+      # the metadata of the picture, from which the muxers of MP4 and MOV create the track.
       chapters = source.chapters() and stream.type == "data" and getattr(stream, "name", None) == "bin_data"
       if not chapters and "timecode" not in stream.metadata:
         self.notes.append(f"left out: stream {stream.index} ({name})")
@@ -207,7 +207,7 @@ class _Copy:
       return PcmTrack(stream, target, shift=self._sound_shift, mux=mux)
     cover = stream.type == "video" and bool(stream.disposition & av.stream.Disposition.attached_pic)
     try:
-      # What FFmpeg would accept, and then write no header or a second picture track.
+      # FFmpeg would accept these, and then write no header or a second picture track.
       if (stream.type == "attachment" and self._format != "matroska") or (cover and self._format not in _EDIT_LISTS):
         raise ValueError(name)
       if self._format == "mpegts" and stream.codec_context.name not in _TRANSPORT_STREAM:
@@ -250,14 +250,14 @@ class _Copy:
     return mux
 
   def _name_sound(self, source) -> None:
-    """Several sound tracks: says that they move together, unless nothing does."""
+    """Adds a note that several sound tracks move together, if they move."""
     tracks = [f"{each.index} ({stream_name(each, self._path)})" for each in source.streams.audio if each.codec_context]
     if self._lag and len(tracks) > 1:
       names = f"{', '.join(tracks[:-1])} and {tracks[-1]}"
       self.notes.append(f"all its sound tracks are moved by {float(self._lag) * 1000:+g} ms: streams {names}")
 
   def _name_losses(self, source) -> None:
-    """Reads the copy back and names what it has lost. Raises InputError where that is a track."""
+    """Reads the copy and names what it has lost. Raises InputError if that is a track."""
     with open_media(self._partial) as copy:
       for kind in ("video", "audio"):
         wanted = [each for each in self._tracks if each.type == kind and _decodes(self._path, each)]
@@ -274,7 +274,7 @@ class _Copy:
 
 
 def _decodes(path: Path, stream) -> bool:
-  """Whether something of a stream can be decoded"""
+  """Whether anything of a stream can be decoded."""
   if stream.codec_context is None:
     return False
   try:
@@ -290,6 +290,6 @@ def _timecodes(container) -> set[str]:
 
 
 def _rotation(path: Path) -> int:
-  """Degrees by which the first picture is to be turned."""
+  """Rotation of the first picture in degrees."""
   with open_media(path) as container:
     return next((round(frame.rotation) for frame in container.decode(video_stream(container))), 0)

@@ -1,4 +1,4 @@
-"""Which sound of a file is heard: the track with speech, and of its channels the mix, unless they cancel each other."""
+"""Selects the sound of a file: the track with speech, and the mix of its channels unless they cancel each other."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from synclipmae_jax.data.media.speech import speech_score
 from synclipmae_jax.data.media.watchdog import watched
 from synclipmae_jax.types import SAMPLE_RATE, InputError
 
-MIN_RATE = 2000  # samples a second; a header may claim one, and a frame would become minutes
-_LISTEN = 30  # seconds of sound, silence not counted, by which a track is judged ...
-_LISTEN_AT_MOST = 300  # ... found within so many seconds
-_SILENCE = 1e-3  # of full scale: a block whose samples are all below it is not counted
-_CANCELS = 0.02  # share of the power of its loudest channel below which a mix is no mix
-_AS_GOOD = 0.5  # share of the best score by which the track that players take is as good
+MIN_RATE = 2000  # samples a second; at 1, which a header may declare, a frame would last minutes
+_LISTEN = 30  # seconds of sound without silence by which a track is judged ...
+_LISTEN_AT_MOST = 300  # ... within this number of seconds
+_SILENCE = 1e-3  # of full scale: a block below it is not counted
+_CANCELS = 0.02  # share of the power of the loudest channel below which the channels cancel each other
+_AS_GOOD = 0.5  # share of the best score that the default track of players needs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoundTrack:
-  """What is heard of a file. It is the same wherever the file is read."""
+  """The sound that is read from a file. All readers of the file use the same."""
 
   index: int  # of the stream in its container
-  channel: int | None = None  # None: the mix of all
-  notes: tuple[str, ...] = ()  # what a reader must know: what is left out, what else there is
+  channel: int | None = None  # None: the mix of all channels
+  notes: tuple[str, ...] = ()  # what the user must know: tracks that are left out, and other tracks
 
 
 def choose_sound(path: str | os.PathLike, number: int | None = None) -> SoundTrack:
-  """The sound track `number`, counted from 1; without it the one with speech.
+  """The sound track `number`, counted from 1; if None, the track with speech.
 
-  Of several with speech it is the one that players take. Raises InputError where there is none, none of that number,
-  or none that can be decoded. The last few files are remembered, by their size and time.
+  Of several tracks with speech it is the default of players. Raises InputError if there is no track, no track of that
+  number, or none that can be decoded. The results for the last few files are cached by path, size and time of change.
   """
   try:
     stat = os.stat(path)
   except OSError:
-    with open_media(path):  # says why
+    with open_media(path):  # raises the reason
       raise InputError("the file is missing") from None
   state = (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev)
   return _choose_sound(os.path.abspath(path), number, state)
@@ -51,7 +51,7 @@ def choose_sound(path: str | os.PathLike, number: int | None = None) -> SoundTra
 
 @functools.lru_cache(maxsize=4)
 def _choose_sound(path: str, number: int | None, state: tuple[int, ...]) -> SoundTrack:
-  with open_media(path) as container:  # a stream must not be asked anything once its container is closed
+  with open_media(path) as container:  # a stream must not be used after its container is closed
     streams = list(container.streams.audio)
     indices = [stream.index for stream in streams]
     names = {stream.index: f"sound track {n} ({_codec(stream)})" for n, stream in enumerate(streams, 1)}
@@ -59,7 +59,7 @@ def _choose_sound(path: str, number: int | None, state: tuple[int, ...]) -> Soun
     best = container.streams.best("audio")
     default = av.stream.Disposition.default
     usual = [stream.index for stream in (best, *streams) if stream and stream.disposition & default]
-    usual = [index for index in (best and best.index, *usual, *indices) if index in channels]  # players take the first
+    usual = [index for index in (best and best.index, *usual, *indices) if index in channels]  # players play the first
   if not indices:
     raise InputError("it has no sound track")
   if number is not None and not 1 <= number <= len(indices):
@@ -85,10 +85,10 @@ def _choose_sound(path: str, number: int | None, state: tuple[int, ...]) -> Soun
 
 
 def _codec(stream) -> str:
-  """The name of its codec, with its language where that is known."""
+  """The name of the codec, and the language if known."""
   if stream.codec_context is not None:
     name = stream.codec_context.name
-  else:  # the four letters by which the container names it: FFmpeg tells them to people only
+  else:  # the four-letter name in the container, which FFmpeg gives only in its printed description
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
@@ -102,15 +102,15 @@ def _codec(stream) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Heard:
-  """What the first half minute of a track sounds like."""
+  """Measures of the first half minute of a track."""
 
-  score: float  # of its speech
-  cancels: bool  # whether its mix is silent and its channels are not
-  channels: Sequence[float]  # the speech of each
+  score: float  # speech score
+  cancels: bool  # the mix is silent, the channels are not
+  channels: Sequence[float]  # speech score of each
 
 
 def _listen(path: str, index: int) -> _Heard:
-  """Raises InputError where the file cannot be read; a track that cannot be decoded is as good as silent."""
+  """Raises InputError if the file cannot be read. A track that cannot be decoded counts as silent."""
   mixes, channels, seconds, loud = [], [], 0.0, 0.0
   clock = read_clock(path)
   with clock.open(path) as container:

@@ -1,7 +1,7 @@
-"""How much a sound is like speech: enough to tell a voice from a tone, from noise and from music, without a model.
+"""A score that distinguishes speech from tones, noise and music without a model.
 
-Speech swings by some 4 syllables a second, and differently in low and high bands; its energy between 2 and 8 Hz of the
-envelopes is what Houtgast and Steeneken (1985) measure intelligibility by.
+Speech has about 4 syllables a second, and its level varies differently in low and high bands. Houtgast and Steeneken
+(1985) measure intelligibility by the modulation of the band envelopes; here it is measured between 2 and 8 Hz.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from synclipmae_jax.types import SAMPLE_RATE
 
 _HOP, _WINDOW = 160, 400  # samples: 10 and 25 ms
 _EDGES = np.geomspace(100, 6000, 13)  # Hz: 12 bands
-_RANGE = 5.0  # powers of ten below the loudest that are told from silence
+_RANGE = 5.0  # powers of ten below the loudest level; lower levels count as silence
 _SYLLABLES = 2.0, 8.0  # Hz
 _SILENT = 1e-4  # of full scale
 
@@ -20,8 +20,8 @@ _SILENT = 1e-4  # of full scale
 def speech_score(waveform: np.ndarray) -> float:
   """0 for silence and steady sound, some tenths for speech; `waveform` float [n] at 16 kHz.
 
-  It is the part of the swings of the bands' levels that is as fast as syllables, times how far they swing, times how
-  uneven they are: a beat swings at one rate and its multiples only.
+  The mean over bands of (share of the modulation energy at syllable rates) x (depth of that modulation) x (flatness of
+  its spectrum). The flatness excludes beats, which have one rate and its multiples only.
   """
   count = (len(waveform) - _WINDOW) // _HOP
   if count < 100 or np.abs(waveform).max() < _SILENT:

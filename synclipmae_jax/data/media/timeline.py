@@ -22,23 +22,25 @@ from synclipmae_jax.types import InputError
 NO_TIME = np.iinfo(np.int64).min
 _FINEST = 90_000  # ticks a second, at least
 _TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
-_PRIMING = Fraction(1, 10)  # seconds of an encoder's first sound that are not heard, at most
+_PRIMING = Fraction(1, 10)  # seconds: the longest encoder priming
 
 
 @dataclasses.dataclass(kw_only=True)
 class Packets:
-  """The packets of one stream in the order of the file: int64 [n] in ticks of `time_base`, NO_TIME where
-  unknown. Ticks are at most 1/90000 s, so that a shift is not rounded to those of the file."""
+  """The packets of one stream in file order: int64 [n] in ticks of `time_base`, NO_TIME if unknown.
+
+  Ticks are at most 1/90000 s, so that a shift is not rounded to the ticks of the file.
+  """
 
   index: int  # of the stream
   kind: str  # "video", "audio", "subtitle", "cover"
   time_base: Fraction
-  step: int  # ticks in one of the file's
+  step: int  # ticks in one tick of the file
   pts: np.ndarray
   dts: np.ndarray
   duration: np.ndarray
-  hidden: np.ndarray  # bool: to be decoded and not shown
-  before: np.ndarray  # how many packets of the picture came before
+  hidden: np.ndarray  # bool: decoded and not presented
+  before: np.ndarray  # number of picture packets before it in the file
 
   @property
   def end(self) -> Fraction:
@@ -49,7 +51,7 @@ class Packets:
 
 @dataclasses.dataclass(kw_only=True)
 class Times:
-  """When each packet of a stream is decoded and shown in the copy, and whether it is in it."""
+  """The times of decoding and presentation of each packet in the copy, and whether it is written."""
 
   time_base: Fraction
   pts: np.ndarray  # int64 [n], ticks
@@ -59,7 +61,7 @@ class Times:
 
 @dataclasses.dataclass(kw_only=True)
 class Timeline:
-  """The times of every stream by its index, how far all of them moved, and what a reader must know."""
+  """The times of every stream by its index, the common shift, and notes for the user."""
 
   times: dict[int, Times]
   base: Fraction  # second of the source that is second 0 of the copy
@@ -67,12 +69,12 @@ class Timeline:
 
 
 def timed(container) -> list:
-  """The streams whose packets have a place in time, and a codec that FFmpeg knows."""
+  """Picture, sound and subtitle streams with a codec that FFmpeg knows."""
   return [each for each in container.streams if each.codec_context and each.type in ("video", "audio", "subtitle")]
 
 
 def may_jump(container_format) -> bool:
-  """Whether the clock of a format may jump, as that of a transport stream."""
+  """Whether the clock of a format may jump, as in transport streams."""
   return bool(container_format.flags & _TS_DISCONT)
 
 
@@ -93,7 +95,7 @@ def scan(container, streams, picture, clock: Clock) -> dict[int, Packets]:
     pts, dts, duration, hidden, before = (np.array(column, np.int64) for column in found[stream.index])
     cover = stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic
     kind = "cover" if cover else stream.type
-    fine = max(1, math.ceil(stream.time_base * _FINEST))  # a tick of AVI is a whole picture
+    fine = max(1, math.ceil(stream.time_base * _FINEST))  # a tick of AVI is a picture
     pts, dts = (np.where(ticks == NO_TIME, NO_TIME, ticks * fine) for ticks in (pts, dts))
     packets[stream.index] = Packets(
       index=stream.index, kind=kind, time_base=stream.time_base / fine, step=fine, pts=pts, dts=dts,
@@ -109,13 +111,14 @@ def plan(packets: dict[int, Packets], *, picture: int, clock: Clock, hides: bool
     packets: of `scan`.
     picture: index of the picture track.
     clock: of the source.
-    hides: the container of the copy has edit lists.
+    hides: whether the container of the copy has edit lists.
 
   Raises:
-    InputError: one track's clock jumps alone, or hidden pictures cannot stay hidden.
+    InputError: the clock of one track jumps alone, or hidden pictures cannot stay hidden.
   """
   if clock.lone_jumps:
-    raise InputError(clock.lone_jumps[0].partition(": ")[0] + ": it is not known what belongs together from there on")
+    jump = clock.lone_jumps[0].partition(": ")[0]
+    raise InputError(f"{jump}: it is not known which picture belongs to which sound after it")
   main = {index: each for index, each in packets.items() if each.kind in ("video", "audio") and len(each.pts)}
   for each in main.values():
     _fill(each)
@@ -124,13 +127,13 @@ def plan(packets: dict[int, Packets], *, picture: int, clock: Clock, hides: bool
     _refuse_inner_cuts(each, begin)
   base = min(_first_shown(each) for each in main.values())
   if base > -_PRIMING or any(each.hidden.any() for each in main.values()):
-    base = max(base, Fraction(0))  # what an edit list hides lies before 0, and so does an encoder's priming
+    base = max(base, Fraction(0))  # packets hidden by an edit list, and priming, lie before 0
   notes, times = list(clock.notes), {}
   for index, each in packets.items():
     shift = np.zeros(len(each.pts), np.int64)
     if each.kind == "subtitle":
       shift = _beside_pictures(each, main[picture], [*clock.shifts.get(picture, ())])
-    if each.kind != "cover":  # which belongs to no time
+    if each.kind != "cover":  # a cover picture has no time
       shift -= round(base / each.time_base)
     pts, dts = (np.where(ticks == NO_TIME, NO_TIME, ticks + shift) for ticks in (each.pts, each.dts))
     keep = np.ones(len(pts), bool)
@@ -160,7 +163,7 @@ def _what(each: Packets) -> str:
 
 
 def _shown(each: Packets) -> np.ndarray:
-  """bool [n]: what is not hidden; all where everything is."""
+  """bool [n]: packets that are not hidden; all packets if all are hidden."""
   return ~each.hidden if not each.hidden.all() else np.ones(len(each.pts), bool)
 
 
@@ -169,7 +172,7 @@ def _first_shown(each: Packets) -> Fraction:
 
 
 def decoding_times(pts: np.ndarray) -> np.ndarray:
-  """int64 [n] never decreasing, none after its `pts`: for pictures in decoding order with known times of showing."""
+  """int64 [n], not decreasing, none later than its `pts`: times of decoding for pictures in decoding order."""
   ordered = np.sort(pts)
   delay = 0
   while delay < len(pts) and (ordered[: len(pts) - delay] > pts[delay:]).any():
@@ -180,13 +183,13 @@ def decoding_times(pts: np.ndarray) -> np.ndarray:
 
 
 def _increasing(dts: np.ndarray, step: int) -> np.ndarray:
-  """The same where it increases by `step` already; a muxer refuses decoding times that do not."""
+  """`dts` raised where it does not increase by `step`: a muxer refuses such times of decoding."""
   count = step * np.arange(len(dts))
   return np.maximum.accumulate(dts - count) + count
 
 
 def _fill(each: Packets) -> None:
-  """Gives a time to every packet: the other one of its two, or the end of the packet before it."""
+  """Fills in missing times: by the other time of the packet, or by the end of the packet before it."""
   pts = np.where(each.pts == NO_TIME, each.dts, each.pts)
   dts = np.where(each.dts == NO_TIME, each.pts, each.dts)
   for i in np.flatnonzero(pts == NO_TIME):
@@ -195,13 +198,13 @@ def _fill(each: Packets) -> None:
 
 
 def _second(each: Packets, at: int, begin: Fraction) -> float:
-  """Seconds from `begin` to the last that is shown before packet `at`."""
+  """Seconds from `begin` to the last packet that is presented before packet `at`."""
   before = each.pts[:at][~each.hidden[:at]]
   return max(0.0, float(int(before.max(initial=NO_TIME)) * each.time_base - begin))
 
 
 def _refuse_inner_cuts(each: Packets, begin: Fraction) -> None:
-  """Raises InputError where something is hidden between what is shown: no muxer of FFmpeg writes that."""
+  """Raises InputError if packets are hidden between presented ones: no muxer of FFmpeg writes such an edit list."""
   if not each.hidden.any() or each.hidden.all():
     return
   shown = each.pts[~each.hidden]
@@ -218,7 +221,7 @@ def _kept(each: Packets, *, hides: bool) -> np.ndarray:
   if not each.hidden.any() or each.hidden.all():
     return np.ones(len(each.pts), bool)
   shown = np.flatnonzero(~each.hidden)
-  keep = np.arange(len(each.pts)) <= shown[-1]  # nothing that is shown needs what comes after it
+  keep = np.arange(len(each.pts)) <= shown[-1]  # presented packets do not need later ones
   if not hides:
     before = each.hidden & (each.pts < each.pts[shown].min())
     if each.kind == "audio":

@@ -1,9 +1,9 @@
-"""Pictures in and out: any file to constant 25 frames/s on the container's own clock, and clips of ours back to arrays.
+"""Reads any file at constant 25 frames/s on the container's own clock; writes clips and reads them as arrays.
 
 The clock. Frame t of a file is the source frame whose interval covers t/25 s, counted from the first picture's
-presentation time (`MediaInfo.origin`). It is decided by integer arithmetic on the container's timestamps for every t
-anew, so nothing accumulates, whatever the source's rate and however it varies. Timestamps are themselves rounded to
-the stream's tick (1 ms in Matroska), so a frame may begin half a tick late and still cover t/25.
+presentation time (`MediaInfo.origin`). It is computed by integer arithmetic on the container's timestamps, for
+every t separately, so that rounding does not accumulate at any constant or variable rate. Timestamps are themselves
+rounded to the stream's tick (1 ms in Matroska), so a frame may begin half a tick late and still cover t/25.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from synclipmae_jax.data.media.sound_track import SoundTrack, choose_sound
 from synclipmae_jax.types import FPS, InputError
 
 MAX_HOURS = 24
-_MAX_FRAMES = MAX_HOURS * 3600 * 240  # that a header may claim: a day of slow motion
-_MAX_DAMAGE = Fraction(1, 2)  # seconds of damaged pictures in one place that the picture before stands in for ...
-_MAX_DAMAGED_SHARE = 0.05  # ... and share of all; more is a damaged file
-_DAMAGE_REACH = 32  # pictures within which one that could not be decoded is missed: they are stored out of order
+_MAX_FRAMES = MAX_HOURS * 3600 * 240  # that a header may declare: a day of slow motion
+_MAX_DAMAGE = Fraction(1, 2)  # seconds of damaged pictures in one place, for which the picture before is held ...
+_MAX_DAMAGED_SHARE = 0.05  # ... and share of the length; a file with more is refused
+_DAMAGE_REACH = 32  # pictures after an undecodable one in which its gap may appear: they are stored out of order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MediaInfo:
-  """What `probe` found. `origin` is the presentation time of the first picture: second 0 of our clock."""
+  """Result of `probe`. `origin` is the presentation time of the first picture: second 0 of our clock."""
 
   width: int  # as displayed: after rotation, with square pixels
   height: int
@@ -46,9 +46,9 @@ class MediaInfo:
   sample_rate: int
   channels: int
   origin: Fraction
-  end: float  # second of the container at which the header says that everything ends; 0 where it does not say
-  sound: SoundTrack | None = None  # what is heard
-  notes: tuple[str, ...] = ()  # what a reader must know of how the file is read
+  end: float  # second of the container at which the file ends by the header; 0 if unknown
+  sound: SoundTrack | None = None  # the sound that is read
+  notes: tuple[str, ...] = ()  # what the user must know of how the file is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +58,18 @@ class Frame:
   index: int
   source: int
   image: np.ndarray  # uint8 [H, W, 3] RGB
-  damaged: bool = False  # the picture of this time is damaged: the one before it is shown
+  damaged: bool = False  # the picture is damaged: the one before it is shown
 
 
 def probe(path: str | os.PathLike, *, audio_track: int | None = None) -> MediaInfo:
   """Sizes and rates of a video file, from its first decoded picture; raises InputError with a reason for the user.
 
-  `audio_track`: the sound track to be heard, counted from 1; without it `choose_sound` chooses.
+  `audio_track`: number of the sound track, counted from 1; None: `choose_sound` selects it.
   """
-  with open_media(path) as container:  # what a header says is refused first: it is quickly read
+  with open_media(path) as container:  # the header is checked first: it is read fast
     stream = video_stream(container)
     if stream.frames > _MAX_FRAMES:
-      raise InputError(f"it claims {stream.frames} frames, which no footage has")
+      raise InputError(f"it declares {stream.frames} frames, more than any footage has")
   sound = choose_sound(path, audio_track)
   clock = read_clock(path)
   with clock.open(path) as container:
@@ -96,16 +96,16 @@ def read_frames(
 ) -> Generator[Frame, None, None]:
   """Yields the file as 25 frames/s, one picture in memory at a time; `short_side` shrinks (never enlarges) them.
 
-  All have the shape of the first: where the size changes on the way, later ones are fitted into it. Where a picture is
-  damaged the one before it stands; to `notes` is added what of this a reader must know.
-  Raises InputError where the stream cannot be decoded, ends well before the length its header declares, or stands
-  still for longer than any real footage.
+  All have the shape of the first: if the size changes, later pictures are fitted into it. A damaged picture is replaced
+  by the one before it; a note on this is appended to `notes`.
+  Raises InputError if the stream cannot be decoded, ends well before the length declared in its header, or has a longer
+  gap than `Clock.longest_hold`.
   """
   clock = read_clock(path)
   with clock.open(path) as container:
     stream = video_stream(container)
     tick = stream.time_base
-    step = round(1 / (stream.average_rate or stream.guessed_rate or FPS) / tick)  # where a frame has no duration
+    step = round(1 / (stream.average_rate or stream.guessed_rate or FPS) / tick)  # of a frame without duration
     display = functools.partial(Scaler().display, aspect=stream.sample_aspect_ratio, short_side=short_side)
     index, source, held, image, first, start, end = 0, -1, None, None, None, 0, 0
     shape, number, failed, damage = None, -1, 0, []
@@ -143,7 +143,7 @@ def read_frames(
     if held is None:
       raise InputError("it holds no picture that can be decoded")
     if (end - start) * tick > clock.longest_hold:
-      raise InputError(f"its last picture is to stand for {float((end - start) * tick):.0f} s")
+      raise InputError(f"its last picture has a duration of {float((end - start) * tick):.0f} s")
     while not covers(end):
       yield shown()
       index += 1
@@ -159,7 +159,7 @@ def read_frames(
 class Scaler:
   """Resizes and converts pictures: area averaging when they shrink, bicubic when they grow.
 
-  Keeps swscale's tables from one picture to the next; making them anew costs more than a small picture itself.
+  Keeps swscale's tables from one picture to the next; creating them costs more than scaling a small picture.
   """
 
   def __init__(self):
@@ -174,17 +174,17 @@ class Scaler:
     self, frame: av.VideoFrame, *, aspect: Fraction | None, short_side: int | None = None,
     into: tuple[int, ...] | None = None,
   ) -> np.ndarray:  # fmt: skip
-    """The picture as a player would show it: uint8 [H, W, 3], turned upright, perhaps smaller.
+    """The picture as a player shows it: uint8 [H, W, 3], rotated upright, optionally reduced.
 
-    `aspect` is the width of one of its pixels by the height, None where the file does not say. With `into`, a shape
-    [H, W, 3], it is fitted into that, between black bars where its form is another.
+    `aspect` is the width of a pixel divided by its height, None if unknown. With `into`, a shape [H, W, 3], the picture
+    is fitted into that shape, with black bars if the aspect ratios differ.
     """
     width, height = max(1, round(frame.width * (aspect or 1))), frame.height
     scale = min(1.0, short_side / min(width, height)) if short_side else 1.0
     size = max(1, round(width * scale)), max(1, round(height * scale))
     turns = round(frame.rotation / 90) % 4
     if into and into[:2] != (size if turns % 2 else size[::-1]):
-      box = into[:2] if turns % 2 else into[1::-1]  # width and height before it is turned
+      box = into[:2] if turns % 2 else into[1::-1]  # width and height before rotation
       scale = min(box[0] / width, box[1] / height)
       size = tuple(min(side, max(1, round(length * scale))) for side, length in zip(box, (width, height), strict=True))
     rgb = self(frame, width=size[0], height=size[1], pixels="rgb24").to_ndarray()
@@ -198,7 +198,7 @@ class Scaler:
 
 
 class ClipWriter:
-  """Writes RGB pictures as the H.264 clip that records hold: square, 25 frames/s, quick to seek and to decode.
+  """Writes RGB pictures as the H.264 clip of a record: square, 25 frames/s, fast to seek and to decode.
 
   GOP 12 without B-frames: a random window of 16 frames at 256 px then decodes in 6 ms instead of 38 (measured).
   """
@@ -207,7 +207,7 @@ class ClipWriter:
     self._size = size
     self._container = av.open(os.fspath(path), "w", format="mp4")
     self._stream = self._container.add_stream("libx264", rate=FPS, width=size, height=size, pix_fmt="yuv420p")
-    # With mbtree the same pictures give other bytes now and then (measured: the first clip of a process).
+    # With mbtree equal pictures sometimes give different bytes (measured: the first clip of a process).
     self._stream.options = {
       "crf": "18", "g": "12", "bf": "0", "tune": "fastdecode", "threads": "1", "x264-params": "mbtree=0",
     }  # fmt: skip

@@ -1,6 +1,6 @@
-"""Ends a worker process whose decoder comes to no end, so that a hostile file costs itself and not the whole run.
+"""Ends a worker process whose decoder does not return, so that a hostile file does not stop the whole run.
 
-Off unless a worker turns it on (`end_process_after`): who reads a file in his own process keeps it.
+Off by default; a worker turns it on by `end_process_after`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
-NO_END = 60  # seconds that one packet may take; the slowest real ones take some tenths
-REASONS = "out of memory, or a fault of the decoder, which crashed or came to no end"
-_CHECK = 1.0  # seconds between looks
+NO_END = 60  # seconds for one packet; the slowest real packets take some tenths
+REASONS = "out of memory, or a fault of the decoder, which crashed or did not return"
+_CHECK = 1.0  # seconds between checks
 
-_since: dict[int, float] = {}  # when a thread went into FFmpeg, by thread
+_since: dict[int, float] = {}  # by thread: when it entered FFmpeg
 
 
 def end_process_after(seconds: float) -> None:
-  """From now on this process ends where one call of FFmpeg takes longer."""
+  """From now on this process ends if one call of FFmpeg takes longer than `seconds`."""
   threading.Thread(target=_watch, args=(seconds,), daemon=True).start()
 
 
@@ -35,7 +35,7 @@ def _watch(seconds: float) -> None:
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-  """Around a call that goes into FFmpeg, which frees the interpreter's lock meanwhile."""
+  """Context of a call of FFmpeg, which releases the interpreter's lock."""
   thread = threading.get_ident()
   _since[thread] = time.monotonic()
   try:
@@ -45,7 +45,7 @@ def watched() -> Iterator[None]:
 
 
 def each(items: Iterable[_T]) -> Iterator[_T]:
-  """The items, each waited for under `watched`."""
+  """The items of an iterable, each fetched under `watched`."""
   items = iter(items)
   while True:
     with watched():
