@@ -1,4 +1,4 @@
-"""Footage of known lag, judged, mended and judged again by the model of the package."""
+"""Footage of known lag, judged, corrected and judged again by the model of the package."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_a_name_that_breaks_the_line_is_complained_of_in_one(place, tmp_path, ca
 
 
 class Deadly(str):
-  """A name that ends the process which is given it, as a fault in a decoder would."""
+  """A name that ends the process that receives it, as a crash of a decoder does."""
 
   def __reduce__(self):
     return os._exit, (1,)

@@ -1,4 +1,4 @@
-"""Small videos for the tests: every picture carries its number, every file is made by PyAV as users' files are."""
+"""Small videos for the tests, made by PyAV; every picture carries its number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BITS = 16
 
 
 def numbered(number: int, *, size: int = 64) -> np.ndarray:
-  """A picture that says its number in BITS squares of black and white, which survive any codec."""
+  """A picture that encodes its number in BITS black and white squares, which every codec keeps."""
   bits = (number >> np.arange(BITS)) & 1
   squares = np.where(bits.reshape(4, 4), 220, 35).astype(np.uint8)
   return np.repeat(np.kron(squares, np.ones((size // 4, size // 4), np.uint8))[..., None], 3, axis=2)

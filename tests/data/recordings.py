@@ -1,6 +1,6 @@
-"""Recordings whose content tells its own time, made and read by plain PyAV: pictures carry numbers, sound has clicks.
+"""Recordings whose content gives its time: pictures carry numbers, sound has clicks. Made and read by plain PyAV.
 
-What is read here is read without the package that is under test.
+The package under test is not used for reading here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CLICKS = (0.5, 1.1, 1.9, 2.6)  # seconds of the sound
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recording:
-  """How a recording is made. Its picture comes late by `lag` seconds of its timestamps and `early` of its sound."""
+  """Parameters of a recording. Its picture is late by `lag` (timestamps) and `early` (content of the sound) seconds."""
 
   seconds: float = 3.0
   fps: Fraction = Fraction(25)
@@ -94,7 +94,7 @@ def _encode_sound(container, sound, recording: Recording) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Content:
-  """What a player would show and play: pictures from one clock, with sound from the same."""
+  """What a player shows and plays: pictures and sound on one clock."""
 
   pictures: tuple[tuple[float, int], ...]  # (second, number) in the order of showing
   clicks: tuple[float, ...]  # seconds at which clicks are heard
@@ -110,14 +110,14 @@ class Content:
     return self.pictures[-1][0] - self.pictures[0][0]
 
   def lags(self, recording: Recording) -> list[float]:
-    """Seconds by which the picture is late at each click that is heard: the pictures nearest to it tell its time."""
+    """Seconds by which the picture is late at each click, measured by the pictures nearest to it."""
     shown = {number: second for second, number in self.pictures}
     taken = {number + 1: float(time) for number, time in enumerate(recording.times)}
     late = {number: second - taken[number] for number, second in shown.items()}
     lags = []
     for click in self.clicks:
       number = min(shown, key=lambda number: abs(shown[number] - click))
-      said = click - late[number]  # the time of taking of what is seen at the click
+      said = click - late[number]  # recording time of the picture at the click
       heard = min(CLICKS, key=lambda time: abs(time - said))
       lags.append(heard - said)
     return lags
@@ -134,7 +134,7 @@ def read(path, *, sound: int = 0) -> Content:
   pictures = []
   with av.open(str(path)) as container:
     step = 1 / container.streams.video[0].average_rate if container.format.name == "avi" else None
-    for frame in container.decode(video=0):  # AVI has no times of showing: its pictures are counted
+    for frame in container.decode(video=0):  # AVI has no times of presentation: pictures are counted
       second = len(pictures) * step if step else frame.pts * frame.time_base
       pictures.append((float(second), number_of(frame.to_ndarray(format="rgb24"))))
   return Content(pictures=tuple(pictures), clicks=_clicks(path, sound), streams=streams, packets=packets)
@@ -169,7 +169,7 @@ _FOLDERS = (b"moov", b"trak", b"edts", b"mdia")
 
 
 def cut_by_edit_list(source, out, *parts: tuple[float, float]):
-  """Copies an mp4 or mov whose index is at its end; only `parts`, seconds of what it showed, are shown any more."""
+  """Copies an MP4 or MOV whose index is at its end, with an edit list that presents `parts`, in seconds."""
   content = source.read_bytes()
   *rest, (name, begin, body, end) = list(_boxes(content, 0, len(content)))
   assert name == b"moov" and rest

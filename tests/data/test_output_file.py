@@ -1,4 +1,4 @@
-"""A result reaches a path whole, whatever stands there, or what stands there stays."""
+"""A result is written completely to any kind of path, or the path stays unchanged."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from synclipmae_jax.types import InputError
 
 @pytest.fixture(scope="module")
 def bad_folder(tmp_path_factory):
-  """Every bad file that we could think of, and two good ones."""
+  """Bad files of all kinds, and two good ones."""
   raw = tmp_path_factory.mktemp("raw")
   (raw / "sub").mkdir()
   good = talk(raw / "sub" / "good é.mp4", options={"movflags": "faststart"})

@@ -36,7 +36,7 @@ def test_a_second_run_does_only_what_changed(tmp_path):
   assert len(redone) == 1 and redone[0].parent.name.startswith("b.mp4")
   assert by_file(changed)["b.mp4"]["clips"][0]["frames"] == 100
   assert changed.records != first.records and records.find_records(out) == changed.records
-  next(out.glob("clips/a.mp4*/00.flac")).unlink()  # somebody tidied up
+  next(out.glob("clips/a.mp4*/00.flac")).unlink()  # the user removed it
   assert run(raw, out).entries == changed.entries
   assert by_file(run(raw, out, size=48))["a.mp4"]["outcome"] == "accepted"
   assert records.open_records(out, split="train").preprocessing["size"] == 48
@@ -84,7 +84,7 @@ def test_what_nobody_foresaw_stops_one_file_and_a_full_disk_stops_the_run(tmp_pa
 
 
 class Deadly(type(Path())):
-  """A path that ends the process which unpickles it, as a fault in a decoder would."""
+  """A path that ends the process that unpickles it, as a crash of a decoder does."""
 
   def __reduce__(self):
     return os._exit, (1,)
@@ -97,7 +97,7 @@ def _hang():
 
 
 class Endless(type(Path())):
-  """A path whose reading comes to no end."""
+  """A path whose reading does not return."""
 
   def __reduce__(self):
     return _hang, ()

@@ -1,4 +1,4 @@
-"""What the clips of a prepared folder hold: pictures, sound, landmarks, truth, lengths."""
+"""Contents of prepared clips: pictures, sound, landmarks, truth, lengths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from synclipmae_jax.data.synthtalk import corpus
 
 
 def test_one_clip_holds_the_same_time_in_picture_and_sound(tmp_path):
-  """29.97 fps and 44.1 kHz stereo: frame t shows what covers t / 25, and the click is heard at its sample."""
+  """29.97 fps and 44.1 kHz stereo: frame t shows the picture that covers t / 25, and the click is at its sample."""
   (tmp_path / "raw").mkdir()
   fps, count = Fraction(30000, 1001), 239
   sound = clicks(8, [1.0], rate=44100, noise=0.02)

@@ -1,4 +1,4 @@
-"""Changes to small videos that make of them what recorders, editors and broken disks make of large ones."""
+"""Changes to small videos that imitate those of recorders, editors and broken disks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def talk(path, *, count=75, at=(1.0,), fps=25, rate=16000, **kwargs):
 
 
 def bursts(seconds, at, *, rate=16000):
-  """float32 [n]: 10 ms of 1 kHz at each of the seconds `at`, which every codec keeps, in faint noise."""
+  """float32 [n]: 10 ms of 1 kHz at each of the seconds `at`, in faint noise. Every codec keeps them."""
   sound = np.random.default_rng(0).normal(0, 0.003, round(seconds * rate)).astype(np.float32)
   wave = 0.7 * np.sin(2 * np.pi * 1000 * np.arange(rate // 100) / rate)
   for second in at:
@@ -25,7 +25,7 @@ def bursts(seconds, at, *, rate=16000):
 
 
 def read(path, *, seconds=None, audio_track=None):
-  """(frames of the clock of 25 frames/s, sound from second 0 of it, notes), by our own readers."""
+  """(frames of the clock of 25 frames/s, sound from second 0 of it, notes), by the readers of the package."""
   info = video.probe(path, audio_track=audio_track)
   notes = list(info.notes)
   frames = list(video.read_frames(path, notes=notes))
@@ -63,7 +63,7 @@ def restamp_ts(data: bytes, *, kind: str, ticks) -> bytes:
 
 
 def spoil_packet(path, *, number: int, kind: str = "video") -> None:
-  """Overwrites what a packet holds; its container stays whole."""
+  """Overwrites the content of a packet; the container stays valid."""
   with av.open(str(path)) as container:
     packets = [packet for packet in container.demux(**{kind: 0}) if packet.size]
     content = bytes(packets[number])
@@ -77,7 +77,7 @@ def tone(seconds, *, rate=16000, hz=440):
 
 
 def voice(seconds, *, seed=0):
-  """Noise whose bands swing as fast as syllables do, each by itself: to its envelopes it is speech. 16 kHz."""
+  """Noise with independent modulation of its bands at syllable rates, as in speech. 16 kHz."""
   rng = np.random.default_rng(seed)
   count = round(seconds * 16000)
   spectrum = np.fft.rfft(rng.normal(size=count))

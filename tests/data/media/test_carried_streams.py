@@ -1,4 +1,4 @@
-"""What a copy carries over beside picture and sound, and what it says of the rest."""
+"""Streams and metadata that a copy keeps beside picture and sound, and its notes on the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEYS = {"com.apple.quicktime.make": "Maker", "com.apple.quicktime.location.ISO67
 
 
 def phone(path, *, tracks=2, apac=None, metadata=KEYS, timecode="01:02:03:04"):
-  """A QuickTime recording with keys, a timecode and chapters; sound track `apac` is of a codec that nobody decodes."""
+  """A QuickTime recording with keys, a timecode and chapters; FFmpeg cannot decode its sound track `apac`."""
   plain = make(path.with_name(f"plain{path.suffix}"), Recording(early=0.2, tracks=tracks))
   options = {"movflags": "use_metadata_tags"}
   with av.open(str(plain)) as source, av.open(str(path), "w", options=options) as container:
@@ -75,7 +75,7 @@ def test_what_is_lost_is_named(tmp_path):
 def test_a_file_without_quicktime_keys_keeps_the_usual_tags(tmp_path):
   source = phone(tmp_path / "a.mp4", tracks=1, metadata={"title": "A", "artist": "B"}, timecode=None)
   fix_lag(source, tmp_path / "b.mp4", lag_ms=200)
-  assert b"\xa9nam" in (tmp_path / "b.mp4").read_bytes()  # what other players read, and not keys of our own
+  assert b"\xa9nam" in (tmp_path / "b.mp4").read_bytes()  # keys that other players read
   with av.open(str(tmp_path / "b.mp4")) as copy:
     assert copy.metadata["title"] == "A" and copy.metadata["artist"] == "B"
 

@@ -13,7 +13,7 @@ from synclipmae_jax.types import InputError
 
 
 def part(path):
-  """A file of 3 s in the given container, such as can be joined end to end."""
+  """A file of 3 s in the given container, for joining end to end."""
   if path.suffix == ".webm":
     return talk(path, codec="libvpx", sound_codec="libopus", rate=48000)
   if path.suffix == ".mp4":
@@ -24,7 +24,7 @@ def part(path):
 @pytest.mark.parametrize("name", ["a.ts", "a.mp4", "a.webm", "a.mkv"])
 @pytest.mark.parametrize("times", [2, 5])
 def test_a_clock_that_starts_again_goes_on(tmp_path, name, times):
-  """Joined end to end: every picture is shown, and each click is as far from its picture as in the first part."""
+  """Every picture of joined files is shown, and every click has the same distance from its picture."""
   path = part(tmp_path / name)
   path.write_bytes(path.read_bytes() * times)
   frames, heard, notes = read(path)
@@ -41,7 +41,7 @@ def test_a_clock_that_starts_again_goes_on(tmp_path, name, times):
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.flv", "a.wmv"])
 def test_a_file_behind_the_end_is_named(tmp_path, name):
-  """Players do not read it either."""
+  """Players do not read it."""
   kinds = dict(codec="wmv2", sound_codec="libmp3lame", rate=44100, time_base=Fraction(1, 25))
   path = talk(tmp_path / name, **(kinds if name == "a.wmv" else {}))
   assert not read(path)[2]
@@ -61,7 +61,7 @@ def test_a_clock_that_jumps_far_ahead_for_both_tracks_goes_on(tmp_path):
 
 
 def test_both_clocks_go_back_in_the_middle(tmp_path):
-  """Between two pictures that are stored out of order: no picture is lost, and the sound stays where it was."""
+  """The jump lies between two pictures stored out of order. No picture is lost, and the sound keeps its place."""
   path = talk(tmp_path / "a.ts", codec="h264", count=150, at=(1.0, 5.0))
   _, before, _ = read(path)
   data = path.read_bytes()
@@ -123,7 +123,7 @@ def test_a_picture_may_stand_while_the_sound_goes_on(tmp_path):
   assert len(frames) == 375 and not notes
   assert {number_of(frame.image) for frame in frames[25:324]} == {24} and number_of(frames[326].image) == 26
   assert click_times(heard)[0] == pytest.approx(14.0, abs=0.01)
-  # Without sound nobody knows that the time passed.
+  # Without sound it is not known whether the time passed.
   path = write_video(tmp_path / "b.mkv", map(numbered, range(75)), sound=bursts(1, [0.5]), **kwargs)
   with pytest.raises(InputError, match="timestamps jump by 12 s at 1"):
     read(path)

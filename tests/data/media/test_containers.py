@@ -84,7 +84,7 @@ def test_text_that_names_files_opens_none(tmp_path, text):
 
 def test_the_list_of_endings_is_that_of_the_containers():
   for demuxer in CONTAINERS:
-    av.format.ContainerFormat(demuxer, "r")  # raises where FFmpeg has none of that name
+    av.format.ContainerFormat(demuxer, "r")  # raises if FFmpeg has none of that name
   assert set(WRITTEN) <= {f"a{suffix}" for suffix in SUFFIXES}
   assert len(set(SUFFIXES)) == len(SUFFIXES) and all(suffix == suffix.lower() for suffix in SUFFIXES)
 

@@ -1,4 +1,4 @@
-"""MP4 and MOV files of which an edit list presents stretches: each picture and click is read at its second."""
+"""MP4 and MOV files with edit lists: each presented picture and click is read at its second."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def assert_as_presented(path, parts):
   [((2.3, 7.0),), ((0.5, 3.1), (5.03, 6.6)), ((0.52, 2.2), (2.4, 6.03)), ((0.0, 1.5), (1.9, 2.5), (5.01, 7.0))],
 )
 def test_every_part_is_at_its_second(tmp_path, suffix, codec, parts):
-  """FFmpeg's own reading is half a picture off in the first, 26 ms in the second, three pictures in the third."""
+  """FFmpeg's own times have errors of half a picture (first), 26 ms (second) and three pictures (third)."""
   whole = talk(tmp_path / f"a.{suffix}", count=200, at=CLICKS, codec=codec)
   assert_as_presented(cut_by_edit_list(whole, tmp_path / f"cut.{suffix}", *parts), parts)
 

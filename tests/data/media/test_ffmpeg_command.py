@@ -1,4 +1,4 @@
-"""The ffmpeg line that `sync` prints: its form, and, where ffmpeg is installed, what it does when it is followed."""
+"""The ffmpeg line that `sync` prints: its form, and, if ffmpeg is installed, its effect."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Mutated files: each is accepted or refused with a reason, by `prepare` and its workers, in bounded time and memory.
 
-Which ones failed the message says by number: `mutant(number, bases)` makes the same bytes again.
+The message names failures by number: `mutant(number, bases)` makes the same bytes again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def bases(tmp_path_factory):
 
 
 def mutant(number: int, bases: dict[str, bytes]) -> tuple[str, bytes]:
-  """A file that is damaged in one to three ways, by its number: its name and content."""
+  """(name, content) of a file with one to three kinds of damage, by its number."""
   rng = np.random.default_rng(number)
   name = list(bases)[number % len(bases)]
   data = bytearray(bases[name])
@@ -55,7 +55,7 @@ def mutant(number: int, bases: dict[str, bytes]) -> tuple[str, bytes]:
 
 
 def _place(data, rng) -> int:
-  """Anywhere, or where headers and indexes stand."""
+  """A place anywhere, or in the headers and indexes."""
   edge = min(len(data), 1500)
   return int([rng.integers(len(data)), rng.integers(edge), len(data) - 1 - rng.integers(edge)][rng.integers(3)])
 

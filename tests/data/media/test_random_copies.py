@@ -1,4 +1,4 @@
-"""Random recordings with a lag in, mended, read by plain PyAV: the lag is gone and nothing is lost."""
+"""Random recordings with a lag, corrected and read by plain PyAV: the lag is removed and nothing is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from synclipmae_jax.types import InputError
 
 SEEDS = 20
 SLOW_SEEDS = 320
-KINDS = {  # container: its codecs of pictures, its codecs of sound, what else they are copied into
+KINDS = {  # container: codecs of pictures, codecs of sound, other containers of the copy
   "mp4": (("libx264", "mpeg4"), ("aac", "libmp3lame", "ac3"), ("mov", "mkv", "ts")),
   "mov": (("libx264", "mpeg4", "mjpeg"), ("aac", "pcm_s16le"), ("mkv",)),
   "mkv": (("libx264", "mpeg4", "mpeg2video"), ("aac", "libmp3lame", "ac3", "flac"), ("mp4",)),
@@ -32,8 +32,8 @@ class Case:
   container: str
   target: str
   recording: Recording
-  cut: tuple[float, float] | None  # seconds that an edit list shows
-  lag: float  # seconds to be taken out
+  cut: tuple[float, float] | None  # seconds that an edit list presents
+  lag: float  # seconds to be removed
 
 
 def draw(seed: int) -> Case:
@@ -70,7 +70,7 @@ def draw(seed: int) -> Case:
 
 
 def round_trip(folder, seed: int) -> None:
-  """Raises AssertionError where a copy differs from its source in more than the lag."""
+  """Raises AssertionError if a copy differs from its source in more than the lag."""
   case = draw(seed)
   source = make(folder / f"a.{case.container}", case.recording)
   if case.cut:
@@ -88,7 +88,7 @@ def round_trip(folder, seed: int) -> None:
 
 
 def check(case: Case, before: Content, after: Content) -> None:
-  late = len(after.numbers) - len(before.numbers) if case.cut else 0  # of which B-frames before the cut are made
+  late = len(after.numbers) - len(before.numbers) if case.cut else 0  # references of B-frames at the cut
   assert 0 <= late <= case.recording.b_frames and after.packets[0] - before.packets[0] == late, case
   assert after.numbers[: len(before.numbers)] == before.numbers == sorted(before.numbers), case
   shown = after.pictures[len(before.pictures) - 1][0] - after.pictures[0][0]
@@ -97,14 +97,14 @@ def check(case: Case, before: Content, after: Content) -> None:
   if case.target == "avi":
     names = [name if name.startswith("video") else "audio pcm_s16le" for name in names]
   assert sorted(after.streams) == sorted(names), case
-  earlier = max(0, -case.lag) if case.target in ("mp4", "mov", "avi") else 0  # what comes before the first picture
+  earlier = max(0, -case.lag) if case.target in ("mp4", "mov", "avi") else 0  # sound before the first picture
   assert len(after.clicks) >= len([second for second in before.clicks if second > earlier]) >= 1, case
   assert min(after.pictures[0][0], after.clicks[0]) < 1.5, case
   wanted = float(np.median(before.lags(case.recording))) - case.lag
   for lag in after.lags(case.recording):
     assert lag == pytest.approx(wanted, abs=0.005), case
   if not case.cut and case.container in ("mp4", "mov", "mkv", "webm"):
-    assert abs(wanted) < 0.03, case  # an encoder's delay, which not every container tells
+    assert abs(wanted) < 0.03, case  # encoder delay, which not every container stores
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

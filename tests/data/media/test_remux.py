@@ -17,13 +17,13 @@ FLASH = 30
 
 
 def footage(path, *, times=None, rate=16000, **kwargs):
-  """3 s with a flash at picture FLASH and a click at 1.2 s: they coincide where pictures come 25 a second."""
+  """3 s with a flash at picture FLASH and a click at 1.2 s, which coincide at 25 pictures/s."""
   flashes = (np.full((64, 64, 3), 230 if index == FLASH else 20, np.uint8) for index in range(75))
   return write_video(path, flashes, times=times, sound=clicks(3, [1.2], rate=rate), rate=rate, **kwargs)
 
 
 def distance_ms(path):
-  """How much later than the flash the click is, by our own readers."""
+  """Seconds from the flash to the click, by the readers of the package."""
   origin = video.probe(path).origin
   with video.open_media(path) as container:
     pictures = [(frame.to_ndarray(format="gray").mean(), frame) for frame in container.decode(video=0)]
@@ -47,7 +47,7 @@ def packets(path):
     ("a.mp4", {"rate": 48000}),
     ("a.mov", {"rate": 44100, "layout": "stereo"}),
     ("a.mkv", {"rate": 48000}),
-    ("b-frames.mp4", {"codec": "h264", "rate": 44100}),  # x264 as it is by default
+    ("b-frames.mp4", {"codec": "h264", "rate": 44100}),  # x264's defaults
     ("b-frames.mkv", {"codec": "h264", "rate": 48000}),
     ("a.webm", {"codec": "libvpx", "sound_codec": "libopus", "rate": 48000}),
     ("a.ts", {"rate": 48000}),

@@ -15,7 +15,7 @@ from synclipmae_jax.types import InputError
 
 
 def b_frames(path, *, count=75, fps=25, codec="libx264", options=None, container="avi"):
-  """Pictures that are stored out of order, as x264 and MPEG-4 encoders write them into AVI: without their times."""
+  """Pictures stored out of order without times of presentation, as x264 and MPEG-4 encoders write them into AVI."""
   with av.open(str(path), "w", format=container) as out:
     stream = out.add_stream(codec, rate=Fraction(fps), width=64, height=64, pix_fmt="yuv420p")
     stream.options = options or {"bf": "3", "preset": "veryfast", "crf": "12"}
@@ -35,7 +35,7 @@ def b_frames(path, *, count=75, fps=25, codec="libx264", options=None, container
 
 
 def out_of_order(path):
-  """Whether its packets are not in the order of the pictures: else a test of that would prove nothing."""
+  """Whether the packets are not in the order of the pictures: the precondition of these tests."""
   with av.open(str(path)) as container:
     return any(frame.pict_type == PictureType.B for frame in container.decode(video=0))
 
@@ -50,7 +50,7 @@ def test_avi_has_no_times_its_pictures_are_counted(tmp_path, fps, codec, options
   path = b_frames(tmp_path / "a.avi", fps=fps, codec=codec, options=options)
   assert out_of_order(path) == (options != {"bf": "0"})
   frames, heard, notes = read(path)
-  nearest = [int(Fraction(t, 25) * fps + Fraction(1, 2)) for t in range(len(frames))]  # AVI counts in whole pictures
+  nearest = [int(Fraction(t, 25) * fps + Fraction(1, 2)) for t in range(len(frames))]  # a tick of AVI is a picture
   assert [number_of(frame.image) for frame in frames] == nearest
   assert len(frames) == pytest.approx(75 / fps * 25, abs=1) and not notes
   assert click_times(heard) == pytest.approx([1.0], abs=0.002)
@@ -110,7 +110,7 @@ def test_so_are_those_that_were_copied_from_it(tmp_path, suffix):
 
 
 def test_pictures_in_order_keep_their_own_times(tmp_path):
-  """Times of presentation and decoding are the same here too, and rightly."""
+  """Times of presentation and decoding are equal here as well, and correct."""
   times = [Fraction(k * k, 900) for k in range(1, 60)]
   path = write_video(tmp_path / "a.mp4", map(numbered, range(59)), times=times, sound=bursts(4, [1.0]))
   assert read_clock(path).counted is None
@@ -195,7 +195,7 @@ def test_a_picture_larger_than_any_footage_is_refused(tmp_path):
   data[at : at + 4] = (40_000).to_bytes(2, "big") * 2
   path.write_bytes(data)
   try:
-    info = video.probe(path)  # FFmpeg believes the stream, not the container
+    info = video.probe(path)  # FFmpeg uses the size in the stream, not in the container
     assert (info.width, info.height) == (64, 64)
   except InputError as error:
     assert "more than any footage" in str(error)

@@ -13,7 +13,7 @@ from synclipmae_jax.types import InputError
 
 
 def undecodable(path, *, number):
-  """Makes of a sound track of an MP4 one of a codec that nobody decodes, as Apple's spatial sound is."""
+  """Gives a sound track of an MP4 a codec that FFmpeg cannot decode, such as Apple's spatial sound."""
   data = bytearray(path.read_bytes())
   for name, other in ((b"mp4a", b"apac"), (b"esds", b"free")):
     places = [at for at in range(len(data)) if data[at : at + 4] == name]

@@ -1,4 +1,4 @@
-"""Files whose times are awkward, mended, read by plain PyAV: every picture is shown once, in order, at its lag."""
+"""Corrected copies of files with unusual times, read by plain PyAV: every picture is shown once, in order, in sync."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_clock_that_starts_again_is_carried_on(tmp_path, target):
   report, content = mend(tmp_path / "joined.ts", tmp_path / f"b.{target}")
   assert content.numbers == 3 * list(range(1, 76))
   seconds = [second for second, _ in content.pictures]
-  assert np.diff(seconds).min() > 0.03 and np.diff(seconds).max() < 0.5  # nothing squeezed, nothing torn
+  assert np.diff(seconds).min() > 0.03 and np.diff(seconds).max() < 0.5  # no picture is too short or too long
   assert_in_sync_in_parts(content, 3)
   assert "its clock starts again at 3." in report.notes[0] and "carried on" in report.notes[0]
 
@@ -112,7 +112,7 @@ def test_a_cover_picture_has_no_part_in_the_times(tmp_path):
 
 
 def assert_in_sync_in_parts(content, parts):
-  """Every part by itself: its pictures carry the same numbers again."""
+  """Checks every part separately: the numbers of its pictures begin again."""
   size = len(content.pictures) // parts
   for part in range(parts):
     pictures = content.pictures[part * size : (part + 1) * size]
@@ -202,7 +202,7 @@ def test_hidden_pictures_are_never_shown_again_elsewhere(tmp_path, target):
   source = cut_by_edit_list(make(tmp_path / "a.mp4", LATE), tmp_path / "cut.mp4", (1.0, 3.0))
   with pytest.raises(InputError, match=r"1\.0 s of pictures before its first one are hidden by an edit list .* \.mp4"):
     fix_lag(source, tmp_path / f"b.{target}", lag_ms=200)
-  apart = Recording(keyframes=1, early=0.2)  # nothing hidden is needed to decode what is shown
+  apart = Recording(keyframes=1, early=0.2)  # no hidden picture is needed to decode a presented one
   source = cut_by_edit_list(make(tmp_path / "c.mp4", apart), tmp_path / "apart.mp4", (1.0, 3.0))
   before = read(source)
   _, after = mend(source, tmp_path / f"d.{target}")
