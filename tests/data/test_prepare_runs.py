@@ -52,7 +52,7 @@ def test_an_interrupted_file_leaves_nothing_and_is_done_next_time(tmp_path, monk
     patch.setattr(video.ClipWriter, "write", interrupt)
     arguments = f"--raw {tmp_path / 'raw'} --out {tmp_path / 'out'} --faces full_frame --size 32".split()
     assert app.main(arguments) == 130
-  assert "the same command goes on" in capsys.readouterr().err
+  assert "the same command continues" in capsys.readouterr().err
   assert not list((tmp_path / "out" / "clips").iterdir()) and not (tmp_path / "out" / "manifest.jsonl").exists()
   assert app.main(arguments) == 0
 
@@ -133,7 +133,7 @@ def test_ctrl_c_with_workers_keeps_what_is_done(tmp_path):
     time.sleep(0.05)
   process.send_signal(signal.SIGINT)
   _, error = process.communicate(timeout=30)
-  assert process.returncode == 130 and "the same command goes on" in error and "Traceback" not in error
+  assert process.returncode == 130 and "the same command continues" in error and "Traceback" not in error
   done = len(list(out.glob("clips/*/done.json")))
   assert 0 < done < 12 and not list(out.glob("clips/.*"))
   finished = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)

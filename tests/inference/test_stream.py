@@ -208,7 +208,7 @@ def test_bad_files_print_one_sentence(tmp_path):
   assert unknown != whole
   (tmp_path / "unknown.mkv").write_bytes(unknown)
   for name, reason in (
-    ("billion.mp4", "claims 1000000000 frames"),
+    ("billion.mp4", "declares 1000000000 frames"),
     ("unknown.mkv", "codec that cannot be decoded"),
     ("text.mp4", "cannot be read"),
     ("mute.mp4", "no sound track"),

@@ -172,8 +172,8 @@ def resolve(
     while track.ahead:
       lone.append(_go_on_alone(track, start))
   if together:
-    (at, jump), *later = together
-    what = "starts again" if jump < 0 else f"jumps ahead by {float(jump):.1f} s"
+    (at, ahead), *later = together
+    what = "starts again" if ahead < 0 else f"jumps ahead by {float(ahead):.1f} s"
     more = f" and at {len(later)} later place{'s' * (len(later) > 1)}" if later else ""
     notes.insert(0, f"its clock {what} at {float(at):.1f} s{more} and is carried on")
   hold = max(Fraction(MAX_HOLD), shown.longest_gap + STEP)  # includes the duration of the picture

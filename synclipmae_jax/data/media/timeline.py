@@ -152,8 +152,8 @@ def plan(packets: dict[int, Packets], *, picture: int, clock: Clock, hides: bool
 
 def _beside_pictures(each: Packets, picture: Packets, shifts: list[tuple[int, int]]) -> np.ndarray:
   """int64 [n] ticks: of the shifts of the pictures the one that brings a packet nearest to those stored around it."""
-  choices = {round(ticks * picture.step * picture.time_base / each.time_base) for _, ticks in shifts} | {0}
-  choices = np.array(sorted(choices), np.int64)
+  known = {round(ticks * picture.step * picture.time_base / each.time_base) for _, ticks in shifts} | {0}
+  choices = np.array(sorted(known), np.int64)
   around = picture.pts[np.maximum(each.before - 1, 0)] * float(picture.time_base / each.time_base)
   return choices[np.abs(each.pts[:, None] + choices - around[:, None]).argmin(axis=1)]
 

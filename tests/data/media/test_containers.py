@@ -60,7 +60,7 @@ def test_another_format_is_refused_with_those_that_are_taken(tmp_path, name, cod
     for index in range(10):
       container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(index), "rgb24").reformat(format=pixels)))
     container.mux(stream.encode())
-  with pytest.raises(InputError, match="another format than those taken, MP4, MOV, .* and DV") as caught:
+  with pytest.raises(InputError, match="its format is not one of those accepted, MP4, MOV, .* and DV") as caught:
     video.probe(tmp_path / name)
   assert "\n" not in str(caught.value)
 
