@@ -13,6 +13,7 @@ Gaps remain, and so does a picture that is held while the sound continues. Memor
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
 import dataclasses
@@ -33,6 +34,7 @@ from synclipmae_jax.types import FPS, InputError
 _REORDERED = 5  # frames by which a step back must exceed `jumps.BACK`: pictures are stored out of order
 _MAX_SEGMENTS = 20_000
 _WRAP = Fraction(2**33, 90_000)  # seconds: timestamps of MPEG streams have 33 bits of 1/90000 s
+_MAX_EDITS = 10_000
 _COUNTED = 100  # pictures that are decoded to find out whether they are stored out of order
 
 
@@ -41,7 +43,9 @@ class Clock:
   """How the packets of a file are to be read."""
 
   patches: Mapping[int, bytes]  # for `open_media`
-  edits: Mapping[int, Sequence[Edit]]  # by stream, ascending: the stretches presented; {}: FFmpeg's own presentation
+  # By stream, ascending: the stretches that are presented, (second of the movie, begin and end in the track) in ticks.
+  # {}: FFmpeg's own presentation is exact.
+  edits: Mapping[int, Sequence[tuple[int, int, int]]]
   shifts: Mapping[int, Sequence[tuple[int, int]]]  # by stream: (number of the first packet, ticks that are added)
   # The times of the pictures that the decoder returns. None: their own. "shown": picture k has the time of packet k
   # (AVI). "decoded": picture k has the time of the packet after which the decoder returns it.
@@ -63,12 +67,10 @@ class Clock:
     edits = self.edits.get(stream.index)
     if not edits or begin is None:
       return begin
-    tick = stream.time_base
-    for edit in edits:
-      media, length = (round(seconds / tick) for seconds in (edit.media, edit.length))
-      if begin + max(duration, 1) > media and begin < media + length:
-        start = round(edit.start / tick)
-        return start + (max(0, begin - media) if stream.type == "video" else begin - media)
+    number = bisect.bisect_right(edits, begin, key=lambda edit: edit[1]) - 1
+    for start, first, end in edits[max(0, number) : number + 2]:
+      if begin + max(duration, 1) > first and begin < end:
+        return start + (max(0, begin - first) if stream.type == "video" else begin - first)
     return None
 
   def hides(self, packet: av.Packet) -> bool:
@@ -80,16 +82,16 @@ class Clock:
   def lead(self, stream) -> int:
     """Ticks from the times of a track to those of the movie, by the first edit of the track."""
     edits = self.edits.get(stream.index)
-    return round((edits[0].start - edits[0].media) / stream.time_base) if edits else 0
+    return edits[0][0] - edits[0][1] if edits else 0
 
   def declared_end(self, stream) -> float:
     """The second at which a stream ends by the header; 0 if unknown."""
     edits = self.edits.get(stream.index)
-    return float(edits[-1].end) if edits else declared_end(stream)
+    return _end(edits[-1]) * float(stream.time_base) if edits else declared_end(stream)
 
   def declared_end_of_all(self, container) -> float:
     """The second at which the file ends by the header; 0 if unknown."""
-    ends = [float(edits[-1].end) for edits in self.edits.values() if edits]
+    ends = [self.declared_end(stream) for stream in container.streams if self.edits.get(stream.index)]
     return max(ends) if ends else declared_end_of_all(container)
 
   def packets(self, container, *streams) -> Iterator[av.Packet]:
@@ -110,6 +112,12 @@ class Clock:
       elif packet.pts is not None or packet.dts is not None:  # an empty chunk of AVI: no picture for this time
         continue
       yield packet
+
+
+def _end(edit: tuple[int, int, int]) -> int:
+  """The tick of the movie at which an edit ends."""
+  start, first, end = edit
+  return start + end - first
 
 
 def shown(packet: av.Packet) -> av.Packet:
@@ -154,6 +162,7 @@ def _survey(
       clock, _, last, length = _survey(path, patches)
       note = "its index points to wrong places: it is read without the index"
       return dataclasses.replace(clock, notes=(note, *clock.notes)), name, last, length
+    in_ticks = _in_ticks(edits or {}, container)
     picture = video_stream(container)
     sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
     tracks = {picture.index: _Stream(picture, name="picture")}
@@ -180,7 +189,7 @@ def _survey(
     raise InputError("its timestamps jump within a stretch that its edit list presents")
   clock = Clock(
     patches=patches,
-    edits=edits or {},
+    edits=in_ticks,
     shifts={
       track.index: [(packet, round(seconds / track.tick)) for packet, seconds in moved]
       for track, moved in zip(tracks.values(), jumps.shifts, strict=True)
@@ -211,6 +220,8 @@ def _edits(path: str, tracks: Mapping[int, _Stream], *, cut: bool) -> dict[int, 
   if any(edit.length == 0 for edits in read for edit in edits):  # to the end, which only FFmpeg knows
     return {}
   for edits in read:
+    if len(edits) > _MAX_EDITS:
+      raise InputError(f"its edit list has {len(edits)} entries, more than {_MAX_EDITS}")
     for edit, after in zip(edits, edits[1:]):  # noqa: B905
       if after.media < edit.media + edit.length - STEP / 10:
         raise InputError(f"its edit list repeats or reorders stretches, from {float(after.start):.1f} s on")
@@ -218,6 +229,17 @@ def _edits(path: str, tracks: Mapping[int, _Stream], *, cut: bool) -> dict[int, 
       if edit.rate != 1:
         raise InputError(f"its edit list plays a stretch at {edit.rate:g} times its speed")
   return lists
+
+
+def _in_ticks(edits: Mapping[int, Sequence[Edit]], container) -> dict[int, Sequence[tuple[int, int, int]]]:
+  """`Clock.edits`, of edits in seconds."""
+  found = {}
+  for stream in container.streams:
+    ticks = lambda seconds, tick=stream.time_base: round(seconds / tick)
+    found[stream.index] = [
+      (ticks(edit.start), ticks(edit.media), ticks(edit.media + edit.length)) for edit in edits.get(stream.index, ())
+    ]
+  return {index: rows for index, rows in found.items() if rows}
 
 
 def _how_counted(path: str, patches: Mapping[int, bytes]) -> str | None:

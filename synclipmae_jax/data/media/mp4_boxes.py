@@ -21,11 +21,6 @@ class Edit:
   length: Fraction
   rate: float
 
-  @property
-  def end(self) -> Fraction:
-    """Second of the movie."""
-    return self.start + self.length
-
 
 def edit_lists(path: str | os.PathLike) -> list[Sequence[Edit]]:
   """The edits of every track without the empty ones; () for a track without a list; [] for another format."""
@@ -47,7 +42,7 @@ def _edits(file, track: tuple[int, int], movie: int) -> Sequence[Edit]:
   file.seek(lists[b"elst"][0])
   version, count = struct.unpack(">B3xI", file.read(8))
   row = struct.Struct(">QqI" if version == 1 else ">IiI")
-  count = min(count, (lists[b"elst"][1] - file.tell()) // row.size)
+  count = max(0, min(count, (lists[b"elst"][1] - file.tell()) // row.size))
   edits, start = [], Fraction(0)
   for length, media, rate in row.iter_unpack(file.read(count * row.size)):
     if media >= 0:
