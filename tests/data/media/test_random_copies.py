@@ -88,10 +88,13 @@ def round_trip(folder, seed: int) -> None:
 
 
 def check(case: Case, before: Content, after: Content) -> None:
-  late = len(after.numbers) - len(before.numbers) if case.cut else 0  # references of B-frames at the cut
-  assert 0 <= late <= case.recording.b_frames and after.packets[0] - before.packets[0] == late, case
-  assert after.numbers[: len(before.numbers)] == before.numbers == sorted(before.numbers), case
-  shown = after.pictures[len(before.pictures) - 1][0] - after.pictures[0][0]
+  # FFmpeg begins a cut at its first whole picture. Without edit lists the picture that is cut is shown in full.
+  partly = int(bool(case.cut) and case.target not in ("mp4", "mov") and after.numbers[0] == before.numbers[0] - 1)
+  numbers, pictures = after.numbers[partly:], after.pictures[partly:]
+  late = len(numbers) - len(before.numbers) if case.cut else 0  # references of B-frames at the cut
+  assert 0 <= late <= case.recording.b_frames and after.packets[0] - before.packets[0] == late + partly, case
+  assert numbers[: len(before.numbers)] == before.numbers == sorted(before.numbers), case
+  shown = pictures[len(before.pictures) - 1][0] - pictures[0][0]
   assert shown == pytest.approx(before.length, abs=0.002), case
   names = [name.replace("mp2float", "mp3float") for name in before.streams]
   if case.target == "avi":
@@ -100,7 +103,7 @@ def check(case: Case, before: Content, after: Content) -> None:
   earlier = max(0, -case.lag) if case.target in ("mp4", "mov", "avi") else 0  # sound before the first picture
   assert len(after.clicks) >= len([second for second in before.clicks if second > earlier]) >= 1, case
   assert min(after.pictures[0][0], after.clicks[0]) < 1.5, case
-  wanted = float(np.median(before.lags(case.recording))) - case.lag
+  wanted = 0.0 if partly else float(np.median(before.lags(case.recording))) - case.lag
   for lag in after.lags(case.recording):
     assert lag == pytest.approx(wanted, abs=0.005), case
   if not case.cut and case.container in ("mp4", "mov", "mkv", "webm"):
