@@ -40,9 +40,7 @@ class Mlp(nn.Sequential):
   """Pre-LN MLP with its residual."""
 
   def __init__(self, width: int, hidden: int):
-    super().__init__(
-      nn.LayerNorm(width, eps=1e-6), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
-    )
+    super().__init__(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
   def forward(self, x: Tensor) -> Tensor:
     return x + super().forward(x)

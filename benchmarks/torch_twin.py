@@ -119,9 +119,7 @@ class Twin(nn.Module):
       return (rows[..., :, None] * columns[..., None, :]).flatten(-2)
 
     model = self.config.model
-    return torch.maximum(
-      1 + (model.face_weight - 1) * coverage(face), 1 + (model.mouth_weight - 1) * coverage(mouth)
-    )
+    return torch.maximum(1 + (model.face_weight - 1) * coverage(face), 1 + (model.mouth_weight - 1) * coverage(mouth))
 
   def jitter(self, x: Tensor, frames: Tensor) -> Tensor:
     """One draw of brightness, contrast, saturation and hue per clip, on [B, T, K, pixels, 3] in [0, 1]."""

@@ -100,9 +100,9 @@ def measure(train, test, lags, *, steps: int) -> dict[str, float]:
 
   @jax.jit
   def step(params, state, xs):
-    objective = lambda params: losses.contrast(
-      *embed(params, xs), temperature=jnp.exp(params["log_temperature"]), group=BATCH
-    ).loss
+    objective = lambda params: (
+      losses.contrast(*embed(params, xs), temperature=jnp.exp(params["log_temperature"]), group=BATCH).loss
+    )
     updates, state = optimizer.update(jax.grad(objective)(params), state, params)
     return optax.apply_updates(params, updates), state
 

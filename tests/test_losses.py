@@ -94,9 +94,9 @@ def test_contrast_counts_hits_and_positives(tokens):
 
 def test_contrast_has_no_gradient_into_the_audio_features(tokens):
   audio, vocal, features = tokens
-  loss = lambda f: losses.contrast(
-    audio, vocal, temperature=jnp.float32(0.1), group=6, audio_features=f, similarity=0.3
-  ).loss
+  loss = lambda f: (
+    losses.contrast(audio, vocal, temperature=jnp.float32(0.1), group=6, audio_features=f, similarity=0.3).loss
+  )
   assert not np.any(jax.grad(loss)(features))
 
 

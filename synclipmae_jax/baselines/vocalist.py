@@ -225,9 +225,7 @@ class VocalistJudge:
     """
     return pair_lag_scores(*self.embed(clip), self.similarity)
 
-  def pair_scores(
-    self, clip_a: EvalClip, frames_a: np.ndarray, clip_v: EvalClip, frames_v: np.ndarray
-  ) -> np.ndarray:
+  def pair_scores(self, clip_a: EvalClip, frames_a: np.ndarray, clip_v: EvalClip, frames_v: np.ndarray) -> np.ndarray:
     """float32 [n]: scores of pairs of the sound of `clip_a` at `frames_a` and pictures of `clip_v` at `frames_v`."""
     needed_a, heard = np.unique(frames_a, return_inverse=True)
     needed_v, seen = np.unique(frames_v, return_inverse=True)

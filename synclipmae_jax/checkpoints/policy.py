@@ -1,7 +1,7 @@
 """The checkpoints of one training run: saving, retention and restoring.
 
-    WORKDIR/checkpoints/<step>/     see `checkpoints.format`
-    WORKDIR/checkpoints/frozen/     frozen parameters, saved once; those by reference are only in the metadata
+WORKDIR/checkpoints/<step>/     see `checkpoints.format`
+WORKDIR/checkpoints/frozen/     frozen parameters, saved once; those by reference are only in the metadata
 """
 
 from __future__ import annotations

@@ -12,9 +12,7 @@ from synclipmae_jax.models.functional import Functional
 
 # A convolution of one pixel as a dense kernel: (out, in, 1, 1) -> (in, out).
 _PIXEL = ones(after=2)
-POINTWISE = Layout(
-  lambda x: LINEAR.forward(*_PIXEL.forward(x)), lambda kernel: _PIXEL.inverse(*LINEAR.inverse(kernel))
-)
+POINTWISE = Layout(lambda x: LINEAR.forward(*_PIXEL.forward(x)), lambda kernel: _PIXEL.inverse(*LINEAR.inverse(kernel)))
 
 
 def _layer(source: str, target: str, layout: Layout) -> tuple[Rule, Rule]:
@@ -54,9 +52,7 @@ def _encoder(name: str, config: Mapping[str, Any]) -> Iterator[Rule]:
   number, widths = 0, (config["block_out_channels"][0], *config["block_out_channels"])
   for i, factor in enumerate(config["downsample_factors"]):
     source = f"{name}.down_blocks.{number}"
-    yield from _residual(
-      source, f"{ours}/residual_{i}", shortcut=widths[i] != widths[i + 1], downsample=factor != 1
-    )
+    yield from _residual(source, f"{ours}/residual_{i}", shortcut=widths[i] != widths[i + 1], downsample=factor != 1)
     number += 1
     if config["attn_blocks"][i]:  # attention has a block number too
       yield from _attention(f"{name}.down_blocks.{number}", f"{ours}/attention_{i}")

@@ -102,9 +102,7 @@ def _decoder(prefix: str, blocks: str, names: Mapping[str, str]) -> tuple[Rule, 
     *_pair(f"{prefix}decoder_embed", "decoder/embed_patches"),
     Rule(f"{prefix}mask_token", "decoder/mask_token", ones(before=1)),
     Rule(f"{prefix}decoder_pos_embed", "decoder/position", DECODER_POSITION),
-    *_block(
-      prefix + blocks, names, f"{attention}/attention", f"{mlp}/mlp", (f"{attention}/norm", f"{mlp}/norm_mlp")
-    ),
+    *_block(prefix + blocks, names, f"{attention}/attention", f"{mlp}/mlp", (f"{attention}/norm", f"{mlp}/norm_mlp")),
     *_norm(f"{prefix}decoder_norm", "decoder/norm"),
     *_pair(f"{prefix}decoder_pred", "decoder/to_pixels"),
   )
@@ -163,9 +161,7 @@ DONOR = Donor(
   origin="pytorch_model.bin of facebook/vit-mae-base or -large; mae_pretrain_vit_base.pth (encoder only) or "
   "mae_visualize_vit_base.pth of facebookresearch/mae",
   namings=(
-    Naming(
-      "Hugging Face", (*_HUB_ENCODER, *_decoder("decoder.", "decoder_layers.{i}", _HUGGING_FACE)), **_TO_HUB
-    ),
+    Naming("Hugging Face", (*_HUB_ENCODER, *_decoder("decoder.", "decoder_layers.{i}", _HUGGING_FACE)), **_TO_HUB),
     Naming("Hugging Face, encoder only", _HUB_ENCODER, **_TO_HUB),
     Naming("original", (*_ORIGINAL_ENCODER, *_decoder("", "decoder_blocks.{i}", _ORIGINAL))),
     Naming("original, encoder only", _ORIGINAL_ENCODER, drop=(r"head\..*",)),

@@ -44,17 +44,19 @@ _TEXTS = (
 
 def _features() -> tfds.features.FeaturesDict:
   tensor, f4 = tfds.features.Tensor, np.float32
-  return tfds.features.FeaturesDict({
-    **{name: tfds.features.Text() for name in _BYTES + _TEXTS},
-    "n_frames": np.int32,
-    "face_box": tensor(shape=(None, 4), dtype=f4),  # x0, y0, x1, y1 in fractions of the picture, one row per frame
-    "mouth_box": tensor(shape=(None, 4), dtype=f4),  # likewise; unknown: a row of -1
-    "landmarks": tensor(shape=(None, None, 2), dtype=f4, encoding="zlib"),  # [T, K, 2], K = 0: absent
-    "whole": np.int32,  # 1: the clip is its whole file
-    "lag": np.int32,
-    "has_lag": np.int32,
-    "truth": tensor(shape=(None, None), dtype=f4, encoding="zlib"),  # [T, P], P = 0: absent
-  })
+  return tfds.features.FeaturesDict(
+    {
+      **{name: tfds.features.Text() for name in _BYTES + _TEXTS},
+      "n_frames": np.int32,
+      "face_box": tensor(shape=(None, 4), dtype=f4),  # x0, y0, x1, y1 in fractions of the picture, one row per frame
+      "mouth_box": tensor(shape=(None, 4), dtype=f4),  # likewise; unknown: a row of -1
+      "landmarks": tensor(shape=(None, None, 2), dtype=f4, encoding="zlib"),  # [T, K, 2], K = 0: absent
+      "whole": np.int32,  # 1: the clip is its whole file
+      "lag": np.int32,
+      "has_lag": np.int32,
+      "truth": tensor(shape=(None, None), dtype=f4, encoding="zlib"),  # [T, P], P = 0: absent
+    }
+  )
 
 
 class Clips(tfds.core.GeneratorBasedBuilder):

@@ -107,9 +107,7 @@ class Decoder(nnx.Module):
     self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
     self.position = nnx.Param(jnp.asarray(sincos_position(grid, width, rows_first=False)))
     self.blocks = stack_blocks(
-      lambda r: DecoderBlock(
-        width, heads, mlp_width, cross=not self.concatenate, compute_dtype=compute_dtype, rngs=r
-      ),
+      lambda r: DecoderBlock(width, heads, mlp_width, cross=not self.concatenate, compute_dtype=compute_dtype, rngs=r),
       depth,
       rngs,
     )

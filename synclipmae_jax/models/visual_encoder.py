@@ -103,9 +103,7 @@ class VisualEncoder(nnx.Module):
     x = jnp.concatenate([jnp.broadcast_to(prefix, (len(x), *prefix.shape)), x], axis=1)
     x = scan_blocks(self.blocks, x, unroll=self.unroll, remat=self.remat)
     x = self.norm(x).reshape(clips, frames, len(prefix) + visible, self.width)
-    return FrameTokens(
-      identity=x[:, :, 0], vocal=x[:, :, 1], ambient=x[:, :, 2], patches=x[:, :, len(prefix) :]
-    )
+    return FrameTokens(identity=x[:, :, 0], vocal=x[:, :, 1], ambient=x[:, :, 2], patches=x[:, :, len(prefix) :])
 
   def flops(self, visible: int) -> int:
     """Forward FLOPs of one view of one frame."""

@@ -74,9 +74,7 @@ def tpu_devices(topology: str) -> list[jax.Device]:
   sizes = [int(size) for size in shape.split("x")] if re.fullmatch(r"\d+(x\d+)*", shape) else []
   if tpu is None or len(sizes) != tpu.torus or not 0 < math.prod(sizes) <= tpu.pod:
     known = tpu and f"{name} is a torus of {tpu.torus} axes and at most {tpu.pod} chips"
-    raise InputError(
-      f"unknown topology {topology!r}: {known or 'the chips are ' + ', '.join(TPUS)}; try {EXAMPLES}"
-    )
+    raise InputError(f"unknown topology {topology!r}: {known or 'the chips are ' + ', '.join(TPUS)}; try {EXAMPLES}")
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(f'the TPU compiler is not installed: run pip install "jax[tpu]=={jax.__version__}"')
   # Without these the compiler queries the metadata server of the VM and takes an exclusive lock.

@@ -330,9 +330,7 @@ def _traffic(instruction: Instruction, computation: Mapping[str, Instruction], m
 
 
 def _fusion_traffic(instruction, computation, fused, module: _Module) -> int:
-  parameters = {
-    int(i.inside): i.name for i in fused.values() if i.opcode == "parameter" and i.inside.isdecimal()
-  }
+  parameters = {int(i.inside): i.name for i in fused.values() if i.opcode == "parameter" and i.inside.isdecimal()}
   moved = 0
   for index, operand in enumerate(instruction.operands):
     arrays = computation[operand].arrays

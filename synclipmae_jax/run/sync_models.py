@@ -37,9 +37,7 @@ class EmbeddedTokens:
 
   def embed(self, clip: EvalClip) -> tuple[np.ndarray, np.ndarray]:
     """(audio, vocal), each [T, context_frames * D], of a clip of frames of `image_size` pixels."""
-    tokens: Any = self.model.embed(
-      clip.frames, clip.waveform, face_box=clip.face_box, mouth_box=clip.mouth_box
-    )
+    tokens: Any = self.model.embed(clip.frames, clip.waveform, face_box=clip.face_box, mouth_box=clip.mouth_box)
     neighbours = picture_rows(len(clip.frames), self.context_frames)
     side_by_side = lambda x: unit(x, np.float32)[neighbours].reshape(len(x), -1)
     return side_by_side(tokens.audio), side_by_side(tokens.vocal)

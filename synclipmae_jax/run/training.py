@@ -160,11 +160,7 @@ def initial_items(config: ConfigDict, task: Task, *, resuming: bool) -> dict[str
     if directory and not resuming:
       wanted = {**trainable, **frozen}
       try:  # the loop reads the files and compares them with their manifest
-        plan_item(
-          directory, name, wanted, frozen=name in frozen, resize_position=resize_position, verify=False
-        )
+        plan_item(directory, name, wanted, frozen=name in frozen, resize_position=resize_position, verify=False)
       except InputError as error:
         raise InputError(f"--config.init.{name}={directory}: {error}") from None
   return items
-
-

@@ -93,5 +93,3 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     return
   for name, value in tree.items():
     yield from _flatten(value, f"{prefix}.{name}" if prefix else name)
-
-

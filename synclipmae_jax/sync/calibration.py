@@ -98,9 +98,7 @@ class Calibration:
     )
 
 
-def fit(
-  pairs: Sequence[tuple[Evidence, int]], strangers: Sequence[Evidence], *, fitted_on: str
-) -> Calibration:
+def fit(pairs: Sequence[tuple[Evidence, int]], strangers: Sequence[Evidence], *, fitted_on: str) -> Calibration:
   """A calibration from stretches with their true lag and from stretches without one (sound of another clip)."""
   right = np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
   own, foreign = (np.array([e.features for e in group]) for group in ([e for e, _ in pairs], strangers))

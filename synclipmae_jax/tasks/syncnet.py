@@ -129,7 +129,5 @@ class SyncNetTask(ContrastiveTask):
 def from_config(config: Mapping[str, Any]) -> SyncNetTask:
   """Builds the task of a configuration (configs/syncnet.py), given as nested dicts."""
   data = config["data"]
-  shapes = dict(
-    frame_size=data["image_size"], clip_frames=data["clip_frames"], audio_frames=data["audio_frames"]
-  )
+  shapes = dict(frame_size=data["image_size"], clip_frames=data["clip_frames"], audio_frames=data["audio_frames"])
   return SyncNetTask(**config["model"], **shapes, **{**config["loss"], "negatives_clips": negatives_of(config)})

@@ -44,9 +44,7 @@ def abstract_state(task: Task, optimizer: Optimizer, mesh: Mesh) -> tuple[TrainS
     is_leaf=masked,
   )
   places = TrainState(replicated, trainable, opt_state), sharding.shardings(frozen, mesh, task.rules)
-  return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (state, frozen), places
-  )
+  return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (state, frozen), places)
 
 
 def init_state(task: Task, optimizer: Optimizer, mesh: Mesh, key) -> tuple[TrainState, Params]:

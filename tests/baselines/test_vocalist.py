@@ -114,9 +114,7 @@ def test_pair_scores_equal_lag_scores(judge):
   rows = judge.lag_scores(clip)
   assert rows.shape == (30, 31)
   heard, seen = np.array([15, 20, 20, 44]), np.array([0, 19, 27, 59])
-  np.testing.assert_allclose(
-    judge.pair_scores(clip, heard, clip, seen), rows[heard - 15, seen - heard + 15], atol=1e-6
-  )
+  np.testing.assert_allclose(judge.pair_scores(clip, heard, clip, seen), rows[heard - 15, seen - heard + 15], atol=1e-6)
   audio, video = judge.embed(clip)[0], judge.embed(other)[1]
   np.testing.assert_allclose(
     judge.pair_scores(clip, heard, other, seen), judge.similarity(audio[heard], video[seen]), atol=1e-6

@@ -116,7 +116,8 @@ DAMAGES = {
   "no manifest": (lambda step: (step / "checksums.json").unlink(), "no readable checksums.json"),
   "a list for a manifest": (lambda step: (step / "checksums.json").write_text("[1]"), "no readable checksums.json"),
   "a manifest that leads away": (
-    lambda step: (step / "checksums.json").write_text('{"../../../dev/zero": "0"}'), "names a file outside the step"
+    lambda step: (step / "checksums.json").write_text('{"../../../dev/zero": "0"}'),
+    "names a file outside the step",
   ),
   "half a manifest": (lambda step: (step / "checksums.json").write_text('{"meta.json": "'), "no readable checksums"),
   "edited meta": (lambda step: (step / "meta.json").write_text("{}"), "changed meta.json"),

@@ -82,8 +82,9 @@ def test_a_weight_norm_comes_back_with_the_same_product(tmp_path):
   tensors = donor_weights("wav2vec2", SIZES["wav2vec2"])
   convert("wav2vec2", src=rewrite(tmp_path / "w.safetensors", tensors), dst=tmp_path / "item")
   export("wav2vec2", src=tmp_path / "item", dst=tmp_path / "back.safetensors")
-  fold = lambda t: (g := "encoder.pos_conv_embed.conv.weight_g") and t[g] * t[g[:-1] + "v"] / np.linalg.norm(
-    t[g[:-1] + "v"].reshape(-1, t[g].size), axis=0
+  fold = lambda t: (
+    (g := "encoder.pos_conv_embed.conv.weight_g")
+    and t[g] * t[g[:-1] + "v"] / np.linalg.norm(t[g[:-1] + "v"].reshape(-1, t[g].size), axis=0)
   )
   np.testing.assert_allclose(fold(load_file(tmp_path / "back.safetensors")), fold(tensors), rtol=1e-6, atol=1e-7)
 

@@ -1,6 +1,6 @@
 """Writes mfcc.npz: one second of sound and its MFCC by python_speech_features 0.6.
 
-    python tests/golden/make_mfcc.py        (needs python_speech_features and numpy)
+python tests/golden/make_mfcc.py        (needs python_speech_features and numpy)
 """
 
 from __future__ import annotations

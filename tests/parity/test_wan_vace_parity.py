@@ -75,9 +75,7 @@ def compare(sizes: dict, *, grid: tuple[int, int, int], text_length: int, naming
   width, heads = sizes["heads"] * sizes["head_width"], sizes["heads"]
   block = dict(width=width, heads=heads, mlp_width=sizes["mlp_width"])
   dit = Functional(
-    lambda rngs: Dit(
-      **block, depth=sizes["layers"], text_width=sizes["text_width"], text_length=text_length, rngs=rngs
-    )
+    lambda rngs: Dit(**block, depth=sizes["layers"], text_width=sizes["text_width"], text_length=text_length, rngs=rngs)
   )
   vace = Functional(lambda rngs: Vace(**block, depth=len(sizes["vace_layers"]), stride=2, rngs=rngs))
 

@@ -54,9 +54,7 @@ def released():
 @functools.cache
 def speech_encoder(alignment, **sizes):
   """f(params, waveform) -> all hidden states, [L + 1, N, T, C]."""
-  functional = Functional(
-    lambda rngs: Wav2Vec2(**sizes, alignment=alignment, include_embedding_output=True, rngs=rngs)
-  )
+  functional = Functional(lambda rngs: Wav2Vec2(**sizes, alignment=alignment, include_embedding_output=True, rngs=rngs))
   run = jax.jit(lambda params, waveform: functional.bind(params)(waveform))
   return lambda params, waveform: np.asarray(run(params, waveform)).transpose(2, 0, 1, 3)
 

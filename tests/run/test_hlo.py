@@ -22,9 +22,7 @@ def stack(x, weights, unroll):
 
 
 def gradient(unroll):
-  return compiled(
-    jax.grad(lambda w, x: stack(x, w, unroll)), (DEPTH, WIDTH, WIDTH), (TOKENS, WIDTH)
-  ).as_text()
+  return compiled(jax.grad(lambda w, x: stack(x, w, unroll)), (DEPTH, WIDTH, WIDTH), (TOKENS, WIDTH)).as_text()
 
 
 @pytest.fixture(scope="module")

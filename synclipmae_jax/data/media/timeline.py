@@ -233,4 +233,3 @@ def _kept(each: Packets, *, hides: bool) -> np.ndarray:
         " container: choose .mp4 or .mov"
       )
   return keep
-

@@ -280,9 +280,7 @@ class Dit(nnx.Module):
       raise ValueError(
         f"{self.depth} blocks take {whole + (rest > 0)} hints, one per {stride} blocks, not {len(hints)}"
       )
-    grouped = jax.tree.map(
-      lambda leaf: leaf[: whole * stride].reshape(whole, stride, *leaf.shape[1:]), leaves
-    )
+    grouped = jax.tree.map(lambda leaf: leaf[: whole * stride].reshape(whole, stride, *leaf.shape[1:]), leaves)
     x, _ = jax.lax.scan(group, x, (grouped, hints[:whole]), unroll=self.unroll)
     if rest:
       x, _ = group(x, (at(leaves, slice(whole * stride, None)), hints[-1]))
