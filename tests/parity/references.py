@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
@@ -270,7 +271,7 @@ def visual_encoder(name: str, sizes: Mapping[str, Any]) -> Callable[..., np.ndar
     return tokens.identity, tokens.vocal, tokens.ambient, tokens.patches
 
   def encode(params, images, indices=None, prompts=None):
-    patches = patchify(images, sizes["patch"])
+    patches = np.asarray(patchify(jnp.asarray(images), sizes["patch"]))
     indices = np.tile(np.arange(patches.shape[1]), (len(patches), 1)) if indices is None else indices
     visible = np.take_along_axis(patches, indices[..., None], axis=1)
     none = np.zeros((0, sizes["width"]), np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -98,7 +99,7 @@ def compare(sizes: dict, *, grid: tuple[int, int, int], text_length: int, naming
       return_dict=False,
     )[0]
   with jax.default_matmul_precision("highest"):
-    forward = lambda params, *args: run(dit.bind(params["dit"]), vace.bind(params["vace"]), *args, scale=scale)
+    forward = lambda params, *args: run(dit.bind(params["dit"]), vace.bind(params["vace"]), *args, scale=jnp.asarray(scale))
     found = jax.jit(forward)(params, latents, context, text, t)
   assert found.shape == latents.shape
   return largest_relative_error(np.asarray(found), np.moveaxis(expected.numpy(), 1, -1))
