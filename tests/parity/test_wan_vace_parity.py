@@ -99,7 +99,9 @@ def compare(sizes: dict, *, grid: tuple[int, int, int], text_length: int, naming
       return_dict=False,
     )[0]
   with jax.default_matmul_precision("highest"):
-    forward = lambda params, *args: run(dit.bind(params["dit"]), vace.bind(params["vace"]), *args, scale=jnp.asarray(scale))
+    forward = lambda params, *args: run(
+      dit.bind(params["dit"]), vace.bind(params["vace"]), *args, scale=jnp.asarray(scale)
+    )
     found = jax.jit(forward)(params, latents, context, text, t)
   assert found.shape == latents.shape
   return largest_relative_error(np.asarray(found), np.moveaxis(expected.numpy(), 1, -1))

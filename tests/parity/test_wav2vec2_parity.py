@@ -71,7 +71,9 @@ def expected_states(model, waveform, alignment):
   extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
   heard = extractor(list(waveform), sampling_rate=16_000, return_tensors="pt").input_values
   # `waveform` uses our 8 kHz sound; the other alignments use the window without half of its margin.
-  heard = torch.from_numpy(np.array(halve_rate(jnp.asarray(heard.numpy())))) if alignment == "waveform" else heard[:, 40:-40]
+  heard = (
+    torch.from_numpy(np.array(halve_rate(jnp.asarray(heard.numpy())))) if alignment == "waveform" else heard[:, 40:-40]
+  )
   if alignment in ("waveform", "pool2"):
     states = torch.stack(model(heard, output_hidden_states=True).hidden_states)
     return states if alignment == "waveform" else states.unflatten(2, (-1, 2)).mean(3)
