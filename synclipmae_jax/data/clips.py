@@ -170,12 +170,12 @@ def _segments(
     raise InputError("no face is found in it")
   state = np.where(heard, track, -1)
   edges = sorted({0, len(state), *cuts, *(np.flatnonzero(np.diff(state)) + 1).tolist()})
-  runs = [(a, b) for a, b in zip(edges, edges[1:]) if state[a] >= 0]  # noqa: B905
+  runs = [(a, b) for a, b in itertools.pairwise(edges) if state[a] >= 0]
   found = []
   for a, b in runs:
     parts = min(-(-(b - a) // longest), (b - a) // shortest)
     bounds = np.linspace(a, min(b, a + parts * longest), parts + 1).round().astype(int).tolist()
-    found += zip(bounds, bounds[1:])  # noqa: B905
+    found += itertools.pairwise(bounds)
   if not found:
     best = max((b - a for a, b in runs), default=0)
     raise InputError(

@@ -18,6 +18,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -222,7 +223,7 @@ def _edits(path: str, tracks: Mapping[int, _Stream], *, cut: bool) -> dict[int, 
   for edits in read:
     if len(edits) > _MAX_EDITS:
       raise InputError(f"its edit list has {len(edits)} entries, more than {_MAX_EDITS}")
-    for edit, after in zip(edits, edits[1:]):  # noqa: B905
+    for edit, after in itertools.pairwise(edits):
       if after.media < edit.media + edit.length - STEP / 10:
         raise InputError(f"its edit list repeats or reorders stretches, from {float(after.start):.1f} s on")
     for edit in edits:

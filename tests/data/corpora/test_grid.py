@@ -115,12 +115,6 @@ def prepared(raw, out, **kwargs):
   return {entry["file"]: entry for entry in manifest.entries}
 
 
-def skip_where_mpg_is_refused(found):
-  for name, entry in found.items():
-    if name.endswith(".mpg") and ("not a video file" in entry["reason"] or "read as a video" in entry["reason"]):
-      pytest.skip(f"MPEG program streams are not read yet: {name}: {entry['reason']}")
-
-
 def test_from_the_distributed_layout_to_a_batch(tmp_path):
   raw, out = tmp_path / "raw", tmp_path / "out"
   for speaker in ("s1", "s2", "s3"):
@@ -130,7 +124,6 @@ def test_from_the_distributed_layout_to_a_batch(tmp_path):
     )  # fmt: skip
     write(raw / "align" / speaker / "bbaf2n.align", ALIGN)
   found = prepared(raw, out)
-  skip_where_mpg_is_refused(found)
   assert {entry["outcome"] for entry in found.values()} == {"accepted"}
   for split in ("train", "val", "test"):
     (clip,) = eval_clips(out, split=split, image_size=32)
@@ -238,6 +231,5 @@ def test_real_files_as_distributed(tmp_path):
   assert items["s1/bbaf2n.mpg"].words[0] == Segment(0.95, 1.18, "bin")
   assert items["s1/lwbf2n.mpg"].text == "lay white by f two now"
   found = prepared(tmp_path / "raw", tmp_path / "out", faces="auto", size=64)
-  skip_where_mpg_is_refused(found)
   assert found["s1/bbaf2n.mpg"]["outcome"] == "accepted"
   assert one_batch(tmp_path / "out", "train")["frames"].shape == (2, 8, 32, 32, 3)
