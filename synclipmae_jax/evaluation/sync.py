@@ -207,7 +207,7 @@ class SyncReport:
     if linear:
       rows["  times linear"] = [_ratio(model[name].value, linear.estimates[name].value) for name in PROTOCOL]
     if ceiling:
-      rows["ceiling (true mouth)"] = [cell(name, ceiling.estimates[name].value) for name in PROTOCOL]
+      rows["linear map of the true mouth"] = [cell(name, ceiling.estimates[name].value) for name in PROTOCOL]
     lines = markdown(["", *rows.pop("")], [[label, *cells] for label, cells in rows.items()])
     clips = self.model.lags.clips
     frames = sum(clip.frames for clip in clips)

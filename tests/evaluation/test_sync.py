@@ -148,7 +148,15 @@ def test_table_has_the_references_and_the_model(clips, references):
   table = evaluate_sync(lambda clip: planted_tokens(clip, noise=2.0), clips, references=references, name="Ours").table()
   lines = table.splitlines()
   rows = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
-  assert rows == ["", "chance", "linear baseline", "Ours", "95 % interval, +-", "times linear", "ceiling (true mouth)"]
+  assert rows == [
+    "",
+    "chance",
+    "linear baseline",
+    "Ours",
+    "95 % interval, +-",
+    "times linear",
+    "linear map of the true mouth",
+  ]
   assert len({len(line) for line in lines if line.startswith("|")}) == 1  # aligned
   assert "Acc K1" in lines[0] and "R@3" in lines[0]
   assert f"Note: {SYNTHETIC_NOTE}." in lines
