@@ -66,7 +66,7 @@ def main(_argv: Sequence[str]) -> int:
     else:
       traceback.print_exc()
       status = 1
-  if DISTRIBUTED.value:
+  if DISTRIBUTED.value or status == 2:  # after a failed save, a thread of Orbax may wait for another for minutes
     processes.leave(status)
   return status
 

@@ -50,8 +50,8 @@ def is_loss(error: Exception) -> bool:
 def leave(status: int) -> NoReturn:
   """Ends this process after a failure with `status`, within seconds.
 
-  A normal exit would wait for the other processes, which wait for this one in a shared computation. When this process
-  ends, they fail too.
+  A normal exit would wait for the threads of a save that failed, and for the other processes, which wait for this one
+  in a shared computation. When this process ends, they fail too.
   """
   sys.stdout.flush()
   sys.stderr.flush()

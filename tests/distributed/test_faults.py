@@ -135,9 +135,9 @@ def test_a_full_file_system_ends_the_run_without_loss_of_a_checkpoint(tmp_path, 
       while True:
         file.write(bytes(4096))
     assert child.wait() == 2, child.said
-  *_, last = child.said.splitlines()
-  assert "could not be written to" in last and "No space left on device" in last
-  assert "the last complete one is step" in last
+  said = [line for line in child.said.splitlines() if line.startswith("synclipmae_jax.main: ")]
+  assert len(said) == 1 and "No space left on device" in said[0], child.said
+  assert "could not be written to" in said[0] and "the last complete one is step" in said[0], child.said
   step = whole_step(small_disk / "w")
   (small_disk / "others_data").unlink()
   with run_toy(small_disk / "w", total=step + 2, log_every=10**6) as children:

@@ -14,10 +14,11 @@ from synclipmae_jax.data.synthtalk.motion import AMBIENT, ambient_motion, mouth_
 from synclipmae_jax.data.synthtalk.tracks import wander
 from synclipmae_jax.types import FPS
 
-SPLITS = ("train", "test")
-MAX_LAG = 10  # frames; only clips of the test split have a lag, which would give wrong positives in training
-PEOPLE = {"train": 120, "test": 40}  # number of identities, and of voices, per split; they are paired at random
-OCCLUDER_CHANCE = {"train": 0.0, "test": 0.3}  # occluders are in the test split only
+SPLITS = ("train", "test", "val")
+MAX_LAG = 10  # frames; clips of the training split have no lag, which would give wrong positives
+CLIPS_A_PERSON = 2  # in different scenes, so that what the clips share is the person
+VOICES = {"train": 120, "test": 40, "val": 40}  # paired with people at random
+OCCLUDER_CHANCE = {"train": 0.0, "test": 0.3, "val": 0.3}  # a model never trains on occluders
 
 # The light comes from the direction (light_x, light_y, 1); `contrast` is its directed part. `gain` is in stops. The
 # background has two colours and a grating. zoom, x and y place the head.
@@ -93,18 +94,18 @@ def _stream(seed: int, split: str, purpose: int, index: int) -> np.random.Genera
 
 
 def make_clip(index: int, *, seed: int, split: str, seconds: float) -> Clip:
-  """The parameters of clip `index` of a split. Test clips of odd index have a lag of 1..10 frames of either sign."""
+  """The parameters of clip `index` of a split. Held-out clips of odd index have a lag of 1..10 frames of either sign."""
   stream = functools.partial(_stream, seed, split)
   frames = round(seconds * FPS)
-  test = split == "test"
+  held_out = split != "train"
 
-  person = index % PEOPLE[split]
-  voice = int(stream(_CAST, index).integers(PEOPLE[split]))
+  person = index // CLIPS_A_PERSON
+  voice = int(stream(_CAST, index).integers(VOICES[split]))
   voice_rng = stream(_VOICE, voice)
   text_rng = stream(_TEXT, index)
-  score = grammar.compose(text_rng, seconds=frames / FPS, test=test)
+  score = grammar.compose(text_rng, seconds=frames / FPS, test=held_out)
   lag_rng = stream(_LAG, index)
-  lag = int(lag_rng.integers(1, MAX_LAG + 1) * lag_rng.choice((-1, 1))) if test and index % 2 else 0
+  lag = int(lag_rng.integers(1, MAX_LAG + 1) * lag_rng.choice((-1, 1))) if held_out and index % 2 else 0
 
   # The picture of file frame t is scene frame t - lag. Motion is generated beyond both ends of the sound for this.
   first, count = -MAX_LAG, frames + 2 * MAX_LAG
@@ -127,7 +128,7 @@ def make_clip(index: int, *, seed: int, split: str, seconds: float) -> Clip:
     split=split,
     index=index,
     lag=lag,
-    identity=f"{split}_face_{person:03d}",
+    identity=f"{split}_face_{person:05d}",
     voice=f"{split}_voice_{voice:03d}",
     text=score.text,
     expression=ambient.expression,
