@@ -239,7 +239,7 @@ def _embedded() -> ConfigDict:
   config.loss.weights.update(dict(covariance=0.03, subject=0.1))
   config.loss.update(dict(normalised_covariance=True, motion_weight=3.0, structure_weight=3.0))
   config.optimizer.update(dict(peak_lr=6e-3, warmup_steps=100))
-  config.train.update(dict(steps=4_400, eval_every=4_400, checkpoint_every=200, pictures_every=1_100))
+  config.train.update(dict(steps=4_200, eval_every=4_200, checkpoint_every=200, pictures_every=1_050))
   return config
 
 
