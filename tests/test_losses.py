@@ -122,6 +122,51 @@ def test_reconstruction_equals_the_formula(patches):
     np.testing.assert_allclose(got[q], np.mean(errors), rtol=1e-5)
 
 
+def test_moving_patches_and_their_structure_weigh_more():
+  random = np.random.default_rng(6)
+  predicted, target = random.normal(size=(2, 3, 1, 6, 12)), random.normal(size=(2, 3, 6, 12))
+  motion, masked = random.uniform(0, 2, (2, 6)), random.integers(0, 2, (2, 3, 6))
+  got = losses.reconstruction(
+    *map(jnp.float32, (predicted, target, masked)), motion=jnp.float32(motion), motion_weight=3.0, structure_weight=5.0
+  )
+  total = 0.0
+  for b, f, n in np.argwhere(masked):
+    error = (predicted[b, f, 0, n] - target[b, f, n]).reshape(4, 3)
+    colour = np.mean(error.mean(axis=0) ** 2)
+    total += (1 + 3 * motion[b, n]) / 4 * (colour + 5 * (np.mean(error**2) - colour))
+  np.testing.assert_allclose(got[0], total / masked.sum(), rtol=1e-5)
+
+
+def test_the_subject_contrast_equals_the_formula():
+  random = np.random.default_rng(7)
+  identity = random.normal(size=(12, 3, 8))
+  subject = np.uint32([5, 5, 6, 6, 5, 5, 7, 7, 8, 8, 9, 9])  # pairs; 5 comes twice in the first group
+  got, accuracy = losses.subject_contrast(jnp.float32(identity), jnp.array(subject), temperature=0.2, group=6)
+  clips = unit(unit(identity).mean(axis=1))
+  surprises, hits = [], []
+  for group in (0, 6):
+    for anchors, partners in ((0, 1), (1, 0)):
+      for pair in range(group, group + 6, 2):
+        others = [p for p in range(group, group + 6, 2) if p == pair or subject[p] != subject[pair]]
+        logits = {p: clips[pair + anchors] @ clips[p + partners] / 0.2 for p in others}
+        surprises.append(np.log(sum(np.exp(list(logits.values())))) - logits[pair])
+        hits += [max(logits, key=logits.get) == pair] if anchors == 0 else []
+  np.testing.assert_allclose(got, np.mean(surprises), rtol=1e-5)
+  np.testing.assert_allclose(accuracy, np.mean(hits))
+  gradient = jax.grad(lambda x: losses.subject_contrast(x, jnp.array(subject), temperature=0.2, group=6)[0])
+  assert np.isfinite(gradient(jnp.float32(identity))).all()
+
+
+def test_the_normalised_covariance_is_of_correlations():
+  random = np.random.default_rng(8)
+  x = random.normal(size=(20, 4, 6)) * np.logspace(-1, 1, 6)
+  y = 0.5 * x[..., ::-1] + random.normal(size=x.shape)
+  flat = [z.reshape(-1, 6) for z in (x, y)]
+  entries = [np.corrcoef(flat[0][:, i], flat[1][:, j])[0, 1] for i, j in np.ndindex(6, 6)]
+  got = losses.cross_covariance(jnp.float32(x), jnp.float32(y), normalised=True)
+  np.testing.assert_allclose(got, np.sum(np.square(entries)) / 6 * (80 / 79) ** 2, rtol=2e-2)
+
+
 def cross_covariance_float64(x, y):
   """Entry by entry, with the covariance of NumPy (which divides by n - 1)."""
   x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from footage import number_of, numbered, write_video
 
 from synclipmae_jax.data import prepare
 from synclipmae_jax.data.pipeline import Source, eval_clips, train_batches
-from synclipmae_jax.data.samplers import SingleWindow, WholeClip
+from synclipmae_jax.data.samplers import SingleWindow, WholeClip, WindowPair
 from synclipmae_jax.types import InputError
 
 FRAMES, CONTEXT, SIZE = 8, 24, 32
@@ -89,11 +90,35 @@ def test_pretraining_draws_what_it_always_drew(corpus, other):
   """Which pictures, which sound, in which order: the digest is of the first version. Pixels may vary with the codec."""
   digest = hashlib.sha256()
   for batch in batches([corpus, other], 6):
-    assert sorted(batch) == ["face_box", "frames", "index", "mouth_box", "waveform"]
+    assert sorted(batch) == ["face_box", "frames", "index", "mouth_box", "subject", "waveform"]
     digest.update(np.array([[number_of(image) for image in clip] for clip in batch["frames"]]).tobytes())
     for name in ("waveform", "face_box", "mouth_box", "index"):
       digest.update(batch[name].tobytes())
   assert digest.hexdigest() == "d616fff266760cfd206a9efb61d79921f05edf0eebbdf2fdabab47a3addd7492"
+
+
+def test_pairs_across_the_records_of_a_subject(tmp_path):
+  """Folder `a` has three files of one person, the file `b` stands alone."""
+  for number, person in enumerate("aaab"):
+    (tmp_path / "raw" / person).mkdir(parents=True, exist_ok=True)
+    images = (numbered(256 * number + k) for k in range(40))
+    sound = np.random.default_rng(number).normal(0, 0.2, 640 * 40).astype(np.float32)
+    write_video(tmp_path / "raw" / person / f"{number}.mkv", images, sound=sound, sound_codec="flac")
+  prepare.prepare(tmp_path / "raw", tmp_path, faces="full_frame", size=SIZE, min_seconds=0.8, progress=False)
+  splits = json.loads(next(tmp_path.glob("records/*/clips/*/metadata.json")).read_text())["identities"]
+  pairs, subjects = set(), {}
+  for split in splits:
+    for batch in sampled([tmp_path], 12, WindowPair(FRAMES, across=True), split=split):
+      for pair in range(0, 8, 2):
+        files = [number_of(batch["frames"][pair + side][0]) // 256 for side in (0, 1)]
+        pairs.add(tuple(files))
+        assert batch["subject"][pair] == batch["subject"][pair + 1]
+        subjects.setdefault(int(batch["subject"][pair]), set()).update(files)
+        if files == [3, 3]:  # disjoint windows of the only file
+          first = [number_of(batch["frames"][pair + side][0]) % 256 for side in (0, 1)]
+          assert abs(first[0] - first[1]) >= FRAMES
+  assert pairs == {(0, 1), (1, 2), (2, 0), (3, 3)}
+  assert sorted(map(sorted, subjects.values())) == [[0, 1, 2], [3]]
 
 
 def test_hosts_divide_the_batch_of_one_host(corpus, other):

@@ -80,11 +80,12 @@ def test_no_crop_jitter_changes_nothing():
   np.testing.assert_allclose(there, boxes, atol=1e-6)
 
 
-def test_boxes_follow_the_picture():
+@pytest.mark.parametrize("mirror", [0.0, 0.5])
+def test_boxes_follow_the_picture(mirror):
   frames, boxes = square_clip()
   moved = []
   for key in range(12):
-    seen, there = crop_jitter(jax.random.key(key), frames, boxes, zoom=1.3, shift=0.1)
+    seen, there = crop_jitter(jax.random.key(key), frames, boxes, zoom=1.3, shift=0.1, mirror=mirror)
     white = np.asarray(seen[0, :, :, 0]) > 127
     rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
     found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
@@ -93,3 +94,5 @@ def test_boxes_follow_the_picture():
     np.testing.assert_array_equal(seen[0], seen[1])  # one draw per clip
     moved.append(found)
   assert np.ptp(moved, axis=0).min() >= 2
+  sides = {bool(box[[0, 2]].mean() > 16) for box in moved}  # the square is left of the middle, or mirrored
+  assert len(sides) == (2 if mirror else 1)

@@ -94,3 +94,14 @@ def test_evenly_spread_patches_are_distinct_and_in_every_quarter(grid, visible):
   counts = np.bincount(quarters, minlength=4)
   assert counts.max() <= 2 * counts.min()
   np.testing.assert_array_equal(masking.spread_evenly(grid, visible), indices)
+
+
+def test_a_faceless_context_has_no_patch_that_the_face_touches():
+  indices = jnp.tile(jnp.arange(16), (2, 3, 1))
+  chosen = jnp.array([[True, False, True], [False, False, True]])
+  left = masking.leave_out_face(indices, jnp.asarray(boxes(2, 3, [0.3, 0.3, 0.7, 0.7])), frames=chosen, grid=4)
+  inside = [5, 6, 9, 10]
+  expected = [index if index not in inside else 16 for index in range(16)]
+  for clip, frame in np.ndindex(2, 3):
+    np.testing.assert_array_equal(left[clip, frame], expected if chosen[clip, frame] else range(16))
+  assert masking.visibility(left, 16)[0, 0, np.array(inside)].sum() == 0

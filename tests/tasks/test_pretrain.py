@@ -33,6 +33,7 @@ def a_batch(task, clips=16, seed=0):
     "waveform": random.normal(0, 0.1, shapes["waveform"].shape).astype(np.float32),
     "face_box": np.broadcast_to(np.float32([0.1, 0.1, 0.9, 0.9]), shapes["face_box"].shape),
     "mouth_box": np.full(shapes["mouth_box"].shape, -1, np.float32),
+    "subject": np.arange(clips, dtype=np.uint32) // 2,
     "index": np.arange(clips, dtype=np.uint32),
   }
 
