@@ -96,6 +96,10 @@ class Row:
       "frames": self.frames,
       **nest(self.scores.estimates, value_or_null),
       "ci95": nest(self.scores.estimates, interval_or_null),
+      "by_corpus": {
+        corpus: {"clips": len(scores.lags.clips), **nest(scores.estimates, value_or_null)}
+        for corpus, scores in self.scores.by_corpus.items()
+      },
       "lse": {name: {"value": value_or_null(e), "ci95": interval_or_null(e)} for name, e in self.lse.items()} or None,
     }
 
@@ -156,6 +160,7 @@ class Benchmark:
   """All rows, measured on the same clips; `to_json` is sync.json, `markdown` is sync.md."""
 
   rows: Sequence[Row]
+  split: str = ""  # of the clips, see `types.HeldOut`
   remarks: Sequence[str] = ()  # the caller's remarks about these clips
 
   @property
@@ -175,6 +180,7 @@ class Benchmark:
     """Fractions in 0..1, offsets in frames; null for undefined numbers, explained in the notes."""
     scores = self.rows[0].scores
     return {
+      "split": self.split,
       "chance": nest(scores.chance, number_or_null),
       "lags": self.lags,
       "rows": [row.to_json() for row in self.rows],
@@ -192,11 +198,12 @@ class Benchmark:
     """The paper's table, the table of the other pools, LSE if defined, and the notes; +- is half a 95 % interval."""
     lags = self.lags
     span = f"lags {lags[0]}..{lags[-1]}, {lags.count(0)} of them 0" if lags else "lags unknown"
+    of_split = f" of the split {self.split}" if self.split else ""
     lse = [row for row in self.rows if row.lse]
     return "\n".join([
       *self._table(PAPER),
       "",
-      f"{len(lags)} clips, true {span}. Acc (%): within {sync.TOLERANCE} frame of the true lag; Off: error in"
+      f"{len(lags)} clips{of_split}, true {span}. Acc (%): within {sync.TOLERANCE} frame of the true lag; Off: error in"
       f" frames; search +-{sync.MAX_LAG} frames, smoothing window K, utt: one lag per clip. R@k (%): {retrieval.POOL}"
       " candidates, 1 right, the others from other clips. Chance is computed for these lags.",
       "",

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 
-def by_hash(groups: Iterable[str], *, test: float = 0.1, val: float = 0.0) -> dict[str, str]:
+def by_hash(groups: Iterable[str], *, test: float, val: float) -> dict[str, str]:
   """Group -> "train", "val" or "test", in shares of about `test` and `val`.
 
   Only where chance leaves a split empty (a handful of groups) does the group with the outermost hash fill it.
