@@ -104,8 +104,9 @@ def _paper() -> ConfigDict:
       negatives_clips=48,  # inferred: the paper's batch per GPU; 0: the whole micro-batch
       contrast_form="log_sum",  # ours: silent frames need not be equally likely
       positive_window=0,  # ours: with 1, a constant error of one frame is hardly penalised
-      # Frames of one clip that sound alike are positives too (paper, section 3.3; "optional", without a threshold).
-      # ours: cosine of the last layer's features less their clip mean; never across clips.
+      # The paper's "audio self-similarity threshold" (section 3.3), of which it gives no value: frames that sound alike
+      # are positives too. ours: of one clip only; cosine of the last layer's features less their mean over the clip;
+      # so high that only a held sound or silence repeats itself. Not measured with wav2vec 2.0.
       positive_similarity=0.95,
       temperature_init=0.07,  # borrowed from CLIP
       temperature_range=(0.01, 0.5),  # ours
@@ -193,7 +194,7 @@ def _demo() -> ConfigDict:
   config.loss.negatives_clips = 16
   config.loss.weights.contrast = 1.0
   config.loss.reconstruct_patches = "all"  # so that pictures are complete
-  config.loss.positive_similarity = None  # of log-mel features neighbouring vowels are alike
+  config.loss.positive_similarity = None  # off: the recipe was tuned without
   # AdamW learns more slowly, best at 1e-3.
   config.optimizer.update(dict(name="muon", peak_lr=8e-3, warmup_steps=50, layer_decay=None))
   config.train.update(

@@ -20,7 +20,7 @@ def get_config(arg: str = "default") -> ConfigDict:
   config.seed = 0  # for the injected lags
   # (kind, checkpoint directory): synclipmae (None: the embedded checkpoint), synclipmae-5 (the same with tokens of five
   # frames, the context of SyncNet), syncnet, stable_syncnet, vocalist; linear (None): the linear baseline, and the
-  # ceiling if the true mouth parameters are known.
+  # linear map of the true mouth if it is known.
   config.models = (("linear", None), ("synclipmae", None))
   config.inject_lags = True  # into clips of unknown lag; the lags of SynthTalk's test clips are known
   config.data = ConfigDict(

@@ -146,8 +146,11 @@ def stable_syncnet_lse(key: str, audio: Any, video: Any) -> LseState:
 
 
 def reference_rows(references: References) -> list[Row]:
-  """The linear baseline and, if known, the ceiling."""
-  named = {"linear": ("linear baseline", references.linear), "ceiling": ("linear ceiling", references.ceiling)}
+  """The linear baseline and, if the true mouth is known, the linear map of it."""
+  named = {
+    "linear": ("linear baseline", references.linear),
+    "ceiling": ("linear map of the true mouth", references.ceiling),
+  }
   return [
     Row(kind=kind, name=name, scores=scores, context_frames=1, similarity="cosine")
     for kind, (name, scores) in named.items()

@@ -14,6 +14,7 @@ from preparing import SIZE, by_file, run, talk
 
 from synclipmae_jax.apps import prepare as app
 from synclipmae_jax.data import corpora
+from synclipmae_jax.data.corpora.splits import by_hash
 from synclipmae_jax.types import InputError
 
 
@@ -154,6 +155,14 @@ def test_a_few_files_fill_the_splits(tmp_path, files, splits):
   for name in files:
     (tmp_path / f"{name}.mp4").touch()
   assert {item.split for item in corpora.load("folder")(tmp_path)} == splits
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_hashed_groups_always_leave_some_for_training(count):
+  for draw in range(200):
+    found = list(by_hash((f"{draw} {number}" for number in range(count)), test=0.1, val=0.1).values())
+    if count > 1:
+      assert set(found) == ({"train", "test"} if count == 2 else {"train", "val", "test"})
 
 
 def test_an_unknown_corpus_is_refused(tmp_path):
