@@ -85,7 +85,7 @@ def test_a_run_from_data_to_scores(finished):
   # Watched on `val`, measured on `test`: the log and the checkpoint's rank are of other clips than the table.
   assert report["split"] == factors["split"] == "test" and "6 clips of the split test" in out
   logged = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-  ranked = json.loads((workdir / "checkpoints" / "4" / "meta.json").read_text())["metrics"]
+  ranked = load_meta(workdir)["metrics"]
   assert logged["sync/acc/k5"] == ranked["sync/acc/k5"] and logged["factors/vocal_mouth"] >= 0
   assert ranked["sync/offset/k1"] != report["offset"]["k1"]
   assert "| mean R²" in out and "floor: " in out and "ceiling: " in out
