@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
 PATCHES = ("masked", "all")
 FORMS = ("log_sum", "mean_log")
@@ -28,18 +28,36 @@ def reconstruction(
   masked: Float[Array, "b f n"],
   *,
   patches: str = "masked",
+  motion: Float[Array, "b n"] | None = None,
+  motion_weight: float = 0.0,
+  structure_weight: float = 1.0,
 ) -> Float[Array, " q"]:
-  """Pixel-space mean squared error of each decoding pass.
+  """Pixel-space squared error of each decoding pass.
 
-      L_q = sum_{b,f,n} m_bfn * mean_p (x^q_bfnp - x_bfnp)^2 / sum_{b,f,n} m_bfn
+      L_q = sum_{b,f,n} m_bfn w_bn e^q_bfn / sum_{b,f,n} m_bfn,   e = mean_p (x^q_bfnp - x_bfnp)^2
 
   with m = 1 on masked patches (`patches="masked"`, as in MAE) or everywhere (`"all"`). Target and prediction are
-  normalised pixels of the un-jittered frame. Every frame has the same number of masked patches, so the mean over a
-  batch equals the mean over its micro-batches. Raises ValueError for another value of `patches`.
+  normalised pixels of the un-jittered frame. Two weights are not in the paper; they keep the mean colour of still
+  patches, which is learned first, from paying for everything:
+
+    motion_weight     w = (1 + motion_weight * motion) / (1 + motion_weight), where `motion` is how much the patch
+                      changes within the clip, with mean 1 over the patches of a frame.
+    structure_weight  the error of a patch's mean colour counts once, the rest of the error this often.
+
+  The number of masked patches varies by chance only, so the mean over a batch is nearly that over its micro-batches.
+  Raises ValueError for another value of `patches`.
   """
   if patches not in PATCHES:
     raise ValueError(f"unknown reconstruction patches {patches!r}: masked or all")
-  error = jnp.square(predicted.astype(jnp.float32) - target[:, :, None].astype(jnp.float32)).mean(axis=-1)
+  difference = predicted.astype(jnp.float32) - target[:, :, None].astype(jnp.float32)
+  error = jnp.square(difference).mean(axis=-1)
+  if structure_weight != 1:
+    colour = jnp.square(rearrange(difference, "... (p c) -> ... p c", c=3).mean(axis=-2)).mean(axis=-1)
+    error = colour + structure_weight * (error - colour)
+  if motion_weight:
+    if motion is None:
+      raise ValueError("motion_weight requires the motion of the patches")
+    error = error * ((1 + motion_weight * motion) / (1 + motion_weight))[:, None, None]
   weight = masked[:, :, None].astype(jnp.float32) if patches == "masked" else jnp.ones_like(error)
   weight = jnp.broadcast_to(weight, error.shape)
   return (error * weight).sum(axis=(0, 1, 3)) / weight.sum(axis=(0, 1, 3))
@@ -123,16 +141,45 @@ def _positives(clips: int, frames: int, *, group: int, window: int, features, si
   return positive | (same_clip & alike)
 
 
-def cross_covariance(x: Float[Array, "b t d"], y: Float[Array, "b t d"]) -> Float[Array, ""]:
+def subject_contrast(
+  identity: Float[Array, "b f d"],
+  subject: UInt32[Array, " b"],
+  *,
+  temperature: float,
+  group: int,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """InfoNCE between the identity tokens of the two clips of a pair, and its accuracy. Not in the paper.
+
+  A clip's token is the mean of its normalised tokens. The candidates of a clip are the other clips of the pairs of its
+  group; those of the same subject other than its partner are left out. `group` as in `contrast`.
+  """
+  tokens = _unit(_unit(identity).mean(axis=1))
+  first, second = (rearrange(tokens, "(g r w) d -> w g r d", w=2, r=group // 2)[side] for side in (0, 1))
+  who = rearrange(subject, "(g r w) -> w g r", w=2, r=group // 2)
+  logits = jnp.einsum("gid,gjd->gij", first, second, precision=jax.lax.Precision.HIGHEST) / temperature
+  partner = jnp.eye(group // 2, dtype=bool)
+  same = (who[0][:, :, None] == who[1][:, None]) & ~partner
+  logits = jnp.where(same, -jnp.inf, logits)
+  own = lambda axis: jnp.diagonal(jax.nn.log_softmax(logits, axis=axis), axis1=1, axis2=2).mean()
+  accuracy = (jnp.argmax(logits, axis=-1) == jnp.arange(group // 2)).mean(dtype=jnp.float32)
+  return -0.5 * (own(-1) + own(-2)), accuracy
+
+
+def cross_covariance(
+  x: Float[Array, "b t d"], y: Float[Array, "b t d"], *, normalised: bool = False
+) -> Float[Array, ""]:
   """Squared Frobenius norm, over D, of the cross-covariance of two factors' tokens.
 
-      C = Xc^T Yc / (n - 1),  L = ||C||_F^2 / D,   n = B * T tokens, centred over batch and time, not normalised
+      C = Xc^T Yc / (n - 1),  L = ||C||_F^2 / D,   n = B * T tokens, centred over batch and time
 
-  Under gradient accumulation the statistics are those of the micro-batch. For n < D the Gram matrices give the same
+  With `normalised`, every dimension is divided by its standard deviation first: C holds correlations. Without, small
+  dimensions of a token may hold all of another factor at no cost. Under gradient accumulation the statistics are those of the micro-batch. For n < D the Gram matrices give the same
   value with fewer operations, ||Xc^T Yc||_F^2 = sum (Xc Xc^T * Yc Yc^T), and are used instead.
   """
   x, y = (rearrange(z.astype(jnp.float32), "b t d -> (b t) d") for z in (x, y))
   x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+  if normalised:
+    x, y = (z * jax.lax.rsqrt(z.var(axis=0) + 1e-4) for z in (x, y))
   count, width = x.shape
   highest = jax.lax.Precision.HIGHEST
   if count < width:

@@ -38,12 +38,13 @@ Batch = Mapping[str, Any]
 
 
 class ClipBatch(TypedDict):
-  """The batch of pretraining. Clips 2r and 2r+1 are two disjoint windows of one record (the identity-shuffle pair)."""
+  """The batch of pretraining. Clips 2r and 2r+1 show one subject in different motion (the identity-shuffle pair)."""
 
   frames: np.ndarray  # uint8 [B, T, S, S, 3], RGB, un-jittered
   waveform: np.ndarray  # float32 [B, 640 * Ta + 160] in [-1, 1]; the T frames sit in the middle of the Ta
   face_box: np.ndarray  # float32 [B, T, 4] x0, y0, x1, y1 as fractions of the image
   mouth_box: np.ndarray  # float32 [B, T, 4], as above; a row of -1 without known landmarks
+  subject: np.ndarray  # uint32 [B] hash of corpus and identity: equal for clips of one subject
   index: np.ndarray  # uint32 [B] global stream index of the clip: seeds masks, jitter and shuffle
 
 

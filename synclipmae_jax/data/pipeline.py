@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.data.samplers import Sampler, WindowPair
 from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, EvalClip, InputError, audio_context_samples
 
+PARTNER = "partner"
 _AHEAD = 2  # batches decoded ahead, by each worker
 
 # (record, first frame of the window, number of frames) -> additional arrays of the batch, such as classes or token ids.
@@ -62,8 +64,8 @@ def train_batches(
   Args:
     batch_size: number of clips, a multiple of the windows per record of the sampler. The windows of a record are
       adjacent in the batch.
-    clip_frames: T of the sampler of pretraining, `WindowPair(clip_frames)`: clips 2r and 2r+1 are disjoint windows of
-      one record.
+    clip_frames: T of the default sampler, `WindowPair(clip_frames)`: clips 2r and 2r+1 are disjoint windows of one
+      record.
     sampler: another sampler. Records that it cannot use are left out when the stream is built. If it pads
       (`WholeClip`), batches also have `length`, int32 [B], the number of valid frames. After these, frames, sound and
       face boxes are zero and mouth boxes -1.
@@ -102,7 +104,7 @@ def train_batches(
       continue
     datasets = []
     for number, one in found:
-      chosen = _Chosen(one.records, one.chosen(bucket))
+      chosen = _Chosen(one, one.chosen(bucket))
       datasets.append(grain.MapDataset.source(chosen).seed(_seed(seed, number, bucket)).shuffle().repeat())
     weights = [sources[number].weight * one.share(bucket) for number, one in found]
     cut = _CutWindows(
@@ -198,6 +200,7 @@ class _Sorted:
 
   records: records.Records
   buckets: np.ndarray  # int [records], -1: left out
+  partners: np.ndarray | None  # int [records]: another usable record of the same subject, or the record itself
 
   @classmethod
   def open(cls, source: Source, *, split: str, sampler: Sampler) -> _Sorted:
@@ -207,7 +210,7 @@ class _Sorted:
       longest = opened.n_frames.max(initial=0)
       found = f"the shortest has {opened.n_frames.min(initial=longest)}, the longest has {longest}"
       raise InputError(f"no {split} clip in {source.directory} has {sampler.needs}: {found}")
-    return cls(opened, buckets)
+    return cls(opened, buckets, _partners(opened, buckets) if sampler.across else None)
 
   def chosen(self, bucket: int) -> np.ndarray:
     return np.flatnonzero(self.buckets == bucket)
@@ -216,18 +219,37 @@ class _Sorted:
     return len(self.chosen(bucket)) / int((self.buckets >= 0).sum())
 
 
+def _partners(source: records.Records, buckets: np.ndarray) -> np.ndarray:
+  """The next record of the same subject and bucket, the first after the last; the record itself if it is the only one.
+
+  Records that do not list their subjects stay alone.
+  """
+  partners = np.arange(len(source))
+  groups: dict[tuple[str, int], list[int]] = {}
+  for index, subject in enumerate(source.identities or ()):
+    if subject:
+      groups.setdefault((subject, int(buckets[index])), []).append(index)
+  for group in groups.values():
+    partners[group] = np.roll(group, -1)
+  return partners
+
+
 @dataclasses.dataclass(frozen=True)
 class _Chosen:
-  """A selection of records as a Grain source."""
+  """A selection of records as a Grain source. A record with a partner holds it under `PARTNER`."""
 
-  records: records.Records
+  source: _Sorted
   indices: np.ndarray
 
   def __len__(self) -> int:
     return len(self.indices)
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return self.records[self.indices[index]]
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    index = self.indices[position]
+    record = self.source.records[index]
+    if self.source.partners is not None and (partner := self.source.partners[index]) != index:
+      record[PARTNER] = self.source.records[partner]
+    return record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,20 +265,32 @@ class _CutWindows:
 
   def __call__(self, position: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
     rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, position], np.uint64)))
-    starts = self.sampler.starts(int(record["n_frames"]), rng)
+    if PARTNER in record:
+      found = [
+        self._cut(one, [int(rng.integers(one["n_frames"] - self.frames + 1))]) for one in (record, record[PARTNER])
+      ]
+      out = _join(found)
+    else:
+      out = self._cut(record, self.sampler.starts(int(record["n_frames"]), rng))
+    windows = len(out["frames"])
+    first = windows * position
+    return out | {"index": np.arange(first, first + windows, dtype=np.uint64).astype(np.uint32)}
+
+  def _cut(self, record: dict[str, Any], starts: Sequence[int]) -> dict[str, np.ndarray]:
+    """The windows of one record."""
     count = min(self.frames, int(record["n_frames"])) if self.sampler.padded else self.frames
     waveform = audio.decode_flac(record["flac"])
     samples = audio_context_samples(self.audio_frames)
     lead = (self.audio_frames - self.frames) * SAMPLES_PER_FRAME // 2 + AUDIO_MARGIN
     rows = [slice(start, start + count) for start in starts]
-    first = len(starts) * position
     out = {
       "frames": video.read_windows(record["mp4"], starts, count=count, size=self.size),
       "waveform": np.stack([_stretch(waveform, start * SAMPLES_PER_FRAME - lead, samples) for start in starts]),
       "face_box": np.stack([record["face_box"][row] for row in rows]),
       "mouth_box": np.stack([record["mouth_box"][row] for row in rows]),
-      "index": np.arange(first, first + len(starts), dtype=np.uint64).astype(np.uint32),
     }
+    subject = f"{record['corpus']}/{record['identity'] or record['key']}".encode("utf-8", "surrogateescape")
+    out["subject"] = np.full(len(starts), zlib.crc32(subject), np.uint32)
     if self.sampler.padded:
       out |= {name: _pad(out[name], self.frames, fill) for name, fill in _FILL.items()}
       out["length"] = np.full(len(starts), count, np.int32)

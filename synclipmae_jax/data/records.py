@@ -75,14 +75,16 @@ class Clips(tfds.core.GeneratorBasedBuilder):
     # Lengths are in the metadata, so that finding clips of at least 2T frames does not read every clip.
     lengths: dict[str, list[int]] = {}
     keys: dict[str, list[str]] = {}
+    identities: dict[str, list[str]] = {}
     vocabularies = self._lines[0]["vocabularies"]
     for line in self._lines:
       lengths.setdefault(line["split"], []).extend(clip["frames"] for clip in line["clips"])
       keys.setdefault(line["split"], []).extend(clip["key"] for clip in line["clips"])
+      identities.setdefault(line["split"], []).extend(line["identity"] for _ in line["clips"])
       if line["vocabularies"] != vocabularies:
         raise InputError(f"{line['file']} has other vocabularies than {self._lines[0]['file']}: {line['vocabularies']}")
     metadata = tfds.core.MetadataDict(
-      n_frames=lengths, keys=keys, preprocessing=dict(self._stamp), vocabularies=vocabularies,
+      n_frames=lengths, keys=keys, identities=identities, preprocessing=dict(self._stamp), vocabularies=vocabularies,
       made_of={"manifest": _manifest_hash(self._prepared)},
     )  # fmt: skip
     return tfds.core.DatasetInfo(builder=self, features=_features(), disable_shuffling=True, metadata=metadata)
@@ -170,6 +172,7 @@ class Records:
   split: str
   keys: Sequence[str]  # of the records
   n_frames: np.ndarray  # int [number of records]
+  identities: Sequence[str] | None  # of the subjects; None in records that do not list them
   preprocessing: Mapping[str, Any]
   vocabularies: Mapping[str, Sequence[str]]  # of "emotion" and "actions", where the corpus has such labels
   made_of: Mapping[str, str]  # of clips: the hash of their manifest; of features: see `data.features`
@@ -242,5 +245,6 @@ def open_records(directory: str | os.PathLike, *, split: str) -> Records:
     raise _damaged(path, f"{len(source)} records, {len(lengths)} expected")
   return Records(
     directory=path, split=split, n_frames=lengths, keys=metadata["keys"][split], _source=source,
+    identities=metadata.get("identities", {}).get(split),
     **{name: metadata[name] for name in ("preprocessing", "vocabularies", "made_of")},
   )  # fmt: skip

@@ -21,6 +21,8 @@ class Sampler(Protocol):
   @property
   def padded(self) -> bool: ...  # a stretch may be longer than its record: batches carry `length`
   @property
+  def across(self) -> bool: ...  # the last stretch is of another record of the same subject, where there is one
+  @property
   def needs(self) -> str: ...  # of a record, in words: "no clip has ..."
 
   def bucket(self, n_frames: np.ndarray) -> np.ndarray:
@@ -34,9 +36,14 @@ class Sampler(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class WindowPair:
-  """Two disjoint windows of a record (pretraining: the same subject, different motion)."""
+  """Two windows of one subject in different motion (pretraining).
+
+  They are disjoint windows of one record or, with `across`, windows of two records of the subject where it has several:
+  other scenes, clothes and light, so that all they share is the person.
+  """
 
   frames: int
+  across: bool = False
   windows: ClassVar[int] = 2
   padded: ClassVar[bool] = False
 
@@ -63,6 +70,7 @@ class SingleWindow:
   """One window of a record, anywhere in it."""
 
   frames: int
+  across: ClassVar[bool] = False
   windows: ClassVar[int] = 1
   padded: ClassVar[bool] = False
 
@@ -89,6 +97,7 @@ class WholeClip:
   """
 
   lengths: tuple[int, ...]  # frames, ascending
+  across: ClassVar[bool] = False
   windows: ClassVar[int] = 1
   padded: ClassVar[bool] = True
 

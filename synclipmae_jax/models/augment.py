@@ -68,13 +68,20 @@ def crop_jitter(
   *,
   zoom: float,
   shift: float,
+  mirror: float = 0.0,
 ) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
-  """`recrop` of one clip with a random factor and shift.
+  """`recrop` of one clip with a random factor and shift, mirrored with probability `mirror`.
 
   The factor is log-uniform in [1 / `zoom`, `zoom`]. The shift is uniform in [-`shift`, `shift`] along each axis, in
   fractions of the side.
   """
   zoom_key, shift_key = jax.random.split(key)
+  if mirror:
+    mirrored = jax.random.bernoulli(jax.random.fold_in(key, 0), mirror)
+    frames = jnp.where(mirrored, frames[:, :, ::-1], frames)
+    known = boxes[..., 2:3] > boxes[..., :1]
+    left, top, right, bottom = jnp.moveaxis(boxes, -1, 0)
+    boxes = jnp.where(mirrored & known, jnp.stack([1 - right, top, 1 - left, bottom], axis=-1), boxes)
   factor = zoom ** jax.random.uniform(zoom_key, minval=-1.0, maxval=1.0)
   return recrop(frames, boxes, factor=factor, moved=jax.random.uniform(shift_key, (2,), minval=-shift, maxval=shift))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 # Default boxes for callers without boxes: the face in a crop made by `data.prepare`, and the mouth in a face box.
 FACE_PRIOR = (0.15, 0.15, 0.85, 0.9)
@@ -102,6 +102,17 @@ def _coarse_to_fine(grid: int) -> np.ndarray:
   """The patches in an order of which every beginning is spread over the grid: that of the reversed bits of Z-order."""
   bits = np.arange(2 * grid.bit_length())
   return (((_z_order(grid)[:, None] >> bits) & 1) @ 2 ** bits[::-1]).argsort()
+
+
+def leave_out_face(
+  indices: Int[Array, "b f k"], face_box: Float[Array, "b f 4"], *, frames: Bool[Array, "b f"], grid: int
+) -> Int[Array, "b f k"]:
+  """The indices, with those of patches that the face touches replaced by grid * grid, which is no patch.
+
+  Only in the chosen `frames`. There, the decoder has the tokens alone to restore the face from.
+  """
+  touched = jnp.take_along_axis(box_coverage(face_box, grid), indices, axis=-1) > 0
+  return jnp.where(touched & frames[..., None], grid**2, indices)
 
 
 def take_patches(patches: Array, indices: Int[Array, "*b k"]) -> Array:

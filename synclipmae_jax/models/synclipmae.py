@@ -56,6 +56,7 @@ class Outputs:
   predicted: Float[Array, "b f q n p"]  # normalised pixels; q = video-driven, audio-driven
   target: Float[Array, "b f n p"]  # normalised pixels of the un-jittered frame
   masked: Float[Array, "b f n"]  # 1 where the decoder did not see the patch
+  motion: Float[Array, "b n"]  # how much each patch changes within the clip, relative to the other patches
   motion_view: Float[Array, "b f n p"]  # jittered input of the motion view, masked patches at 0; for pictures only
 
 
@@ -85,6 +86,7 @@ class SyncLipMAEModel:
     crop_jitter: Mapping[str, float] | None = None,
     shuffle_probability: float,
     embed_visible: str,
+    faceless_context: float = 0.0,
     compute_dtype=jnp.float32,
     unroll: bool | int = 1,
     remat: str = "none",
@@ -105,7 +107,7 @@ class SyncLipMAEModel:
     self.views, self.embed_visible = views, embed_visible
     self.jitter, self.crop_jitter = jitter, crop_jitter
     self.face_weight, self.mouth_weight = face_weight, mouth_weight
-    self.shuffle_probability = shuffle_probability
+    self.shuffle_probability, self.faceless_context = shuffle_probability, faceless_context
     self.image_size, self.patch, self.width = (visual_encoder[k] for k in ("image_size", "patch", "width"))
     self.grid = self.image_size // self.patch
     self.patches = self.grid**2
@@ -142,8 +144,8 @@ class SyncLipMAEModel:
   def apply(self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> Outputs:
     """Training forward pass. The random choices of a clip depend on `key` and its stream index only."""
     frames = self.clip_frames
-    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 6))(batch["index"])
-    uniform_key, face_key, jitter_key, frame_key, shuffle_key, crop_key = (keys[:, i] for i in range(6))
+    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 7))(batch["index"])
+    uniform_key, face_key, jitter_key, frame_key, shuffle_key, crop_key, faceless_key = (keys[:, i] for i in range(7))
     if self.crop_jitter is not None:
       batch = self._recrop(crop_key, batch)
     patches = masking.patchify(batch["frames"], self.patch)
@@ -183,6 +185,10 @@ class SyncLipMAEModel:
     hidden = centre_tokens(hidden[:, None], clip_frames=frames, total_frames=frames)  # one window, as in `embed`
     audio = self._adapter.bind(trainable["audio_adapter"])(hidden)
 
+    if self.faceless_context:
+      faceless = jax.vmap(lambda k: jax.random.bernoulli(k, self.faceless_context, decoded.shape[1:]))(faceless_key)
+      face_box = _take_frames(batch["face_box"], decoded)
+      context_indices = masking.leave_out_face(context_indices, face_box, frames=faceless, grid=self.grid)
     predicted = self._decoder.bind(trainable["decoder"])(
       visible,
       context_indices,
@@ -200,6 +206,7 @@ class SyncLipMAEModel:
       predicted=predicted,
       target=normalise_pixels(_to_unit(target)),
       masked=1 - masking.visibility(context_indices, self.patches),
+      motion=_motion(patches),
       motion_view=_scatter(_take_frames(motion_pixels, decoded), _take_frames(motion_indices, decoded), self.patches),
     )
 
@@ -288,10 +295,7 @@ class SyncLipMAEModel:
     return 3 * trained + speech.flops(self.audio_frames)
 
   def _recrop(self, keys: Key[Array, " b"], batch: Batch) -> Batch:
-    """Applies `crop_jitter` to the batch.
-
-    Both windows of a record get the same jitter, because they exchange their identity tokens.
-    """
+    """Applies `crop_jitter` to the batch: the same to both clips of a pair, which exchange their identity tokens."""
     keys = jnp.repeat(rearrange(keys, "(r w) -> r w", w=2)[:, 0], 2)
     boxes = jnp.stack([batch["face_box"], batch["mouth_box"]], axis=1)
     frames, boxes = jax.vmap(lambda k, f, b: crop_jitter(k, f, b, **self.crop_jitter))(keys, batch["frames"], boxes)
@@ -358,6 +362,12 @@ def _take_frames(x: Array, decoded: Int[Array, "b f"]) -> Array:
   if decoded.shape[1] == x.shape[1]:
     return x
   return jax.vmap(lambda x, index: x[index])(x, decoded)
+
+
+def _motion(patches: UInt8[Array, "b t n p"]) -> Float[Array, "b n"]:
+  """Standard deviation over the clip of the pixels of each patch, relative to the mean over the patches."""
+  change = jnp.std(patches.astype(jnp.float32), axis=1).mean(axis=-1)
+  return change / (change.mean(axis=-1, keepdims=True) + 1e-6)
 
 
 def _scatter(pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"], patches: int) -> Float[Array, "b f n p"]:

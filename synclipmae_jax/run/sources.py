@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from synclipmae_jax.data import pipeline
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.records import open_records
+from synclipmae_jax.data.samplers import WindowPair
 from synclipmae_jax.data.synthtalk.corpus import write_corpus
 from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.types import Batch, EvalClip, HeldOut, InputError
@@ -42,7 +43,7 @@ class Clips:
       self.sources,
       seed=config.seed,
       batch_size=config.train.batch_clips // host_count,
-      clip_frames=config.data.clip_frames,
+      sampler=WindowPair(config.data.clip_frames, across=config.data.pairs == "subject"),
       audio_context_frames=config.data.audio_frames,
       image_size=config.data.image_size,
       start_step=step,

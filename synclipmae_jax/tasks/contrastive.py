@@ -67,6 +67,7 @@ class ContrastiveTask(Task):
       "waveform": ((audio_context_samples(self.audio_frames),), jnp.float32),
       "face_box": ((self.clip_frames, 4), jnp.float32),
       "mouth_box": ((self.clip_frames, 4), jnp.float32),
+      "subject": ((), jnp.uint32),
       "index": ((), jnp.uint32),
     }
     return [{name: jax.ShapeDtypeStruct((batch_size, *dims), dtype) for name, (dims, dtype) in shape.items()}]

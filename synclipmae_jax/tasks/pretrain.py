@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from synclipmae_jax import losses
 from synclipmae_jax.models import flops
@@ -19,7 +19,7 @@ from synclipmae_jax.types import Batch, InputError, Params
 class Pretrain(ContrastiveTask):
   """The pretraining task (`types.Task`).
 
-  `weights` are the weights of the terms `reconstruction`, `contrast` and `covariance`. The other keyword arguments are
+  `weights` are the weights of the terms `reconstruction`, `contrast`, `covariance` and `subject`. The other keyword arguments are
   those of `losses` and `ContrastiveTask`. Raises InputError for an unknown value.
   """
 
@@ -36,6 +36,10 @@ class Pretrain(ContrastiveTask):
     contrast_form: str,
     positive_window: int,
     positive_similarity: float | None,
+    motion_weight: float,
+    structure_weight: float,
+    normalised_covariance: bool,
+    subject_temperature: float,
     temperature_init: float,
     temperature_range: tuple[float, float],
   ):
@@ -58,6 +62,8 @@ class Pretrain(ContrastiveTask):
     self.contrast_form = contrast_form
     self.positive_window = positive_window
     self.positive_similarity = positive_similarity
+    self.motion_weight, self.structure_weight = motion_weight, structure_weight
+    self.normalised_covariance, self.subject_temperature = normalised_covariance, subject_temperature
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
     trainable, frozen = self.model.init(key)
@@ -67,16 +73,24 @@ class Pretrain(ContrastiveTask):
     self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
   ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
     """Weighted sum of the terms, and each term."""
-    return self.objective(trainable, self.model.apply(trainable, frozen, batch, key))
+    return self.objective(trainable, self.model.apply(trainable, frozen, batch, key), batch["subject"])
 
-  def objective(self, trainable: Params, outputs: Outputs) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  def objective(
+    self, trainable: Params, outputs: Outputs, subject: UInt32[Array, " b"]
+  ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The losses of one forward pass.
 
     The covariance uses the identity tokens before the shuffle. Its two pairs with identity use the decoded frames only
     (in the paper, all frames are decoded).
     """
     video, audio = losses.reconstruction(
-      outputs.predicted, outputs.target, outputs.masked, patches=self.reconstruct_patches
+      outputs.predicted,
+      outputs.target,
+      outputs.masked,
+      patches=self.reconstruct_patches,
+      motion=outputs.motion,
+      motion_weight=self.motion_weight,
+      structure_weight=self.structure_weight,
     )
     temperature = self.temperature(trainable)
     contrast = losses.contrast(
@@ -92,15 +106,16 @@ class Pretrain(ContrastiveTask):
     vocal, ambient = (
       jnp.take_along_axis(x, outputs.decoded[..., None], axis=1) for x in (outputs.vocal, outputs.ambient)
     )
-    covariance = (
-      losses.cross_covariance(outputs.identity, vocal)
-      + losses.cross_covariance(outputs.identity, ambient)
-      + losses.cross_covariance(outputs.vocal, outputs.ambient)
+    pairs = ((outputs.identity, vocal), (outputs.identity, ambient), (outputs.vocal, outputs.ambient))
+    covariance = sum(losses.cross_covariance(x, y, normalised=self.normalised_covariance) for x, y in pairs)
+    person, person_accuracy = losses.subject_contrast(
+      outputs.identity, subject, temperature=self.subject_temperature, group=self.group
     )
     total = (
       self.weights["reconstruction"] * (video + audio)
       + self.weights["contrast"] * contrast.loss
       + self.weights["covariance"] * covariance
+      + self.weights["subject"] * person
     )
     return total, {
       "loss": total,
@@ -108,6 +123,8 @@ class Pretrain(ContrastiveTask):
       "reconstruction_audio": audio,
       "contrast": contrast.loss,
       "covariance": covariance,
+      "subject": person,
+      "subject_accuracy": person_accuracy,
       "contrast_accuracy": contrast.accuracy,
       "positives": contrast.positives,
       "temperature": temperature,
