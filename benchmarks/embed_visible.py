@@ -2,7 +2,7 @@
 
     python benchmarks/embed_visible.py runs/demo
 
-Scores one finished run in each way on its held-out clips and prints accuracy, retrieval and the ratio of the times.
+Scores one finished run in each way on its validation clips and prints accuracy, retrieval and the ratio of the times.
 The result is the default of `model.embed_visible` in configs/pretrain.py.
 """
 
@@ -25,9 +25,8 @@ from synclipmae_jax.run.jobs import training_job_of
 def main(workdir: Path) -> None:
   step = checkpoints.resolve_step(workdir)
   config = ConfigDict(checkpoints.load_meta(step)["config"])
-  clips = list(
-    eval_clips(workdir / "data" / "prepared", split=config.data.eval_split, image_size=config.data.image_size)
-  )
+  split = config.data.get("val_split") or config.data.eval_split  # a choice is made by it
+  clips = list(eval_clips(workdir / "data" / "prepared", split=split, image_size=config.data.image_size))
   trainable = {name: checkpoints.load_item(step, name) for name in ("visual_encoder", "audio_adapter")}
   seconds = {}
   for visible in EMBED_VISIBLE:

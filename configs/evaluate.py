@@ -3,7 +3,7 @@
     python -m synclipmae_jax.main --config=configs/evaluate.py --workdir=DIR                  the embedded checkpoint
     python -m synclipmae_jax.main --config=configs/evaluate.py --workdir=DIR --config.checkpoint=runs/demo
 
-The clips are SynthTalk of a seed that nothing was trained on, or the first of `data.sources`. Presets: `default`,
+The clips are SynthTalk of a seed that nothing was trained on, or those of `data.sources`. Presets: `default`,
 `tiny` (tests, seconds).
 """
 
@@ -19,9 +19,10 @@ def get_config(arg: str = "default") -> ConfigDict:
   config.checkpoint = config_dict.placeholder(str)  # a workdir or a step; without one, the embedded checkpoint
   config.data = ConfigDict(
     dict(
-      sources=config_dict.placeholder(tuple),  # ((directory of records, weight),): the first is measured
-      # Without sources. Of 120 people two clips each to fit the factors on, of 40 others four clips each to judge.
-      synthtalk=dict(train=240, test=160, seconds=4.0, size=112, seed=2),
+      sources=config_dict.placeholder(tuple),  # ((directory of records, weight),): each gives as many clips
+      # With a weight beside `sources`, else only without. Of 120 people two clips each to fit the factors on, of 80
+      # others two clips each to judge. For tuning: val=160 and eval_split="val".
+      synthtalk=dict(train=240, val=0, test=160, seconds=4.0, size=112, seed=2, weight=config_dict.placeholder(float)),
       image_size=0,  # that of the checkpoint
       eval_clips=160,
       eval_split="test",

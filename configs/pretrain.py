@@ -41,14 +41,17 @@ def _paper() -> ConfigDict:
     dict(
       # [(directory of records, weight)]; the paper mixes seven corpora (section 5) and gives no weights.
       sources=config_dict.placeholder(tuple),
-      synthtalk=None,  # SynthTalk instead of `sources`: dict(train=clips, test=clips, seconds, size, seed)
+      # SynthTalk: dict(train=, val=, test= clips, seconds=, size=, seed=, weight=). With a weight it is mixed with
+      # `sources`; without one (None) it is used where there are no sources.
+      synthtalk=None,
       image_size=256,  # inferred: reviewers call the inputs low-resolution; LatentSync's faces are 256
       pairs="record",  # two windows of one clip; "subject": of two clips of one person, where there are several
       clip_frames=16,  # borrowed from VideoMAE and StableSyncNet: 16 frames
       audio_frames=64,  # ours: the audio context of the 16 frames
       workers=8,
-      eval_clips=100,  # paper: 100 random clips if a corpus has no split
-      eval_split="test",
+      eval_clips=100,  # paper: 100 random clips if a corpus has no split; of all sources together
+      val_split="val",  # of the evaluations during training, by which the best checkpoint is kept
+      eval_split="test",  # measured once, at the end
     )
   )
 
@@ -112,7 +115,10 @@ def _paper() -> ConfigDict:
       negatives_clips=48,  # inferred: the paper's batch per GPU; 0: the whole micro-batch
       contrast_form="log_sum",  # ours: silent frames need not be equally likely
       positive_window=0,  # ours: with 1, a constant error of one frame is hardly penalised
-      positive_similarity=config_dict.placeholder(float),  # the paper's audio self-similarity threshold; off
+      # The paper's "audio self-similarity threshold" (section 3.3), of which it gives no value: frames that sound alike
+      # are positives too. ours: of one clip only; cosine of the last layer's features less their mean over the clip;
+      # so high that only a held sound or silence repeats itself. Not measured with wav2vec 2.0.
+      positive_similarity=0.95,
       temperature_init=0.07,  # borrowed from CLIP
       temperature_range=(0.01, 0.5),  # ours
     )
@@ -128,6 +134,8 @@ def _paper() -> ConfigDict:
       b2=0.95,
       weight_decay=0.05,
       clip_norm=1.0,
+      # borrowed from MAE and BEiT fine-tuning: early layers move less. Used if `init.visual_encoder` is given.
+      layer_decay=0.8,
     )
   )
 
@@ -170,7 +178,7 @@ def _demo() -> ConfigDict:
   config = _paper()
   config.data.update(
     dict(
-      synthtalk=dict(train=240, test=64, seconds=6.0, size=112, seed=0),
+      synthtalk=dict(train=240, val=48, test=64, seconds=6.0, size=112, seed=0, weight=config_dict.placeholder(float)),
       image_size=64,
       workers=0,
       eval_clips=64,
@@ -197,7 +205,9 @@ def _demo() -> ConfigDict:
   config.loss.negatives_clips = 16
   config.loss.weights.contrast = 1.0
   config.loss.reconstruct_patches = "all"  # so that pictures are complete
-  config.optimizer.update(dict(name="muon", peak_lr=8e-3, warmup_steps=50))  # AdamW learns more slowly, best at 1e-3
+  config.loss.positive_similarity = None  # off: the recipe was tuned without
+  # AdamW learns more slowly, best at 1e-3.
+  config.optimizer.update(dict(name="muon", peak_lr=8e-3, warmup_steps=50, layer_decay=None))
   config.train.update(
     dict(
       steps=900,
@@ -220,7 +230,7 @@ def _embedded() -> ConfigDict:
   The real faces come as --config.data.sources="(('RECORDS', 1.0),)", records of 96 pixels (README, GRID).
   """
   config = _demo()
-  config.data.synthtalk.update(dict(train=1_600, test=160, seconds=5.0, size=160))
+  config.data.synthtalk.update(dict(train=1_600, val=64, test=160, seconds=5.0, size=160, weight=1.0))
   config.data.update(dict(image_size=96, eval_clips=160, pairs="subject"))
   config.model.visual_encoder.patch = 8
   config.model.decoder.update(dict(width=128, depth=2, heads=4, mlp_width=512))
@@ -247,7 +257,7 @@ def _tiny() -> ConfigDict:
   """Runs every part in seconds, for tests; the model learns almost nothing."""
   config = _demo()
   config.data.update(dict(image_size=32, clip_frames=8, audio_frames=24, eval_clips=6))
-  config.data.synthtalk.update(dict(train=6, test=6, seconds=3.0, size=64))
+  config.data.synthtalk.update(dict(train=6, val=6, test=6, seconds=3.0, size=64))
   config.model.visual_encoder.update(dict(patch=8, width=32, depth=2, heads=2, mlp_width=64))
   config.model.mask_ratio = 0.75  # of 16 patches
   config.model.decoder.update(dict(width=16, depth=2, heads=2, mlp_width=32))
@@ -272,7 +282,7 @@ def _ablate(config: ConfigDict, name: str) -> None:
       config.model.views, config.model.jitter = "face", None
     case "A3":
       config.model.jitter = None
-    case "B1":
+    case "B1":  # says something with wav2vec 2.0 only: the last layer of the log-mel front end is its smoothest
       config.model.audio_adapter.layers = "last"
     case "C1":
       config.model.decoder.conditioning = "concatenate"

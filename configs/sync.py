@@ -20,13 +20,14 @@ def get_config(arg: str = "default") -> ConfigDict:
   config.seed = 0  # for the injected lags
   # (kind, checkpoint directory): synclipmae (None: the embedded checkpoint), synclipmae-5 (the same with tokens of five
   # frames, the context of SyncNet), syncnet, stable_syncnet, vocalist; linear (None): the linear baseline, and the
-  # ceiling if the true mouth parameters are known.
+  # linear map of the true mouth if it is known.
   config.models = (("linear", None), ("synclipmae", None))
   config.inject_lags = True  # into clips of unknown lag; the lags of SynthTalk's test clips are known
   config.data = ConfigDict(
     dict(
-      sources=config_dict.placeholder(tuple),  # ((directory of records, weight),); the first is measured
-      synthtalk=dict(train=240, test=128, seconds=6.0, size=112, seed=0),  # used without sources
+      sources=config_dict.placeholder(tuple),  # ((directory of records, weight),): each gives as many clips
+      # With a weight beside `sources`, else only without. For tuning: val=128 and eval_split="val".
+      synthtalk=dict(train=240, val=0, test=128, seconds=6.0, size=112, seed=0, weight=config_dict.placeholder(float)),
       image_size=64,  # for the linear baseline and the other baselines; SyncLipMAE has its own size
       eval_clips=128,
       eval_split="test",

@@ -28,13 +28,16 @@ def _demo() -> ConfigDict:
     dict(
       # [(directory of records, weight)]; by default the corpus of `pretrain.py:demo` is generated.
       sources=config_dict.placeholder(tuple),
-      synthtalk=dict(train=240, test=64, seconds=6.0, size=112, seed=0),
+      synthtalk=dict(  # with a weight beside `sources`, else only without
+        train=240, val=48, test=64, seconds=6.0, size=112, seed=0, weight=config_dict.placeholder(float)
+      ),
       image_size=64,  # of the records
       clip_frames=16,  # 12 windows of 5 frames
       audio_frames=64,  # as in pretraining, so that both runs draw the same clips
       workers=0,
       eval_clips=64,
-      eval_split="test",
+      val_split="val",  # of the evaluations during training, by which the best checkpoint is kept
+      eval_split="test",  # measured once, at the end
     )
   )
   config.model = ConfigDict(
@@ -73,7 +76,7 @@ def _demo() -> ConfigDict:
 def _tiny() -> ConfigDict:
   """Runs every part in seconds, for tests; the model learns almost nothing."""
   config = _demo()
-  config.data.synthtalk.update(dict(train=6, test=6, seconds=3.0, size=64))
+  config.data.synthtalk.update(dict(train=6, val=6, test=6, seconds=3.0, size=64))
   config.data.update(dict(image_size=32, clip_frames=8, audio_frames=24, eval_clips=6))
   config.model.update(dict(scale=0.05, width=16))
   config.loss.negatives_clips = 4

@@ -97,6 +97,9 @@ class Tokens:
 class Evaluator(Protocol):
   """Scores the current parameters on held-out data; returns flat, JSON-ready metrics.
 
+  Everything that is chosen during a run (the checkpoints kept, above all) is chosen by the evaluations with `final`
+  false, on validation data. After the last of these one with `final` true measures the test data, once.
+
   An evaluator writes only its own files and its own keys of WORKDIR/eval.json (`evaluation.report.write_entries`).
   """
 
@@ -163,12 +166,21 @@ class TrainingData(Protocol):
     ...
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOut:
+  """Clips to measure on."""
+
+  split: str  # of the records: "val", "test"; "train" where they have neither; several with commas between them
+  clips: Sequence[EvalClip]  # this process's share
+  remark: str = ""  # a caveat about the scores
+
+
 class ClipData(TrainingData, Protocol):
   """Talking-face clips to train and to evaluate on."""
 
-  eval_clips: Sequence[EvalClip]  # this process's share
-  shown: Sequence[EvalClip]  # a few for pictures, the same on every process
-  remark: str  # a caveat about the scores, or ''
+  val: HeldOut  # for the evaluations during training
+  test: HeldOut  # for the one at the end
+  shown: Sequence[EvalClip]  # a few of `val` for pictures, the same on every process
 
   def train_clips(self) -> Iterator[EvalClip]:
     """Whole training clips for fitting references, the same on every process."""

@@ -139,13 +139,37 @@ def eval_clips(
   A host reads its own share only. Shares differ by at most one clip, and in order of the hosts they are the clips of a
   single host.
   """
-  source = records.open_records(directory, split=split)
-  check_size(source, image_size)
-  chosen = np.arange(len(source))
-  if max_clips is not None and max_clips < len(source):
-    chosen = np.linspace(0, len(source) - 1, max_clips).round().astype(int)
-  share = np.array_split(chosen, host_count)[host_index]
-  return (eval_clip(source[index], image_size) for index in share)
+  return eval_clips_of(
+    [(directory, split)], image_size=image_size, max_clips=max_clips, host_index=host_index, host_count=host_count
+  )
+
+
+def eval_clips_of(
+  places: Sequence[tuple[str | os.PathLike, str]],
+  *,
+  image_size: int,
+  max_clips: int | None = None,
+  host_index: int = 0,
+  host_count: int = 1,
+) -> Iterator[EvalClip]:
+  """`eval_clips` of several places (directory, split), of which each gives an equal part of `max_clips`.
+
+  A place with fewer clips gives what it has. With several places the keys of the clips start with the number of theirs.
+  """
+  opened = [records.open_records(directory, split=split) for directory, split in places]
+  chosen = []
+  for number, source in enumerate(opened):
+    check_size(source, image_size)
+    wanted = len(source) if max_clips is None else max_clips // len(opened) + (number < max_clips % len(opened))
+    rows = np.linspace(0, len(source) - 1, wanted).round().astype(int) if wanted < len(source) else range(len(source))
+    chosen += [(number, int(row)) for row in rows]
+
+  def read(number: int, row: int) -> EvalClip:
+    clip = eval_clip(opened[number][row], image_size)
+    return clip if len(opened) == 1 else dataclasses.replace(clip, key=f"{number}/{clip.key}")
+
+  share = np.array_split(np.arange(len(chosen)), host_count)[host_index]
+  return (read(*chosen[place]) for place in share)
 
 
 def check_size(source: records.Records, image_size: int) -> None:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from synclipmae_jax import sharding
-from synclipmae_jax.baselines.bare_picture import fit_components
+from synclipmae_jax.baselines.bare_picture import Components, fit_components
 from synclipmae_jax.baselines.factor_network import fit_factor_network
 from synclipmae_jax.evaluation import pictures
 from synclipmae_jax.evaluation.report import write_entries
@@ -28,7 +28,7 @@ from synclipmae_jax.metrics import factors
 from synclipmae_jax.metrics.bootstrap import Estimate
 from synclipmae_jax.metrics.factors import ClipFactors, FactorState
 from synclipmae_jax.metrics.sync import MIN_FRAMES
-from synclipmae_jax.types import ClipData, EvalClip, Params
+from synclipmae_jax.types import ClipData, EvalClip, HeldOut, Params
 
 TOKENS = {"vocal": "mouth", "ambient": "ambient", "identity": "identity"}  # token -> the factor it claims
 CLIPS_A_BLOCK = 8  # training clips that a device embeds at once
@@ -68,6 +68,7 @@ class FactorReport:
   fitted: tuple[int, int]  # people, clips
   judged: tuple[int, int]
   notes: Sequence[str]
+  split: str = ""  # of the judged clips, see `types.HeldOut`
 
   @property
   def leak(self) -> float:
@@ -85,6 +86,7 @@ class FactorReport:
     """R² and shares in 0..1, null where a number is not defined; the note says why."""
     numbers = lambda counts: dict(zip(("people", "clips"), counts, strict=True))
     return {
+      "split": self.split,
       "tokens": {name: row.to_json() for name, row in self.tokens.items()},
       "leak_max": number_or_null(self.leak),
       "floor": {"components": self.components, **self.floor.to_json()},
@@ -138,20 +140,23 @@ class LabelledClip:
 class FactorEvaluator:
   """The factor matrix of a model in training on held-out clips (`types.Evaluator`).
 
-  `tokens` embeds this process's share of the clips; of these, and of `train_clips`, the same on every process, those
-  count whose truth has the parameters of the first training clip that has any. Writes the entry `factors` of
-  DIR/eval.json at every evaluation (null where fewer than two people can be fitted on or no clip judged), and at the
-  last one DIR/factors.png. The floor is fitted once; the ceiling at the last evaluation, in `ceiling_steps` steps.
+  `tokens` embeds this process's share of `data.val`, at the end of the run of `data.test`; of these clips, and of
+  `data.train_clips`, the same on every process, those count whose truth has the parameters of the first training clip
+  that has any. Writes the entry `factors` of DIR/eval.json at every evaluation (null where fewer than two people can be
+  fitted on or no clip judged), and at the final one DIR/factors.png. The floor is fitted once; the ceiling at the final
+  evaluation, in `ceiling_steps` steps.
   """
 
   name = "factors"
 
   def __init__(self, tokens: HeldOutTokens, data: ClipData, *, workdir: pathlib.Path, ceiling_steps: int = 0):
-    self.workdir, self.remark, self.ceiling_steps = workdir, data.remark, ceiling_steps
+    self.data, self.workdir, self.ceiling_steps = data, workdir, ceiling_steps
     self.report: FactorReport | None = None
-    self._tokens, self._train_clips = tokens, data.train_clips
+    self._tokens = tokens
     self._synthetic = False
-    self._components: tuple[Row, int] | None = None
+    self._components: Components | None = None
+    self._floors: dict[HeldOut, Row] = {}
+    self._fitted: tuple[Params, FactorState] | None = None  # of the last parameters
     self._embed = on_all_devices(tokens.model.embed_visual, tokens.mesh)
 
   @functools.cached_property
@@ -159,43 +164,46 @@ class FactorEvaluator:
     """The training clips of known truth, and the names of their parameters."""
     clips: list[LabelledClip] = []
     names: tuple[str, ...] = ()
-    for clip in self._train_clips():
+    for clip in self.data.train_clips():
       names = names or _truth_names(clip)
       if names and _truth_names(clip) == names:
         clips.append(LabelledClip.of(clip))
         self._synthetic |= clip.corpus.startswith(SYNTHETIC_CORPUS)
     return clips, names
 
-  @functools.cached_property
-  def _held_out(self) -> list[LabelledClip]:
+  def _labelled(self, held_out: HeldOut) -> list[LabelledClip]:
     """This process's clips of known truth, of those that are embedded."""
     names = self._training[1]
     return [
       LabelledClip.of(clip)
-      for clip in self._tokens.clips
+      for clip in held_out.clips
       if names and _truth_names(clip) == names and len(clip.frames) >= MIN_FRAMES
     ]
 
   def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:
-    tokens = self._tokens(trainable, frozen)
+    held_out = self.data.test if final else self.data.val
+    tokens = self._tokens(trainable, frozen, held_out.clips)
     training, names = self._training
     judged = _everyones(
-      clip.with_features({name: spread(getattr(tokens[clip.key], name)) for name in TOKENS}) for clip in self._held_out
+      clip.with_features({name: spread(getattr(tokens[clip.key], name)) for name in TOKENS})
+      for clip in self._labelled(held_out)
     )
     if len({clip.identity for clip in training}) < 2 or not judged.clips:
       self._write(None)
       return {}
-    fitted = _everyones(self._embed_training(trainable))
-    width = judged.clips[0].features["vocal"].shape[1]
-    floor, components = self._floor(width)
+    if self._fitted is None or self._fitted[0] is not trainable:
+      self._fitted = trainable, _everyones(self._embed_training(trainable))
+    fitted = self._fitted[1]
+    floor = self._floor(held_out, judged.clips[0].features["vocal"].shape[1])
     self.report = FactorReport(
       tokens={name: _row(name, fitted, judged, names) for name in TOKENS},
       floor=floor,
-      ceiling=self._ceiling() if final and self.ceiling_steps else None,
-      components=components,
+      ceiling=self._ceiling(held_out) if final and self.ceiling_steps else None,
+      components=self._components.directions.shape[1],
       fitted=(len(fitted.people), len(fitted.clips)),
       judged=(len(judged.people), len(judged.clips)),
-      notes=self._notes(fitted, judged),
+      notes=self._notes(fitted, judged, held_out.remark),
+      split=held_out.split,
     )
     self._write(self.report.to_json())
     if final and jax.process_index() == 0:
@@ -211,9 +219,9 @@ class FactorEvaluator:
     if jax.process_index() == 0:
       write_entries(self.workdir, {"factors": entry})
 
-  def _notes(self, fitted: FactorState, judged: FactorState) -> list[str]:
+  def _notes(self, fitted: FactorState, judged: FactorState, remark: str) -> list[str]:
     notes = [SYNTHETIC_NOTE] if self._synthetic else []
-    notes += [self.remark] if self.remark else []
+    notes += [remark] if remark else []
     if shared := len(fitted.people & judged.people):
       notes.append(f"{shared} of the {len(judged.people)} people were fitted on too")
     if len(judged.people) == len(judged.clips):
@@ -241,17 +249,19 @@ class FactorEvaluator:
           yield clip.with_features({name: found[name][row, rows] for name in TOKENS})
           start = rows.stop
 
-  def _floor(self, width: int) -> tuple[Row, int]:
-    """The row of `width` components of the bare picture, and how many there are; fitted at the first call."""
+  def _floor(self, held_out: HeldOut, width: int) -> Row:
+    """The row of `width` components of the bare picture, fitted once and measured once on either set of clips."""
+    training, names = self._training
     if self._components is None:
-      training, names = self._training
-      components = fit_components(np.concatenate([clip.frames for clip in training]), width)
+      self._components = fit_components(np.concatenate([clip.frames for clip in training]), width)
+    components = self._components
+    if held_out not in self._floors:
       project = lambda clips: [clip.with_features({"picture": components(clip.frames)}) for clip in clips]
-      fitted, judged = FactorState.of(project(training)), _everyones(project(self._held_out))
-      self._components = _row("picture", fitted, judged, names), components.directions.shape[1]
-    return self._components
+      fitted, judged = FactorState.of(project(training)), _everyones(project(self._labelled(held_out)))
+      self._floors[held_out] = _row("picture", fitted, judged, names)
+    return self._floors[held_out]
 
-  def _ceiling(self) -> Row:
+  def _ceiling(self, held_out: HeldOut) -> Row:
     training, names = self._training
     predict = fit_factor_network(
       np.concatenate([clip.frames for clip in training]),
@@ -259,7 +269,7 @@ class FactorEvaluator:
       names,
       steps=self.ceiling_steps,
     )
-    judged = _everyones(clip.with_features({"network": predict(clip.frames)}) for clip in self._held_out)
+    judged = _everyones(clip.with_features({"network": predict(clip.frames)}) for clip in self._labelled(held_out))
     return Row(r2=factors.parameter_r2("network", None, judged, names))
 
 

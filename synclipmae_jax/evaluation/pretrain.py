@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from synclipmae_jax.types import (
   ClipData,
   EvalClip,
   Evaluation,
+  HeldOut,
   Params,
   RunContext,
   audio_context_samples,
@@ -35,7 +37,7 @@ from synclipmae_jax.types import (
 
 COLUMNS = 8  # frames in a picture
 FACTOR_PANEL = pictures.Panel(
-  title="held out: factors",
+  title="validation: factors",
   series={
     "vocal: mouth, R²": "factors/vocal_mouth",
     "ambient: ambient, R²": "factors/ambient_ambient",
@@ -65,9 +67,9 @@ def evaluators_of(
   model: SyncLipMAEModel, data: ClipData, *, mesh: Mesh, workdir: Path, factor_ceiling_steps: int = 0
 ) -> tuple[SyncEvaluator, *tuple[FactorEvaluator, ...]]:
   """The evaluator of synchronisation and, for clips of known truth, that of the factors, on the same tokens."""
-  tokens = HeldOutTokens(model, mesh=mesh, clips=data.eval_clips)
+  tokens = HeldOutTokens(model, mesh=mesh)
   sync = SyncEvaluator(tokens, data, workdir=workdir)
-  if data.shown[0].truth is None:
+  if all(clip.truth is None for clip in data.shown):  # of every source
     return (sync,)
   return sync, FactorEvaluator(tokens, data, workdir=workdir, ceiling_steps=factor_ceiling_steps)
 
@@ -84,19 +86,27 @@ class SyncEvaluator(TokenEvaluator):
     super().__init__(data, workdir=workdir)
     self._tokens = tokens
 
-  def measure(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> SyncReport:
-    tokens = self._tokens(trainable, frozen)
+  def measure(self, trainable: Params, frozen: Params, held_out: HeldOut, *, step: int, final: bool) -> SyncReport:
+    tokens = self._tokens(trainable, frozen, held_out.clips)
     tokens_of = lambda clip: (tokens[clip.key].audio, tokens[clip.key].vocal)
-    return evaluate_sync(tokens_of, self.clips, references=self.references, remark=self.remark)
+    return evaluate_sync(
+      tokens_of,
+      held_out.clips,
+      references=self.references(held_out),
+      split=held_out.split,
+      remark=held_out.remark,
+    )
 
   def draw_curves(self) -> None:
-    """Draws WORKDIR/curves.png from WORKDIR/metrics.jsonl, with the references of the last evaluation as levels."""
+    """Draws WORKDIR/curves.png from WORKDIR/metrics.jsonl, with the references on the same clips as levels."""
     lines = [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
-    report = self.report.to_json()
+    references = self.references(self.data.val)
 
-    def levels(group: str, name: str) -> dict[str, float]:
-      rows = {"chance": report["chance"], "linear": report["linear_baseline"], "ceiling": report["ceiling"]}
-      return {label: row[group][name] for label, row in rows.items() if row and row[group][name] is not None}
+    def levels(name: str) -> dict[str, float]:
+      found = {"chance": self.report.model.chance[name]}
+      for label, scores in (("linear", references.linear), ("ceiling", references.ceiling)):
+        found |= {label: scores.estimates[name].value} if scores else {}
+      return {label: value for label, value in found.items() if not math.isnan(value)}
 
     panel = pictures.Panel
     pictures.curves(
@@ -110,11 +120,11 @@ class SyncEvaluator(TokenEvaluator):
         ),
         panel(title="contrast", series={"InfoNCE": "contrast"}),
         panel(title="cross-covariance", series={"sum of the pairs": "covariance"}, log=True),
-        panel(title="held out: Acc, K = 5", series={"SyncLipMAE": "sync/acc/k5"}, references=levels("acc", "k5")),
+        panel(title="validation: Acc, K = 5", series={"SyncLipMAE": "sync/acc/k5"}, references=levels("acc/k5")),
         panel(
-          title="held out: R@1 of 32",
+          title="validation: R@1 of 32",
           series={"SyncLipMAE": "sync/r_precision/top1"},
-          references=levels("r_precision", "top1"),
+          references=levels("r_precision/top1"),
         ),
         panel(title="temperature", series={"temperature": "temperature"}),
         *([FACTOR_PANEL] if any("factors/vocal_mouth" in line for line in lines) else []),

@@ -96,6 +96,10 @@ class Row:
       "frames": self.frames,
       **nest(self.scores.estimates, value_or_null),
       "ci95": nest(self.scores.estimates, interval_or_null),
+      "by_corpus": {
+        corpus: {"clips": len(scores.lags.clips), **nest(scores.estimates, value_or_null)}
+        for corpus, scores in self.scores.by_corpus.items()
+      },
       "lse": {name: {"value": value_or_null(e), "ci95": interval_or_null(e)} for name, e in self.lse.items()} or None,
     }
 
@@ -142,8 +146,11 @@ def stable_syncnet_lse(key: str, audio: Any, video: Any) -> LseState:
 
 
 def reference_rows(references: References) -> list[Row]:
-  """The linear baseline and, if known, the ceiling."""
-  named = {"linear": ("linear baseline", references.linear), "ceiling": ("linear ceiling", references.ceiling)}
+  """The linear baseline and, if the true mouth is known, the linear map of it."""
+  named = {
+    "linear": ("linear baseline", references.linear),
+    "ceiling": ("linear map of the true mouth", references.ceiling),
+  }
   return [
     Row(kind=kind, name=name, scores=scores, context_frames=1, similarity="cosine")
     for kind, (name, scores) in named.items()
@@ -156,6 +163,7 @@ class Benchmark:
   """All rows, measured on the same clips; `to_json` is sync.json, `markdown` is sync.md."""
 
   rows: Sequence[Row]
+  split: str = ""  # of the clips, see `types.HeldOut`
   remarks: Sequence[str] = ()  # the caller's remarks about these clips
 
   @property
@@ -175,6 +183,7 @@ class Benchmark:
     """Fractions in 0..1, offsets in frames; null for undefined numbers, explained in the notes."""
     scores = self.rows[0].scores
     return {
+      "split": self.split,
       "chance": nest(scores.chance, number_or_null),
       "lags": self.lags,
       "rows": [row.to_json() for row in self.rows],
@@ -192,11 +201,12 @@ class Benchmark:
     """The paper's table, the table of the other pools, LSE if defined, and the notes; +- is half a 95 % interval."""
     lags = self.lags
     span = f"lags {lags[0]}..{lags[-1]}, {lags.count(0)} of them 0" if lags else "lags unknown"
+    of_split = f" of the split {self.split}" if self.split else ""
     lse = [row for row in self.rows if row.lse]
     return "\n".join([
       *self._table(PAPER),
       "",
-      f"{len(lags)} clips, true {span}. Acc (%): within {sync.TOLERANCE} frame of the true lag; Off: error in"
+      f"{len(lags)} clips{of_split}, true {span}. Acc (%): within {sync.TOLERANCE} frame of the true lag; Off: error in"
       f" frames; search +-{sync.MAX_LAG} frames, smoothing window K, utt: one lag per clip. R@k (%): {retrieval.POOL}"
       " candidates, 1 right, the others from other clips. Chance is computed for these lags.",
       "",

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from synclipmae_jax import sharding
-from synclipmae_jax.baselines.linear import fit_linear
+from synclipmae_jax.baselines.linear import LinearFits, fit_linear
 from synclipmae_jax.evaluation import pictures
 from synclipmae_jax.evaluation.report import write_entries
 from synclipmae_jax.evaluation.table import (
@@ -34,7 +34,7 @@ from synclipmae_jax.metrics import retrieval, sync
 from synclipmae_jax.metrics.bootstrap import Estimate
 from synclipmae_jax.metrics.retrieval import RetrievalState
 from synclipmae_jax.metrics.sync import ClipTokens, LagState, PairScores
-from synclipmae_jax.types import ClipData, EvalClip, Params
+from synclipmae_jax.types import ClipData, EvalClip, HeldOut, Params
 
 TokensOf = Callable[[EvalClip], tuple[Any, Any]]  # -> (audio [T, D], vocal [T, D])
 
@@ -58,6 +58,7 @@ class SyncScores:
   synthetic: bool
   pool_note: str | None
   examples: tuple[ClipTokens, ...]  # the first few clips, for the pictures
+  by_corpus: Mapping[str, SyncScores] = dataclasses.field(default_factory=dict)  # of each; empty where there is one
 
   def notes(self, remark: str = "") -> list[str]:
     """Caveats about the numbers; `remark` comes from the caller."""
@@ -116,8 +117,21 @@ def score_tokens(
   Each process passes its own share of the clips; every process gets the scores of all clips, identical to those of a
   single process. Raises ValueError if the tokens are not [T, D], one for each frame of the clip, or are not finite.
   """
+  own: dict[str, SyncState] = {}
+  for clip in clips:
+    own[clip.corpus] = own.get(clip.corpus, SyncState()).merge(SyncState.from_clip(clip, tokens_of, similarity))
+  everyones = sharding.gather(own)
   merged = lambda states: functools.reduce(SyncState.merge, states, SyncState())
-  state = merged(sharding.gather(merged(SyncState.from_clip(clip, tokens_of, similarity) for clip in clips)))
+  states = {
+    corpus: merged(share[corpus] for share in everyones if corpus in share)
+    for corpus in sorted(set().union(*everyones))
+  }
+  scores = lambda state: _compute(state, similarity, examples)
+  by_corpus = {corpus: scores(state) for corpus, state in states.items()} if len(states) > 1 else {}
+  return dataclasses.replace(scores(merged(states.values())), by_corpus=by_corpus)
+
+
+def _compute(state: SyncState, similarity: str | PairScores, examples: int) -> SyncScores:
   return SyncScores(
     estimates=state.lags.compute() | state.pairs.compute(None if isinstance(similarity, str) else similarity),
     chance=state.lags.chance() | retrieval.CHANCE,
@@ -138,12 +152,11 @@ class References:
   ceiling: SyncScores | None = None  # None also if the true mouth parameters are unknown
 
 
-def measure_references(clips: Iterable[EvalClip], train_clips: Iterable[EvalClip]) -> References:
+def measure_references(clips: Iterable[EvalClip], fits: LinearFits | None) -> References:
   """Linear baseline and ceiling on `clips`. They do not depend on the model, so one measurement per run is enough.
 
-  Each process passes its own share of `clips` and the same `train_clips`.
+  Each process passes its own share of `clips` and the same `fits`, which are `fit_linear` of the training clips.
   """
-  fits = fit_linear(train_clips)
   if fits is None:
     return References()
   known = fits.parameters is not None and all(sharding.gather(all(clip.truth is not None for clip in clips)))
@@ -160,6 +173,7 @@ class SyncReport:
   model: SyncScores
   references: References
   name: str = "SyncLipMAE"
+  split: str = ""  # of the clips, see `types.HeldOut`
   remark: str = ""  # the caller's remark about these clips
 
   @property
@@ -178,6 +192,7 @@ class SyncReport:
     linear, ceiling = self.references.linear, self.references.ceiling
     clips = self.model.lags.clips
     return {
+      "split": self.split,
       **nest(protocol, value_or_null),
       "chance": nest({name: self.model.chance[name] for name in PROTOCOL}, number_or_null),
       "linear_baseline": _protocol(linear, value_or_null),
@@ -192,7 +207,18 @@ class SyncReport:
       "skipped": list(self.model.skipped),
       "lag_assumed_zero": list(self.model.lag_assumed),
       "pool_note": self.model.pool_note,
+      "by_corpus": {corpus: self._corpus_json(corpus) for corpus in self.model.by_corpus},
       "note": "; ".join(self.notes),
+    }
+
+  def _corpus_json(self, corpus: str) -> dict[str, Any]:
+    scores, linear = self.model.by_corpus[corpus], self.references.linear
+    return {
+      "clips": len(scores.lags.clips),
+      **(_protocol(scores, value_or_null) or {}),
+      "chance": nest({name: scores.chance[name] for name in PROTOCOL}, number_or_null),
+      "linear_baseline": _protocol(linear.by_corpus.get(corpus) if linear else None, value_or_null),
+      "ci95": _protocol(scores, interval_or_null),
     }
 
   def table(self) -> str:
@@ -208,12 +234,20 @@ class SyncReport:
       rows["  times linear"] = [_ratio(model[name].value, linear.estimates[name].value) for name in PROTOCOL]
     if ceiling:
       rows["linear map of the true mouth"] = [cell(name, ceiling.estimates[name].value) for name in PROTOCOL]
+    for corpus, scores in self.model.by_corpus.items():
+      rows[f"of {corpus}, {len(scores.lags.clips)} clips"] = [
+        cell(name, scores.estimates[name].value) for name in PROTOCOL
+      ]
+      if linear and corpus in linear.by_corpus:
+        own = linear.by_corpus[corpus].estimates
+        rows[f"  linear, {corpus}"] = [cell(name, own[name].value) for name in PROTOCOL]
     lines = markdown(["", *rows.pop("")], [[label, *cells] for label, cells in rows.items()])
     clips = self.model.lags.clips
     frames = sum(clip.frames for clip in clips)
+    of_split = f" of the split {self.split}" if self.split else ""
     lines += [
-      f"{len(clips)} clips, {frames} scored frames. Acc (%): within {sync.TOLERANCE} frame of the true lag; Off: error "
-      "in frames;",
+      f"{len(clips)} clips{of_split}, {frames} scored frames. Acc (%): within {sync.TOLERANCE} frame of the true lag;"
+      " Off: error in frames;",
       f"search +-{sync.MAX_LAG} frames, smoothing window K. R@k (%): {retrieval.POOL} candidates, 1 right, the others "
       "from other clips.",
     ]
@@ -227,6 +261,7 @@ def evaluate_sync(
   references: References | None = None,
   similarity: str | PairScores = "cosine",
   name: str = "SyncLipMAE",
+  split: str = "",
   remark: str = "",
 ) -> SyncReport:
   """Measures `tokens_of` on `clips`; `references` come from `measure_references` on the same clips."""
@@ -234,6 +269,7 @@ def evaluate_sync(
     model=score_tokens(tokens_of, clips, similarity=similarity),
     references=references or References(),
     name=name,
+    split=split,
     remark=remark,
   )
 
@@ -241,29 +277,36 @@ def evaluate_sync(
 class TokenEvaluator(abc.ABC):
   """Acc, Offset and R-precision of a model in training on held-out clips (`types.Evaluator`).
 
-  `data.eval_clips` are this process's share, which may be empty; every process gets the scores of all clips. Every
-  evaluation writes WORKDIR/eval.json, and the last one also WORKDIR/lag.png. The linear baseline and the ceiling are
-  fitted once, at the first evaluation, on `data.train_clips`, which are the same on every process.
+  The clips are `data.val`, at the end of the run `data.test`, of each this process's share, which may be empty; every
+  process gets the scores of all clips. Every evaluation writes WORKDIR/eval.json, the final one also WORKDIR/lag.png.
+  The linear baseline and the ceiling are fitted once, at the first evaluation, on `data.train_clips`, which are the
+  same on every process, and measured once on either.
   """
 
   name = "sync"
 
   def __init__(self, data: ClipData, *, workdir: pathlib.Path):
-    self.clips, self.remark, self.workdir = data.eval_clips, data.remark, workdir
-    self.report: SyncReport | None = None
-    self._train_clips = data.train_clips
+    self.data, self.workdir = data, workdir
+    self.report: SyncReport | None = None  # of the last evaluation
+    self._references: dict[HeldOut, References] = {}
 
   @functools.cached_property
-  def references(self) -> References:
+  def _fits(self) -> LinearFits | None:
+    return fit_linear(self.data.train_clips())
+
+  def references(self, held_out: HeldOut) -> References:
     """Linear baseline and ceiling on these clips."""
-    return measure_references(self.clips, self._train_clips())
+    if held_out not in self._references:
+      self._references[held_out] = measure_references(held_out.clips, self._fits)
+    return self._references[held_out]
 
   @abc.abstractmethod
-  def measure(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> SyncReport:
-    """The report of these parameters."""
+  def measure(self, trainable: Params, frozen: Params, held_out: HeldOut, *, step: int, final: bool) -> SyncReport:
+    """The report of these parameters on these clips."""
 
   def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:
-    self.report = self.measure(trainable, frozen, step=step, final=final)
+    held_out = self.data.test if final else self.data.val
+    self.report = self.measure(trainable, frozen, held_out, step=step, final=final)
     if jax.process_index() == 0:
       write_entries(self.workdir, self.report.to_json())
     if final and jax.process_index() == 0:

@@ -12,7 +12,7 @@ import numpy as np
 from synclipmae_jax import checkpoints
 from synclipmae_jax.evaluation.sync import SyncReport, TokenEvaluator, evaluate_sync
 from synclipmae_jax.tasks.syncnet import SyncNetTask
-from synclipmae_jax.types import Batch, ClipData, Evaluation, Params, RunContext
+from synclipmae_jax.types import Batch, ClipData, Evaluation, HeldOut, Params, RunContext
 
 
 def build(context: RunContext) -> Evaluation:
@@ -57,16 +57,17 @@ class SyncNetEvaluator(TokenEvaluator):
     super().__init__(data, workdir=workdir)
     self._task, self._batches, self._save = task, batches, save
 
-  def measure(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> SyncReport:
+  def measure(self, trainable: Params, frozen: Params, held_out: HeldOut, *, step: int, final: bool) -> SyncReport:
     params = self._task.calibrate(jax.tree.map(np.asarray, trainable), self._batches())
     if final:
       self._save(step, params)
     model = self._task.tokens(params)
     return evaluate_sync(
       model.embed,
-      self.clips,
-      references=self.references,
+      held_out.clips,
+      references=self.references(held_out),
       similarity=model.similarity,
       name=f"{model.name}-{model.context_frames}",
-      remark=self.remark,
+      split=held_out.split,
+      remark=held_out.remark,
     )

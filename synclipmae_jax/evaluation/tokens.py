@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,24 +19,25 @@ PAD_FRAMES = 64  # clips are padded to a multiple of this: at most four shapes t
 
 
 class HeldOutTokens:
-  """Called with parameters: key -> tokens, numpy [T, D], of this process's clips of at least MIN_FRAMES frames.
+  """Called with parameters and this process's clips: key -> tokens, numpy [T, D], of all with MIN_FRAMES frames.
 
-  The tokens of the last parameters are kept: evaluators that are called with the same ones share them.
+  The last tokens are kept: evaluators that are called with the same parameters and clips share them.
   """
 
-  def __init__(self, model: SyncLipMAEModel, *, mesh: Mesh, clips: Sequence[EvalClip]):
-    self.model, self.mesh, self.clips = model, mesh, clips
+  def __init__(self, model: SyncLipMAEModel, *, mesh: Mesh):
+    self.model, self.mesh = model, mesh
     self._embed = on_all_devices(model.embed, mesh)
-    self._last: tuple[Params, Params] | None = None
+    self._last: tuple[Any, ...] = ()
     self._tokens: Mapping[str, Tokens] = {}
 
-  def __call__(self, trainable: Params, frozen: Params) -> Mapping[str, Tokens]:
-    if self._last is None or self._last[0] is not trainable or self._last[1] is not frozen:
-      self._tokens = self._embed_clips(trainable, frozen)
-      self._last = trainable, frozen
+  def __call__(self, trainable: Params, frozen: Params, clips: Sequence[EvalClip]) -> Mapping[str, Tokens]:
+    asked = trainable, frozen, clips
+    if not self._last or any(one is not other for one, other in zip(asked, self._last, strict=True)):
+      self._tokens = self._embed_clips(*asked)
+      self._last = asked
     return self._tokens
 
-  def _embed_clips(self, trainable: Params, frozen: Params) -> dict[str, Tokens]:
+  def _embed_clips(self, trainable: Params, frozen: Params, clips: Sequence[EvalClip]) -> dict[str, Tokens]:
     """On each device one clip at a time.
 
     All processes take as many turns as the one with the most clips of a length; a place without a clip is computed in
@@ -43,23 +45,23 @@ class HeldOutTokens:
     """
     places = self.mesh.size // jax.process_count()
     waiting = collections.defaultdict(list)
-    for clip in self.clips:
+    for clip in clips:
       if len(clip.frames) >= MIN_FRAMES:  # shorter ones are not scored
         waiting[_padded_frames(clip)].append(clip)
     turns = sharding.gather({frames: -(-len(clips) // places) for frames, clips in waiting.items()})
     tokens = {}
     for frames in sorted(set().union(*turns)):
       for turn in range(max(of_one.get(frames, 0) for of_one in turns)):
-        clips = waiting[frames][turn * places :][:places]
+        chosen = waiting[frames][turn * places :][:places]
         batch = {
           **empty_pictures(places, frames, size=self.model.image_size),
           "waveform": np.zeros((places, frames * SAMPLES_PER_FRAME), np.float32),
         }
-        for row, clip in enumerate(clips):
+        for row, clip in enumerate(chosen):
           for name, value in _padded(clip).items():
             batch[name][row] = value
         found = local_tokens(self._embed(trainable, frozen, **sharding.to_global(batch, self.mesh)))
-        for row, clip in enumerate(clips):
+        for row, clip in enumerate(chosen):
           tokens[clip.key] = Tokens(**{name: value[row, : len(clip.frames)] for name, value in found.items()})
     return tokens
 

@@ -38,11 +38,11 @@ def mouth_or_prior(face_box: Float[Array, "*b 4"], mouth_box: Float[Array, "*b 4
 
 def box_coverage(box: Float[Array, "*b 4"], grid: int) -> Float[Array, "*b n"]:
   """Fraction of every patch that lies inside a box given in fractions of the image."""
-  edges = jnp.arange(grid + 1) / grid
+  edges = jnp.arange(grid + 1)
 
-  def overlap(low, high):
-    inside = jnp.minimum(high[..., None], edges[1:]) - jnp.maximum(low[..., None], edges[:-1])
-    return jnp.clip(inside, 0.0) * grid
+  def overlap(low, high):  # in patches, so that those inside have exactly 1 and weigh the same
+    inside = jnp.minimum(grid * high[..., None], edges[1:]) - jnp.maximum(grid * low[..., None], edges[:-1])
+    return jnp.clip(inside, 0.0)
 
   columns = overlap(box[..., 0], box[..., 2])
   rows = overlap(box[..., 1], box[..., 3])
@@ -73,8 +73,13 @@ def sample_visible(
 
 
 def top_weighted(weights: Float[Array, "*b n"], visible: int) -> Int[Array, "*b k"]:
-  """The `visible` patches of largest weight, ties in order of position. Needs no key, unlike `sample_visible`."""
-  return jax.lax.top_k(weights, visible)[1]
+  """The `visible` patches of largest weight, of equal ones evenly spread ones. Needs no key, unlike `sample_visible`.
+
+  `top_k` takes the first of equals: the patches are put in an order of which every beginning is spread over the grid,
+  so that equal weights on a face leave out no part of it.
+  """
+  order = _coarse_to_fine(round(weights.shape[-1] ** 0.5))
+  return jnp.asarray(order)[jax.lax.top_k(weights[..., order], visible)[1]]
 
 
 def spread_evenly(grid: int, visible: int) -> np.ndarray:
@@ -82,11 +87,21 @@ def spread_evenly(grid: int, visible: int) -> np.ndarray:
 
   It stands for a uniform mask where there is no key. The patches are taken at equal steps along a Z-order curve.
   """
+  steps = (np.arange(visible) + 0.5) * grid**2 / visible
+  return np.sort(_z_order(grid).argsort()[steps.astype(int)])
+
+
+def _z_order(grid: int) -> np.ndarray:
+  """int [grid * grid]: the place of every patch on a Z-order curve: the bits of its row and column, interleaved."""
   row, column = np.divmod(np.arange(grid**2), grid)
   bits = np.arange(grid.bit_length())
-  interleaved = (((row[:, None] >> bits) & 1) * 2 + ((column[:, None] >> bits) & 1)) @ 4**bits
-  steps = (np.arange(visible) + 0.5) * grid**2 / visible
-  return np.sort(interleaved.argsort()[steps.astype(int)])
+  return (((row[:, None] >> bits) & 1) * 2 + ((column[:, None] >> bits) & 1)) @ 4**bits
+
+
+def _coarse_to_fine(grid: int) -> np.ndarray:
+  """The patches in an order of which every beginning is spread over the grid: that of the reversed bits of Z-order."""
+  bits = np.arange(2 * grid.bit_length())
+  return (((_z_order(grid)[:, None] >> bits) & 1) @ 2 ** bits[::-1]).argsort()
 
 
 def leave_out_face(

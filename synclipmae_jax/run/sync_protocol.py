@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from synclipmae_jax import sharding
+from synclipmae_jax.baselines.linear import fit_linear
 from synclipmae_jax.evaluation.protocol import Benchmark, inject_lag, measure_model, reference_rows
 from synclipmae_jax.evaluation.sync import measure_references
 from synclipmae_jax.run import sources
@@ -36,17 +37,17 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
     models = [(kind, directory, load_model(kind, directory)) for kind, directory in listed if kind != LINEAR]
   found = sources.find_sources(config, workdir, clock)
   write_config(config, workdir, dict(overrides or {}))
-  share = (jax.process_index(), jax.process_count())
+  share = dict(host_index=jax.process_index(), host_count=jax.process_count())
   seed = config.seed if config.inject_lags else None
-  _, remark = sources.evaluation_clips(config, found, *share)
+  splits, remark = sources.evaluation_splits(config, found)
 
-  def held_out(image_size: int) -> HeldOut:
-    return HeldOut(lambda: sources.evaluation_clips(config, found, *share, image_size=image_size)[0], seed=seed)
+  def held_out(image_size: int) -> LaggedClips:
+    return LaggedClips(lambda: sources.read_clips(config, splits, image_size=image_size, **share), seed=seed)
 
   rows, clips = [], held_out(config.data.image_size)
   if (LINEAR, None) in listed:
     with clock("linear baseline"):
-      rows += reference_rows(measure_references(clips, sources.reference_clips(config, found)))
+      rows += reference_rows(measure_references(clips, fit_linear(sources.reference_clips(config, found))))
   for kind, directory, model in models:
     if jax.process_index() == 0:
       print(f"{model.name}, {directory or 'as embedded'} …", flush=True)
@@ -55,10 +56,11 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
       rows.append(measure_model(kind, model, clips, checkpoint=directory, lse=lse_of(kind, model)))
 
   injected = sum(map(len, sharding.gather(clips.injected)))
+  split = ", ".join(sorted({split for _, split in splits}))
   remarks = [remark] * bool(remark)
   if injected:
     remarks.append(f"the lag of {injected} clips is unknown: 0 is assumed, and known lags were injected")
-  benchmark = Benchmark(rows=rows, remarks=remarks)
+  benchmark = Benchmark(rows=rows, split=split, remarks=remarks)
   if jax.process_index() == 0:
     benchmark.write(workdir)
     print(f"\n{benchmark.markdown()}\n\n{clock.table(time.perf_counter() - started)}")
@@ -67,7 +69,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
 
 
 @dataclasses.dataclass
-class HeldOut:
+class LaggedClips:
   """This process's share of the clips, read again in every pass. With `seed`, clips of unknown lag get a known lag."""
 
   read: Callable[[], Iterable[EvalClip]]

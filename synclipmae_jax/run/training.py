@@ -20,7 +20,7 @@ from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.run.workdir import check_workdir, has_checkpoints, stamp, write_config
 from synclipmae_jax.train import loop
 from synclipmae_jax.train.initialisation import plan_item
-from synclipmae_jax.train.optim import make_optimizer
+from synclipmae_jax.train.optim import LAYERED, make_optimizer
 from synclipmae_jax.train.step import check_batch
 from synclipmae_jax.types import Evaluation, InputError, RunContext, Task, TrainingData
 
@@ -131,8 +131,11 @@ def build_training(job: TrainingJob, config: ConfigDict, devices: Sequence[jax.D
   batch = dict(batch_size=config.train.batch_clips, accumulation=config.train.accumulation)
   hosts = len({device.process_index for device in mesh.devices.flat})
   check_batch(task, mesh=mesh, processes=hosts, **batch)
-  warmup = min(config.optimizer.warmup_steps, config.train.steps)  # a run may be shorter than the warm-up
-  optimizer = make_optimizer(**{**config.optimizer, "warmup_steps": warmup}, total_steps=config.train.steps)
+  options = dict(config.optimizer)
+  options["warmup_steps"] = min(options["warmup_steps"], config.train.steps)  # a run may be shorter than the warm-up
+  if not config.get("init", {}).get(LAYERED):
+    options.pop("layer_decay", None)  # early layers move less only where they were trained before
+  optimizer = make_optimizer(**options, total_steps=config.train.steps)
   return Training(task=task, mesh=mesh, optimizer=optimizer, **batch)
 
 

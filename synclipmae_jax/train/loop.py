@@ -33,7 +33,7 @@ class TrainResult:
   """How a run ended."""
 
   step: int  # updates applied
-  metrics: Mapping[str, Any]  # scores of the last evaluation, else the last step's metrics
+  metrics: Mapping[str, Any]  # scores of the final evaluation, else the last step's metrics
   stopped: str | None  # None at the end, else 'sigint' or 'sigterm'; then the state is saved at `step`
   trainable: Params
   frozen: Params
@@ -70,13 +70,14 @@ def run(
 
   `train_batches(step)` opens this host's stream at a step; `batch_size` counts the examples of all hosts. `eval_every`
   None: evaluate only at the end. Scores are logged as `<evaluator>/<metric>`; `task.best_metric`, such a name, ranks
-  the `keep_best` checkpoints. `initial_items` (item -> checkpoint that holds it, or None if none is given) replaces
-  initial parameters; `resize_position` converts positional tables of another grid. A checkpoint in the workdir takes
-  precedence. Frozen items in `frozen_by_reference` are not copied into the workdir: its checkpoints name the directory
-  in `initial_items` and the hash of its manifest. The origin of the parameters is printed and written to
-  WORKDIR/initialisation.json. `stamp` (config, preprocessing, git revision) goes into every checkpoint's meta.json,
-  with the donors' licences and the metadata of the frozen items. `profile` (first, last): a trace of these steps is
-  written to WORKDIR/profile.
+  the `keep_best` checkpoints. After the last of these evaluations each evaluator is called once more with `final`, for
+  the test data; these scores are returned, neither logged nor ranked. `initial_items` (item -> checkpoint that holds
+  it, or None if none is given) replaces initial parameters; `resize_position` converts positional tables of another
+  grid. A checkpoint in the workdir takes precedence. Frozen items in `frozen_by_reference` are not copied into the
+  workdir: its checkpoints name the directory in `initial_items` and the hash of its manifest. The origin of the
+  parameters is printed and written to WORKDIR/initialisation.json. `stamp` (config, preprocessing, git revision) goes
+  into every checkpoint's meta.json, with the donors' licences and the metadata of the frozen items. `profile` (first,
+  last): a trace of these steps is written to WORKDIR/profile.
 
   Raises InputError, before compilation, for a batch that does not divide, for a workdir of another model and for a
   workdir whose checkpoints are all damaged; NonFiniteLoss during training.
@@ -155,13 +156,12 @@ def run(
         # Evaluate the state that was just saved. After resuming, repeat an evaluation that was interrupted. At the end
         # always evaluate: a finished run that is started again prints its result again.
         if due_eval and (last or not saved.is_scored(step)):
-          found = interrupt.breakable(
-            functools.partial(_evaluate, evaluators, state.trainable, frozen, step=step, final=last)
-          )
-          if found is not None:
-            scores = found
-            log.scalars(step, scores)
-            saved.score(step, scores)
+          evaluate = functools.partial(_evaluate, evaluators, state.trainable, frozen, step=step)
+          if (found := interrupt.breakable(functools.partial(evaluate, final=False))) is not None:
+            log.scalars(step, found)
+            saved.score(step, found)
+          if last and not interrupt.stop:
+            scores = interrupt.breakable(functools.partial(evaluate, final=True)) or {}
         if pictures and (last or (pictures_every and step and step % pictures_every == 0)):
           images = interrupt.breakable(functools.partial(pictures, state.trainable, frozen, step=step))
           log.images(step, images or {})

@@ -65,3 +65,25 @@ def test_the_cost_of_scaling_rows_increases(load):
   for name, rows in scaling.ROWS.items():
     costs = [smallest, *map(flops, rows.values())]
     assert costs == sorted(costs) and (costs[-1] == smallest) == ("devices" in name)
+
+
+def test_ablations_share_their_data_and_are_told_apart(load, tmp_path):
+  ablations = load("ablations")
+  options = dict(preset="tiny", steps=3, more=["--config.seed=1"])
+  whole, one = (ablations.command(tmp_path, name, **options) for name in ("ours", "A1"))
+  assert "--config=configs/pretrain.py:tiny" in whole and not any("sources" in word for word in whole)
+  assert "--config=configs/pretrain.py:tiny,A1" in one and "--config.seed=1" in one
+  assert f"--config.data.sources=(('{tmp_path}/ours/data/prepared', 1.0),)" in one
+  scores = {"acc": {"k1": 0.5, "k5": 0.75, "k15": None}, "r_precision": {"top1": 0.1, "top2": 0.2, "top3": 0.3}}
+  report = {"split": "test", "clips": 6, "offset": {}, **scores}
+  lines = ablations.table([ablations.row("A1", report)]).splitlines()
+  assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
+    "A1",
+    "50.0",
+    "75.0",
+    "-",
+    "10.0",
+    "20.0",
+    "30.0",
+    "12.7",
+  ]

@@ -14,6 +14,7 @@ from preparing import SIZE, by_file, run, talk
 
 from synclipmae_jax.apps import prepare as app
 from synclipmae_jax.data import corpora
+from synclipmae_jax.data.corpora.splits import by_hash
 from synclipmae_jax.types import InputError
 
 
@@ -140,7 +141,8 @@ def test_splits_follow_groups_and_never_divide_one(tmp_path):
   for item in items:
     splits.setdefault(item.split_group, set()).add(item.split)
   assert len(splits) == 40 and all(len(found) == 1 for found in splits.values())
-  assert 1 <= sum(found == {"test"} for found in splits.values()) <= 12
+  for held_out in ("val", "test"):
+    assert 1 <= sum(found == {held_out} for found in splits.values()) <= 12
   (tmp_path / "new").mkdir()
   (tmp_path / "new" / "c.mp4").touch()
   assert {item.key: item.split for item in corpora.load("folder")(tmp_path) if item.split_group != "new"} == {
@@ -148,10 +150,19 @@ def test_splits_follow_groups_and_never_divide_one(tmp_path):
   }
 
 
-def test_two_files_fill_both_splits(tmp_path):
-  for name in "ab":
+@pytest.mark.parametrize("files, splits", [("ab", {"train", "test"}), ("abc", {"train", "val", "test"})])
+def test_a_few_files_fill_the_splits(tmp_path, files, splits):
+  for name in files:
     (tmp_path / f"{name}.mp4").touch()
-  assert {item.split for item in corpora.load("folder")(tmp_path)} == {"train", "test"}
+  assert {item.split for item in corpora.load("folder")(tmp_path)} == splits
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_hashed_groups_always_leave_some_for_training(count):
+  for draw in range(200):
+    found = list(by_hash((f"{draw} {number}" for number in range(count)), test=0.1, val=0.1).values())
+    if count > 1:
+      assert set(found) == ({"train", "test"} if count == 2 else {"train", "val", "test"})
 
 
 def test_an_unknown_corpus_is_refused(tmp_path):

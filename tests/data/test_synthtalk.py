@@ -275,7 +275,7 @@ def test_invalid_arguments_are_refused(tmp_path, wrong):
 
 
 def test_processes_write_the_same_files(tmp_path, small):
-  command = ["--out", str(tmp_path), "--train", "16", "--test", "0", "--seconds", "2", "--size", "48", "--seed", "3"]
+  command = ["--out", str(tmp_path), *"--train 16 --val 0 --test 0 --seconds 2 --size 48 --seed 3".split()]
   module = [sys.executable, "-m", "synclipmae_jax.data.synthtalk"]
   done = subprocess.run([*module, *command, "--workers", "2"], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

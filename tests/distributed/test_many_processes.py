@@ -88,7 +88,7 @@ def test_scores_are_those_of_a_single_process_to_the_last_bit(tmp_path, count):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-  """Records of seven clips of 48 to 72 frames, six of them in the split `train`."""
+  """Records of seven clips of 48 to 72 frames, five of them in the split `train`."""
   raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
   for number in range(7):
     rng, count = np.random.default_rng(number), 48 + 4 * number
@@ -102,7 +102,8 @@ def prepared(tmp_path_factory):
 def whole_job(folder, prepared, count: int, *, devices: int, **overrides) -> pathlib.Path:
   """Runs the program in `count` processes; FOLDER/run is its workdir, FOLDER/reads/<index> its reads."""
   (folder / "reads").mkdir(parents=True)
-  fields = {"data.sources": ((str(prepared), 1.0),), "data.eval_split": "train", **overrides}
+  splits = {"data.val_split": "train", "data.eval_split": "train"}
+  fields = {"data.sources": ((str(prepared), 1.0),), **splits, **overrides}
   arguments = [f"--config.{name}={value}" for name, value in fields.items()]
   reads = {"folder": str(folder / "reads")}
   with start(

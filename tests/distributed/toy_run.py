@@ -258,16 +258,16 @@ def evaluate(workdir: str, *, clips: int, distributed: bool = False, devices: in
   from synclipmae_jax.evaluation.pretrain import SyncEvaluator
   from synclipmae_jax.evaluation.tokens import HeldOutTokens
   from synclipmae_jax.run import processes
+  from synclipmae_jax.types import HeldOut
 
   if distributed:
     processes.initialise()
   everyones = list(evaluation_clips(clips))
   lot = np.array_split(np.arange(clips), jax.process_count())[jax.process_index()]
-  data = types.SimpleNamespace(
-    eval_clips=[everyones[number] for number in lot], train_clips=lambda: evaluation_clips(12), remark=""
-  )
+  own = HeldOut(split="test", clips=[everyones[number] for number in lot])
+  data = types.SimpleNamespace(val=own, test=own, train_clips=lambda: evaluation_clips(12))
   mesh = sharding.make_mesh((("data", -1),), jax.devices()[:devices])
-  tokens = HeldOutTokens(ToyModel(), mesh=mesh, clips=data.eval_clips)
+  tokens = HeldOutTokens(ToyModel(), mesh=mesh)
   params = {"kernel": np.random.default_rng(0).normal(size=(192, 16)).astype(np.float32)}, {}
   scores = SyncEvaluator(tokens, data, workdir=pathlib.Path(workdir))(*params, step=1, final=False)
   FactorEvaluator(tokens, data, workdir=pathlib.Path(workdir), ceiling_steps=3)(*params, step=1, final=True)

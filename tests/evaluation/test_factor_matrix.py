@@ -14,7 +14,7 @@ from synclipmae_jax.evaluation.factors import FactorEvaluator
 from synclipmae_jax.evaluation.pretrain import SyncEvaluator
 from synclipmae_jax.evaluation.sync import SYNTHETIC_NOTE
 from synclipmae_jax.evaluation.tokens import HeldOutTokens
-from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip, Tokens
+from synclipmae_jax.types import SAMPLES_PER_FRAME, EvalClip, HeldOut, Tokens
 
 NAMES = ("identity/skin", "mouth/jaw", "ambient/yaw", "ambient/x")
 FRAMES = 50
@@ -69,10 +69,15 @@ class QuarterModel:
 PARAMS = {"gain": jnp.ones(())}
 
 
-def evaluator(workdir, held_out, training, **options):
-  data = types.SimpleNamespace(eval_clips=held_out, train_clips=lambda: iter(training), remark="")
-  tokens = HeldOutTokens(QuarterModel(), mesh=sharding.make_mesh((("data", -1),), jax.devices()[:1]), clips=held_out)
-  return FactorEvaluator(tokens, data, workdir=workdir, **options)
+def clip_data(held_out, training=(), test=None):
+  val = HeldOut(split="val", clips=held_out)
+  test = val if test is None else HeldOut(split="test", clips=test)
+  return types.SimpleNamespace(val=val, test=test, train_clips=lambda: iter(training))
+
+
+def evaluator(workdir, held_out, training, *, test=None, **options):
+  tokens = HeldOutTokens(QuarterModel(), mesh=sharding.make_mesh((("data", -1),), jax.devices()[:1]))
+  return FactorEvaluator(tokens, clip_data(held_out, training, test), workdir=workdir, **options)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +117,7 @@ def test_both_evaluators_look_at_one_embedding(tmp_path):
   calls = []
   embed = judge._tokens._embed
   judge._tokens._embed = lambda *args, **batch: calls.append(args) or embed(*args, **batch)
-  data = types.SimpleNamespace(eval_clips=held_out, train_clips=lambda: iter(()), remark="")
-  sync = SyncEvaluator(judge._tokens, data, workdir=tmp_path)
+  sync = SyncEvaluator(judge._tokens, clip_data(held_out), workdir=tmp_path)
   frozen = {}
   first = sync(PARAMS, frozen, step=1, final=False), judge(PARAMS, frozen, step=1, final=False)
   turns = len(calls)
@@ -141,3 +145,26 @@ def test_without_truth_there_is_no_matrix(held_out, training, tmp_path):
   )
   assert judge(PARAMS, {}, step=1, final=True) == {} and judge.report is None
   assert json.loads((tmp_path / "eval.json").read_text()) == {"factors": None}
+
+
+def test_the_test_clips_are_looked_at_in_the_final_evaluation_only(tmp_path):
+  val, test = list(clips(3, seed=1, prefix="val")), list(clips(4, seed=2, prefix="test"))
+  training = list(clips(4, seed=0))
+  judge = evaluator(tmp_path, val, training, test=test)
+  sync = SyncEvaluator(judge._tokens, clip_data(val, training, test), workdir=tmp_path)
+  seen = []
+  embed = judge._tokens._embed_clips
+  judge._tokens._embed_clips = lambda *args: seen.extend(clip.key for clip in args[-1]) or embed(*args)
+  read = lambda: json.loads((tmp_path / "eval.json").read_text())
+  for evaluate in (sync, judge):
+    evaluate(PARAMS, {}, step=1, final=False)
+  assert set(seen) == {clip.key for clip in val}
+  assert (read()["split"], read()["factors"]["split"]) == ("val", "val") and read()["clips"] == 6
+  fit = judge._embed_training
+  judge._embed_training = lambda *_: pytest.fail("the training clips are embedded again")
+  for evaluate in (sync, judge):
+    evaluate(PARAMS, {}, step=1, final=True)
+  judge._embed_training = fit
+  assert {clip.key for clip in test} <= set(seen)
+  assert (read()["split"], read()["factors"]["split"]) == ("test", "test")
+  assert read()["clips"] == read()["factors"]["judged_on"]["clips"] == 8

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from synclipmae_jax.baselines.linear import fit_linear
 from synclipmae_jax.evaluation.report import write_entries
 from synclipmae_jax.evaluation.sync import (
   SYNTHETIC_NOTE,
@@ -62,7 +63,7 @@ def clips() -> list[EvalClip]:
 @pytest.fixture(scope="module")
 def references(clips) -> References:
   rng = np.random.default_rng(1)
-  return measure_references(clips, (make_clip(rng, 100 + i) for i in range(12)))
+  return measure_references(clips, fit_linear(make_clip(rng, 100 + i) for i in range(12)))
 
 
 def test_json_has_the_promised_keys_and_is_strict(clips, references, tmp_path):
@@ -107,8 +108,6 @@ def test_planted_model_is_perfect_and_references_are_measured(clips, references)
 
 def test_references_are_measured_like_the_model(clips, references):
   """The baseline, passed as a model, gets the numbers of the baseline."""
-  from synclipmae_jax.baselines.linear import fit_linear
-
   rng = np.random.default_rng(1)
   fits = fit_linear(make_clip(rng, 100 + i) for i in range(12))
   report = evaluate_sync(fits.pixels, clips, references=references).to_json()
@@ -120,14 +119,14 @@ def test_references_are_measured_like_the_model(clips, references):
 def test_real_footage_has_no_ceiling_and_its_lag_is_assumed():
   rng = np.random.default_rng(2)
   real = [make_clip(rng, i, lag=None, corpus="clips", truth=False) for i in range(4)]
-  with_training = evaluate_sync(planted_tokens, real, references=measure_references(real, real)).to_json()
+  with_training = evaluate_sync(planted_tokens, real, references=measure_references(real, fit_linear(real))).to_json()
   assert with_training["linear_baseline"] is not None and with_training["ceiling"] is None
   assert with_training["lag_assumed_zero"] == [clip.key for clip in real]
   assert "0 is assumed" in with_training["note"] and SYNTHETIC_NOTE not in with_training["note"]
   assert "only 4 clips" in with_training["pool_note"]
   alone = evaluate_sync(planted_tokens, real).to_json()
   assert alone["linear_baseline"] is None and alone["ceiling"] is None
-  assert measure_references(real, []) == References()
+  assert measure_references(real, fit_linear([])) == References()
 
 
 def test_short_clips_are_skipped_by_name_and_a_single_clip_leaves_nulls():
@@ -167,3 +166,24 @@ def test_table_has_the_references_and_the_model(clips, references):
 def test_tokens_that_do_not_fit_the_clip_are_refused(clips):
   with pytest.raises(ValueError, match="synthtalk000: 59 tokens for 60 frames"):
     score_tokens(lambda clip: tuple(t[:-1] for t in planted_tokens(clip)), clips[:1])
+
+
+def test_a_mixture_is_scored_as_a_whole_and_each_corpus_as_if_it_were_alone():
+  rng = np.random.default_rng(4)
+  real = [make_clip(rng, i, corpus="grid", truth=False) for i in range(5)]
+  drawn = [make_clip(rng, 10 + i) for i in range(4)]
+  fits = fit_linear([*real, *drawn])
+  noisy = lambda clip: planted_tokens(clip, noise=6.0)
+  measured = lambda clips: evaluate_sync(noisy, clips, references=measure_references(clips, fits), split="val")
+  mixed = [drawn[0], *real, *drawn[1:]]
+  report, found = measured(mixed), measured(mixed).to_json()
+  assert found["split"] == "val" and found["clips"] == 9 and found["by_corpus"].keys() == {"grid", "synthtalk"}
+  for corpus, clips in (("grid", real), ("synthtalk", drawn)):
+    alone = measured(clips).to_json()
+    assert alone["by_corpus"] == {}
+    for name in ("clips", "acc", "offset", "r_precision", "chance", "linear_baseline", "ci95"):
+      one, other = found["by_corpus"][corpus][name], alone[name]
+      assert one == ({group: other[group] for group in one} if name == "ci95" else other)
+  weighted = (5 * found["by_corpus"]["grid"]["acc"]["k5"] + 4 * found["by_corpus"]["synthtalk"]["acc"]["k5"]) / 9
+  assert found["acc"]["k5"] == pytest.approx(weighted)  # all clips have as many scored frames
+  assert "| of grid, 5 clips" in report.table() and "|   linear, synthtalk" in report.table()

@@ -94,5 +94,15 @@ def test_boxes_follow_the_picture(mirror):
     np.testing.assert_array_equal(seen[0], seen[1])  # one draw per clip
     moved.append(found)
   assert np.ptp(moved, axis=0).min() >= 2
-  sides = {bool(box[[0, 2]].mean() > 16) for box in moved}  # the square is left of the middle, or mirrored
-  assert len(sides) == (2 if mirror else 1)
+
+
+def test_half_of_the_clips_are_mirrored_with_their_boxes():
+  frames, boxes = square_clip()
+  seen = [crop_jitter(jax.random.key(key), frames, boxes, zoom=1.0, shift=0.0, mirror=0.5) for key in range(24)]
+  mirrored = [clip for clip, _ in seen if not np.array_equal(clip, frames)]
+  assert 4 <= len(mirrored) <= 20
+  for clip, there in seen:
+    left = 8 if np.array_equal(clip, frames) else 12
+    np.testing.assert_array_equal(clip, frames if left == 8 else frames[:, :, ::-1])
+    np.testing.assert_allclose(there[0, 0] * 32, [left, 12, left + 12, 20], atol=1e-5)
+    np.testing.assert_array_equal(there[1], boxes[1])

@@ -105,3 +105,23 @@ def test_a_faceless_context_has_no_patch_that_the_face_touches():
   for clip, frame in np.ndindex(2, 3):
     np.testing.assert_array_equal(left[clip, frame], expected if chosen[clip, frame] else range(16))
   assert masking.visibility(left, 16)[0, 0, np.array(inside)].sum() == 0
+
+
+@pytest.mark.parametrize("grid, visible", [(16, 64), (16, 26), (12, 36)])
+def test_equal_weights_leave_out_no_part_of_the_face(grid, visible):
+  """At 256 pixels the crop's face box covers half of the patches; those that are wholly on it weigh the same."""
+  face = jnp.asarray(masking.FACE_PRIOR)
+  weights = masking.keep_weights(face, jnp.full(4, -1.0), grid=grid, face=6.0, mouth=6.0)
+  chosen = np.asarray(masking.top_weighted(weights, visible))
+  assert len(set(chosen.tolist())) == visible and np.asarray(weights)[chosen].min() == 6
+  rows = np.flatnonzero(np.asarray(weights) == 6) // grid
+  seen = np.bincount(chosen // grid, minlength=grid)
+  for part in np.array_split(np.unique(rows), 3):  # brows, nose, jaw
+    there = np.isin(rows, part).sum()
+    assert 0.7 < seen[part].sum() / (visible * there / len(rows)) < 1.4
+
+
+def test_larger_weights_precede_and_every_frame_has_its_own_choice():
+  weights = jnp.asarray(np.random.default_rng(0).permutation(2 * 3 * 64).reshape(2, 3, 64).astype(np.float32))
+  chosen = np.asarray(masking.top_weighted(weights, 10))
+  np.testing.assert_array_equal(chosen, np.argsort(-np.asarray(weights), axis=-1)[..., :10])

@@ -81,7 +81,13 @@ def test_a_run_from_data_to_scores(finished):
   factors = report["factors"]
   assert factors["fitted_on"]["clips"] == factors["judged_on"]["clips"] == 6 and factors["ceiling"]
   assert factors["tokens"].keys() == {"vocal", "ambient", "identity"}
-  assert "nobody is seen in two clips" in factors["note"]
+  assert 0 <= factors["tokens"]["identity"]["retrieval"]["top1"] <= 1  # SynthTalk shows everybody twice
+  # Watched on `val`, measured on `test`: the log and the checkpoint's rank are of other clips than the table.
+  assert report["split"] == factors["split"] == "test" and "6 clips of the split test" in out
+  logged = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+  ranked = load_meta(workdir)["metrics"]
+  assert logged["sync/acc/k5"] == ranked["sync/acc/k5"] and logged["factors/vocal_mouth"] >= 0
+  assert ranked["sync/offset/k1"] != report["offset"]["k1"]
   assert "| mean R²" in out and "floor: " in out and "ceiling: " in out
   for name in ("reconstruction", "similarity", "lag", "curves", "factor_swap", "factors"):
     assert (workdir / f"{name}.png").stat().st_size > 5_000

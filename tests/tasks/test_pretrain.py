@@ -114,6 +114,20 @@ def test_every_trained_parameter_gets_a_gradient(reference):
   assert still == {"visual_encoder/position", "decoder/position"}
 
 
+@pytest.mark.parametrize("name", ["A1", "A2", "A3", "B1", "C1"])
+def test_an_ablation_trains_every_parameter_that_it_has(name):
+  """One backward pass: finite, and of no parameter 0 but of the position tables."""
+  config = CONFIG.get_config(f"tiny,{name}")
+  config.model.unroll = False  # compiles faster
+  task = build_task(config)
+  trainable, frozen = jax.jit(task.init)(jax.random.key(0))
+  grads, metrics = jax.jit(jax.grad(task.loss, has_aux=True))(trainable, frozen, a_batch(task, 8), jax.random.key(1))
+  assert all(np.isfinite(metrics[term]) for term in TERMS)
+  leaves = dict(sharding.tree_paths(jax.device_get(grads)))
+  assert all(np.isfinite(leaf).all() for leaf in leaves.values())
+  assert {path for path, leaf in leaves.items() if not leaf.any()} == {"visual_encoder/position", "decoder/position"}
+
+
 def test_the_temperature_is_clamped():
   task = build_task(CONFIG.get_config("tiny"))
   for value, clamped in ((-9.0, 0.01), (3.0, 0.5)):

@@ -51,7 +51,7 @@ def equal(tree, other):
 
 
 class Score:
-  """Its score falls from step to step; it records its calls."""
+  """Its score falls from step to step, and is 0 at last; it records its calls."""
 
   name = "sync"
 
@@ -61,7 +61,7 @@ class Score:
   def __call__(self, trainable, frozen, *, step, final):
     assert "projection" in frozen and "head" in trainable
     self.calls.append((step, final))
-    return {"acc": 1.0 / step, "clips": 3}
+    return {"acc": 0.0 if final else 1.0 / step, "clips": 3}
 
 
 def test_four_steps_are_two_and_two_bit_for_bit(tmp_path):
@@ -128,16 +128,17 @@ def test_evaluations_are_logged_scored_and_keep_the_best(tmp_path):
   options = {"evaluators": [score], "eval_every": 2, "keep_last": 1, "keep_best": 1}
   options["task"] = ToyTask(best_metric="sync/acc")
   result = train(tmp_path, 5, stamp={"config": {"a": 1}}, **options)
-  assert score.calls == [(2, False), (4, False), (5, True)] and result.metrics == {"sync/acc": 0.2, "sync/clips": 3}
+  assert score.calls == [(2, False), (4, False), (5, False), (5, True)]
+  assert result.metrics == {"sync/acc": 0.0, "sync/clips": 3}  # of the test data; no checkpoint is chosen by them
   assert [line.get("sync/acc") for line in log_of(tmp_path)] == [None, 0.5, None, 0.25, 0.2]
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "5", "frozen"]
   meta = checkpoints.load_meta(tmp_path)
-  assert meta["metrics"] == result.metrics and meta["config"] == {"a": 1}
+  assert meta["metrics"] == {"sync/acc": 0.2, "sync/clips": 3} and meta["config"] == {"a": 1}
 
   # A finished run that is started again takes no step and shows its result again.
   again, opened = Score(), []
   assert train(tmp_path, 5, opened=opened, **{**options, "evaluators": [again]}).metrics == result.metrics
-  assert again.calls == [(5, True)] and not opened and len(log_of(tmp_path)) == 5
+  assert again.calls == [(5, False), (5, True)] and not opened and len(log_of(tmp_path)) == 5
 
 
 def test_a_signal_interrupts_an_evaluation_and_the_next_run_repeats_it(tmp_path):
@@ -153,7 +154,7 @@ def test_a_signal_interrupts_an_evaluation_and_the_next_run_repeats_it(tmp_path)
   assert signal.getsignal(signal.SIGINT) is before  # pytest's signal handler is restored
   score = Score()
   assert train(tmp_path, 4, evaluators=[score], eval_every=2).stopped is None
-  assert score.calls == [(2, False), (4, True)]
+  assert score.calls == [(2, False), (4, False), (4, True)]
 
 
 def test_starts_from_items_of_other_checkpoints(tmp_path, capsys):

@@ -106,3 +106,48 @@ def test_the_moments_of_muon_have_the_sharding_of_their_parameters():
 def test_an_unknown_optimizer_is_refused():
   with pytest.raises(InputError, match="'lion': one of adamw, muon"):
     make_optimizer(name="lion", peak_lr=1.0, warmup_steps=0, total_steps=10)
+
+
+ENCODER = {
+  "visual_encoder": {
+    "patch_embedding": {"kernel": jnp.ones((6, 8)), "bias": jnp.ones(8)},
+    "position": jnp.ones((4, 8)),
+    "class_token": jnp.ones((1, 8)),
+    "prompt_tokens": jnp.ones((3, 8)),
+    "blocks": {"qkv": {"kernel": jnp.ones((3, 8, 24)), "bias": jnp.ones((3, 24))}},
+    "norm": {"scale": jnp.ones(8)},
+  },
+  "decoder": {"blocks": {"qkv": {"kernel": jnp.ones((2, 8, 24))}}},
+  "contrast": {"log_temperature": jnp.ones(())},
+}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_early_layers_of_the_encoder_take_smaller_steps_with_either_optimizer(name):
+  rng = np.random.default_rng(0)
+  grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), ENCODER)
+  options = dict(name=name, peak_lr=0.5, warmup_steps=0, total_steps=10, weight_decay=0.1)
+  plain, slowed = (make_optimizer(**options, layer_decay=decay) for decay in (None, 0.5))
+  one, other = (
+    dict(sharding.tree_paths(jax.jit(o.update)(grads, o.init(ENCODER), ENCODER)[0])) for o in (plain, slowed)
+  )
+  expected = {  # three blocks
+    "patch_embedding/kernel": 0.5**4,
+    "patch_embedding/bias": 0.5**4,
+    "position": 0.5**4,
+    "class_token": 0.5**4,
+    "prompt_tokens": 1.0,
+    "blocks/qkv/kernel": np.reshape([0.125, 0.25, 0.5], (3, 1, 1)),
+    "blocks/qkv/bias": np.reshape([0.125, 0.25, 0.5], (3, 1)),
+    "norm/scale": 1.0,
+  }
+  for path, update in one.items():
+    factor = expected[path.removeprefix("visual_encoder/")] if path.startswith("visual_encoder/") else 1.0
+    assert np.abs(update).min() > 0
+    np.testing.assert_allclose(other[path], factor * update, rtol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5, -1.0])
+def test_a_layer_decay_outside_its_range_is_refused(decay):
+  with pytest.raises(InputError, match="layer_decay"):
+    make_optimizer(peak_lr=1.0, warmup_steps=0, total_steps=10, layer_decay=decay)

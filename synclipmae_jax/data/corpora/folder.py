@@ -28,7 +28,7 @@ def items(raw: Path) -> Iterator[SourceItem]:
   stems = {path.with_suffix("") for path in paths if not path.name.endswith(_SIDECARS)}
   paths = [path for path in paths if not any(_without(path, end) in stems for end in _SIDECARS)]
   groups = {path: _group(path.relative_to(raw)) for path in paths}
-  splits = by_hash(groups.values())
+  splits = by_hash(groups.values(), test=0.1, val=0.1)
   for path, group in groups.items():
     yield SourceItem(
       path=path,

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 
-def by_hash(groups: Iterable[str], *, test: float = 0.1, val: float = 0.0) -> dict[str, str]:
+def by_hash(groups: Iterable[str], *, test: float, val: float) -> dict[str, str]:
   """Group -> "train", "val" or "test", in shares of about `test` and `val`.
 
   Only where chance leaves a split empty (a handful of groups) does the group with the outermost hash fill it.
@@ -17,6 +17,7 @@ def by_hash(groups: Iterable[str], *, test: float = 0.1, val: float = 0.0) -> di
   vals = sum(value < test + val for value in draw.values()) - tests
   if len(order) > 1:
     tests = min(max(tests, 1), len(order) - 1)
+  vals = vals if len(order) > 2 else 0  # of two groups one is for training
   if val and len(order) > 2:
     tests = min(tests, len(order) - 2)
     vals = min(max(vals, 1), len(order) - 1 - tests)

@@ -1,4 +1,4 @@
-"""python -m synclipmae_jax.data.synthtalk --out DIR --train 240 --test 60: writes the corpus."""
+"""python -m synclipmae_jax.data.synthtalk --out DIR --train 240 --val 48 --test 60: writes the corpus."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def main() -> int:
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   parser.add_argument("--out", required=True, metavar="DIR")
   parser.add_argument("--train", type=int, default=240, help="clips of the training split (default: %(default)s)")
+  parser.add_argument("--val", type=int, default=48, help="clips of the validation split (default: %(default)s)")
   parser.add_argument("--test", type=int, default=60, help="clips of the test split (default: %(default)s)")
   parser.add_argument("--seconds", type=float, default=6.0, help="length of a clip (default: %(default)s)")
   parser.add_argument("--size", type=int, default=112, help="width and height in pixels (default: %(default)s)")
@@ -23,8 +24,8 @@ def main() -> int:
   flags = parser.parse_args()
   try:
     print(write_corpus(
-      flags.out, clips={"train": flags.train, "test": flags.test}, seconds=flags.seconds, size=flags.size,
-      seed=flags.seed, workers=flags.workers, progress=not flags.quiet,
+      flags.out, clips={split: getattr(flags, split) for split in ("train", "val", "test")}, seconds=flags.seconds,
+      size=flags.size, seed=flags.seed, workers=flags.workers, progress=not flags.quiet,
     ))  # fmt: skip
   except InputError as error:
     print(error, file=sys.stderr)

@@ -94,7 +94,7 @@ def _stream(seed: int, split: str, purpose: int, index: int) -> np.random.Genera
 
 
 def make_clip(index: int, *, seed: int, split: str, seconds: float) -> Clip:
-  """The parameters of clip `index` of a split. Held-out clips of odd index have a lag of 1..10 frames of either sign."""
+  """The parameters of clip `index` of a split. Held-out clips of odd index have a lag of +-1..10 frames."""
   stream = functools.partial(_stream, seed, split)
   frames = round(seconds * FPS)
   held_out = split != "train"

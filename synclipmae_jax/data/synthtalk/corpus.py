@@ -43,7 +43,7 @@ def write_corpus(
   kept, so an interrupted call can be repeated. corpus.json is written last and marks the corpus as complete.
 
   Args:
-    clips: number of clips of "train" and of "test".
+    clips: number of clips of "train", "val" and "test".
     seconds: length of a clip, 2 to 600; rounded to whole frames at 25 per second.
     size: width and height in pixels, even.
     workers: number of processes; None uses one per core, 1 uses this process only.
@@ -52,7 +52,7 @@ def write_corpus(
     InputError: an argument is invalid, or `out` contains a corpus made with other arguments.
   """
   if unknown := sorted(set(clips) - set(SPLITS)):
-    raise InputError(f"SynthTalk has no split {unknown[0]!r}; it has {' and '.join(SPLITS)}.")
+    raise InputError(f"SynthTalk has no split {unknown[0]!r}; it has {', '.join(SPLITS)}.")
   if min(clips.values(), default=0) < 0 or not sum(clips.values()):
     raise InputError(f"A SynthTalk corpus needs at least one clip, got {dict(clips)}.")
   if not _SHORTEST <= seconds <= _LONGEST or size < _SMALLEST or size % 2:
