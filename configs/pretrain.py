@@ -45,7 +45,7 @@ def _paper() -> ConfigDict:
       # `sources`; without one (None) it is used where there are no sources.
       synthtalk=None,
       image_size=256,  # inferred: reviewers call the inputs low-resolution; LatentSync's faces are 256
-      pairs="record",  # two windows of one clip; "subject": of two clips of one person, where there are several
+      across_clips=0.0,  # share of pairs with windows of two clips of one person, where there are several
       clip_frames=16,  # borrowed from VideoMAE and StableSyncNet: 16 frames
       audio_frames=64,  # ours: the audio context of the 16 frames
       workers=8,
@@ -106,8 +106,9 @@ def _paper() -> ConfigDict:
         contrast=0.1,
         covariance=0.04,
         subject=0.0,  # ours: contrast of identity tokens between people; the paper has none
+        frame=0.0,  # ours: contrast of ambient tokens between the frames of a pair; the paper has none
       ),
-      subject_temperature=0.1,
+      token_temperature=0.1,  # of these two contrasts
       normalised_covariance=False,  # the paper; True: of tokens with unit variance
       motion_weight=0.0,  # ours: weight of patches that move in the reconstruction; the paper: all alike
       structure_weight=1.0,  # ours: weight of a patch's structure against its mean colour
@@ -231,7 +232,7 @@ def _embedded() -> ConfigDict:
   """
   config = _demo()
   config.data.synthtalk.update(dict(train=1_600, val=64, test=160, seconds=5.0, size=160, weight=1.0))
-  config.data.update(dict(image_size=96, eval_clips=160, pairs="subject"))
+  config.data.update(dict(image_size=96, eval_clips=160, across_clips=0.5))
   config.model.visual_encoder.patch = 8
   config.model.decoder.update(dict(width=128, depth=2, heads=4, mlp_width=512))
   config.model.update(
@@ -246,7 +247,7 @@ def _embedded() -> ConfigDict:
       crop_jitter=dict(zoom=1.25, shift=0.06, mirror=0.5),
     )
   )
-  config.loss.weights.update(dict(covariance=0.03, subject=0.1))
+  config.loss.weights.update(dict(covariance=0.01, subject=0.1, frame=0.3))
   config.loss.update(dict(normalised_covariance=True, motion_weight=3.0, structure_weight=3.0))
   config.optimizer.update(dict(peak_lr=6e-3, warmup_steps=100))
   config.train.update(dict(steps=4_200, eval_every=4_200, checkpoint_every=200, pictures_every=1_050))

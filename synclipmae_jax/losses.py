@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 PATCHES = ("masked", "all")
 FORMS = ("log_sum", "mean_log")
@@ -163,6 +163,25 @@ def subject_contrast(
   own = lambda axis: jnp.diagonal(jax.nn.log_softmax(logits, axis=axis), axis1=1, axis2=2).mean()
   accuracy = (jnp.argmax(logits, axis=-1) == jnp.arange(group // 2)).mean(dtype=jnp.float32)
   return -0.5 * (own(-1) + own(-2)), accuracy
+
+
+def frame_contrast(
+  context: Float[Array, "b f d"], motion: Float[Array, "b t d"], decoded: Int[Array, "b f"], *, temperature: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """InfoNCE between the ambient tokens of the two views of a frame, and its accuracy. Not in the paper.
+
+  The candidates of a frame in the context view are the 2 T frames of its pair of clips in the motion view: nothing that
+  stays the same throughout a clip tells those of its own clip apart, only what moves. Frames at most one apart are
+  positives (`log_sum` of `contrast`). `decoded` are the indices of the frames in their clip.
+  """
+  pairs = lambda x: rearrange(x, "(r w) f d -> r (w f) d", w=2)
+  logits = jnp.einsum("rfd,rtd->rft", *map(pairs, map(_unit, (context, motion))), precision=jax.lax.Precision.HIGHEST)
+  own, length = jnp.repeat(jnp.arange(2), decoded.shape[1]), motion.shape[1]
+  at = rearrange(decoded, "(r w) f -> r (w f)", w=2)[..., None]
+  positive = (own[:, None] == jnp.arange(2 * length) // length) & (jnp.abs(at - jnp.arange(2 * length) % length) <= 1)
+  log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
+  hit = jnp.take_along_axis(positive, jnp.argmax(logits, axis=-1, keepdims=True), axis=-1)
+  return -jax.nn.logsumexp(jnp.where(positive, log_p, -jnp.inf), axis=-1).mean(), hit.mean(dtype=jnp.float32)
 
 
 def cross_covariance(

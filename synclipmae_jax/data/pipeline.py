@@ -265,7 +265,7 @@ class _CutWindows:
 
   def __call__(self, position: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
     rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, position], np.uint64)))
-    if PARTNER in record:
+    if PARTNER in record and rng.random() < self.sampler.across:
       found = [
         self._cut(one, [int(rng.integers(one["n_frames"] - self.frames + 1))]) for one in (record, record[PARTNER])
       ]

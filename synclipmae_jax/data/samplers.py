@@ -21,7 +21,7 @@ class Sampler(Protocol):
   @property
   def padded(self) -> bool: ...  # a stretch may be longer than its record: batches carry `length`
   @property
-  def across(self) -> bool: ...  # the last stretch is of another record of the same subject, where there is one
+  def across(self) -> float: ...  # share of records whose last stretch is of another record of the subject, if any
   @property
   def needs(self) -> str: ...  # of a record, in words: "no clip has ..."
 
@@ -38,12 +38,12 @@ class Sampler(Protocol):
 class WindowPair:
   """Two windows of one subject in different motion (pretraining).
 
-  They are disjoint windows of one record or, with `across`, windows of two records of the subject where it has several:
-  other scenes, clothes and light, so that all they share is the person.
+  They are disjoint windows of one record or, with probability `across`, windows of two records of the subject where it
+  has several: other scenes, clothes and light, so that all they share is the person.
   """
 
   frames: int
-  across: bool = False
+  across: float = 0.0
   windows: ClassVar[int] = 2
   padded: ClassVar[bool] = False
 
@@ -70,7 +70,7 @@ class SingleWindow:
   """One window of a record, anywhere in it."""
 
   frames: int
-  across: ClassVar[bool] = False
+  across: ClassVar[float] = 0.0
   windows: ClassVar[int] = 1
   padded: ClassVar[bool] = False
 
@@ -97,7 +97,7 @@ class WholeClip:
   """
 
   lengths: tuple[int, ...]  # frames, ascending
-  across: ClassVar[bool] = False
+  across: ClassVar[float] = 0.0
   windows: ClassVar[int] = 1
   padded: ClassVar[bool] = True
 

@@ -50,6 +50,7 @@ class Outputs:
   identity: Float[Array, "b f d"]  # before the shuffle
   vocal: Float[Array, "b t d"]
   ambient: Float[Array, "b t d"]
+  context_ambient: Float[Array, "b f d"]  # of the context view
   audio: Float[Array, "b t d"]
   speech_features: Float[Array, "b t c"]  # frozen; the last layer of the speech encoder
   decoded: Int[Array, "b f"]  # indices of the decoded frames
@@ -172,7 +173,9 @@ class SyncLipMAEModel:
         jnp.concatenate([context_pixels, motion_pixels], axis=1),
         jnp.concatenate([context_indices, motion_indices], axis=1),
       )
-      identity, visible = tokens.identity[:, : self.decode_frames], tokens.patches[:, : self.decode_frames]
+      identity, context_ambient, visible = (
+        x[:, : self.decode_frames] for x in (tokens.identity, tokens.ambient, tokens.patches)
+      )
       vocal, ambient = tokens.vocal[:, self.decode_frames :], tokens.ambient[:, self.decode_frames :]
     else:
       tokens = encoder(motion_pixels, motion_indices)
@@ -180,6 +183,7 @@ class SyncLipMAEModel:
         _take_frames(x, decoded) for x in (tokens.identity, tokens.patches, motion_indices)
       )
       vocal, ambient = tokens.vocal, tokens.ambient
+      context_ambient = _take_frames(ambient, decoded)
 
     hidden = self._hidden_states(frozen, batch["waveform"])
     hidden = centre_tokens(hidden[:, None], clip_frames=frames, total_frames=frames)  # one window, as in `embed`
@@ -200,6 +204,7 @@ class SyncLipMAEModel:
       identity=identity,
       vocal=vocal,
       ambient=ambient,
+      context_ambient=context_ambient,
       audio=audio,
       speech_features=hidden[:, :, -1],
       decoded=decoded,

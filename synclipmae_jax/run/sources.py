@@ -43,7 +43,7 @@ class Clips:
       self.sources,
       seed=config.seed,
       batch_size=config.train.batch_clips // host_count,
-      sampler=WindowPair(config.data.clip_frames, across=config.data.get("pairs") == "subject"),
+      sampler=WindowPair(config.data.clip_frames, across=config.data.get("across_clips", 0.0)),
       audio_context_frames=config.data.audio_frames,
       image_size=config.data.image_size,
       start_step=step,

@@ -19,7 +19,7 @@ from synclipmae_jax.types import Batch, InputError, Params
 class Pretrain(ContrastiveTask):
   """The pretraining task (`types.Task`).
 
-  `weights` are the weights of the terms `reconstruction`, `contrast`, `covariance` and `subject`. The other keyword arguments are
+  `weights` are the weights of the terms `reconstruction`, `contrast`, `covariance`, `subject` and `frame`. The other keyword arguments are
   those of `losses` and `ContrastiveTask`. Raises InputError for an unknown value.
   """
 
@@ -39,7 +39,7 @@ class Pretrain(ContrastiveTask):
     motion_weight: float,
     structure_weight: float,
     normalised_covariance: bool,
-    subject_temperature: float,
+    token_temperature: float,
     temperature_init: float,
     temperature_range: tuple[float, float],
   ):
@@ -63,7 +63,7 @@ class Pretrain(ContrastiveTask):
     self.positive_window = positive_window
     self.positive_similarity = positive_similarity
     self.motion_weight, self.structure_weight = motion_weight, structure_weight
-    self.normalised_covariance, self.subject_temperature = normalised_covariance, subject_temperature
+    self.normalised_covariance, self.token_temperature = normalised_covariance, token_temperature
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
     trainable, frozen = self.model.init(key)
@@ -109,13 +109,17 @@ class Pretrain(ContrastiveTask):
     pairs = ((outputs.identity, vocal), (outputs.identity, ambient), (outputs.vocal, outputs.ambient))
     covariance = sum(losses.cross_covariance(x, y, normalised=self.normalised_covariance) for x, y in pairs)
     person, person_accuracy = losses.subject_contrast(
-      outputs.identity, subject, temperature=self.subject_temperature, group=self.group
+      outputs.identity, subject, temperature=self.token_temperature, group=self.group
+    )
+    frame, frame_accuracy = losses.frame_contrast(
+      outputs.context_ambient, outputs.ambient, outputs.decoded, temperature=self.token_temperature
     )
     total = (
       self.weights["reconstruction"] * (video + audio)
       + self.weights["contrast"] * contrast.loss
       + self.weights["covariance"] * covariance
       + self.weights["subject"] * person
+      + self.weights["frame"] * frame
     )
     return total, {
       "loss": total,
@@ -123,6 +127,8 @@ class Pretrain(ContrastiveTask):
       "reconstruction_audio": audio,
       "contrast": contrast.loss,
       "covariance": covariance,
+      "frame": frame,
+      "frame_accuracy": frame_accuracy,
       "subject": person,
       "subject_accuracy": person_accuracy,
       "contrast_accuracy": contrast.accuracy,

@@ -109,7 +109,7 @@ def test_pairs_across_the_records_of_a_subject(tmp_path):
   splits = json.loads(next(tmp_path.glob("records/*/clips/*/metadata.json")).read_text())["identities"]
   pairs, subjects = set(), {}
   for split in splits:
-    for batch in sampled([tmp_path], 12, WindowPair(FRAMES, across=True), split=split):
+    for batch in sampled([tmp_path], 12, WindowPair(FRAMES, across=1.0), split=split):
       for pair in range(0, 8, 2):
         files = [number_of(batch["frames"][pair + side][0]) // 256 for side in (0, 1)]
         pairs.add(tuple(files))
