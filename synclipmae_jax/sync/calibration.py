@@ -126,10 +126,19 @@ def measure(calibration: Calibration, pairs: Sequence[tuple[Evidence, int]]) -> 
   """`calibration` with its reliability and expected calibration error, measured on stretches not used in the fit."""
   confidence = np.array([calibration.probabilities(evidence)[0] for evidence, _ in pairs])
   right = np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
+  reliability, error = expected_error(confidence, right)
+  return dataclasses.replace(calibration, reliability=reliability, error=error)
+
+
+def expected_error(confidence: np.ndarray, right: np.ndarray) -> tuple[tuple[tuple[float, float, int], ...], float]:
+  """(rows of `Calibration.reliability`, expected calibration error) of n confidences and of n outcomes.
+
+  The error is the mean distance of confidence and fraction right over bins of equal size.
+  """
   bins = [part for part in np.array_split(np.argsort(confidence, kind="stable"), BINS) if len(part)]
   reliability = tuple((float(confidence[part].mean()), float(right[part].mean()), len(part)) for part in bins)
-  error = sum(abs(mean - share) * cases for mean, share, cases in reliability) / max(len(pairs), 1)
-  return dataclasses.replace(calibration, reliability=reliability, error=float(error))
+  error = sum(abs(mean - share) * cases for mean, share, cases in reliability) / max(len(confidence), 1)
+  return reliability, float(error)
 
 
 def _posterior(curve: np.ndarray, temperature: float) -> np.ndarray:

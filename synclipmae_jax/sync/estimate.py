@@ -148,6 +148,7 @@ class LagEstimate:
   interval: tuple[int, int] | None  # lags, in frames
   score: float  # mean score at the lag, -1 .. 1
   synchronizable: float  # probability that a lag exists
+  right: float  # P(|error| <= 1 frame) if a lag exists
   curve: np.ndarray  # float64 [31], the mean score of every lag; nan if undefined
   drift_ms_per_min: float | None
   frame_lags: np.ndarray  # int [n]; NO_LAG for a frame without a lag
@@ -166,8 +167,9 @@ def estimate(scores: Scores, calibration: Calibration) -> LagEstimate:
   evidence = _evidence(curve, len(scores.scores))
   if evidence is None:
     return LagEstimate(
-      lag=None, confidence=0.0, interval=None, score=0.0, synchronizable=0.0, drift_ms_per_min=None, peak=0.0, **shared
-    )
+      lag=None, confidence=0.0, interval=None, score=0.0, synchronizable=0.0, right=0.0, drift_ms_per_min=None,
+      peak=0.0, **shared,
+    )  # fmt: skip
   right, present = calibration.probabilities(evidence)
   return LagEstimate(
     lag=int(LAGS[evidence.best]),
@@ -175,6 +177,7 @@ def estimate(scores: Scores, calibration: Calibration) -> LagEstimate:
     interval=calibration.interval(evidence),
     score=float(curve[_NEAR][evidence.best]),
     synchronizable=present,
+    right=right,
     drift_ms_per_min=_drift(scores, calibration),
     peak=float(evidence.curve[evidence.best]),
     **shared,
