@@ -22,6 +22,7 @@ MASS = 0.95  # probability inside the interval of the lag
 LONG = 150  # frames: longer stretches count as this long
 BINS = 10  # bins of the reliability diagram, with equal numbers of cases
 _MOST = 1e6  # upper limit of a weight; fitted weights are far below
+_TIE = 1e-6  # of a logit
 _MARGIN = 1.0  # of the logit above all cases, where no threshold is precise
 _STEEPEST = 3.0  # by which a threshold may rise if the length is halved
 _DECAY = 1e-2  # weight decay; keeps the weights finite on a separable set
@@ -121,38 +122,32 @@ def fit(sets: Sequence[CaseSet], *, fitted_on: str) -> Calibration:
   The threshold of `present` is a quantile of foreign sound, not the midpoint to own sound: other footage shows weaker
   evidence than these clips and must not be rejected for it. If any set is real, it is a quantile of the real sets
   alone: chance evidence differs between real faces and SynthTalk, and the tool is used on real faces. Short stretches
-  reach high evidence by chance, so that the quantile is one of each length. Where a model is so weak on these sets that
-  too few of the answers above it are right, the threshold is raised.
+  reach high evidence by chance, so that the quantile depends on the length; how steeply, all sets say, because the real
+  ones may all be short. Where a model is so weak on the judged sets that too few of the answers above it are right,
+  the threshold is raised.
   """
   pairs = [pair for each in sets for pair in each.pairs]
-  foreign = np.array([evidence.features for each in sets for evidence in each.strangers])
-  own = np.array([evidence.features for evidence, _ in pairs])
-  own_weight, foreign_weight = (
-    np.concatenate([np.full(len(part), 1 / len(each.pairs)) for each, part in zip(sets, parts, strict=True)])
-    for parts in ([each.pairs for each in sets], [each.strangers for each in sets])
-  )
+  own = [np.array([evidence.features for evidence, _ in each.pairs]) for each in sets]
+  foreign = [np.array([evidence.features for evidence in each.strangers]) for each in sets]
+  right = [_right(each.pairs) for each in sets]
   curves = np.array([evidence.curve for evidence, _ in pairs])
   truth = np.array([lag for _, lag in pairs]) - LAGS[0]
 
   def surprise(log_temperature: float) -> float:
     mass = _posterior(curves, np.exp(log_temperature))
     likelihood = np.log(np.maximum(mass[np.arange(len(truth)), truth], 1e-9))
-    return -np.average(likelihood, weights=own_weight)
+    return -np.average(likelihood, weights=_weights(own))
 
   temperature = scipy.optimize.minimize_scalar(surprise, bounds=(-3.0, 3.0), method="bounded").x
+  is_own = np.arange(len(pairs) + sum(map(len, foreign))) < len(pairs)
+  weight = np.concatenate([_weights(own), _weights(foreign)])
   # The weight of the length is 0 here: a long stretch without evidence is no sign of foreign sound.
-  is_own = np.arange(len(own) + len(foreign)) < len(own)
-  weight = np.concatenate([own_weight, foreign_weight])
-  present = np.array(_fit_logistic(np.concatenate([own, foreign]), is_own, weight, length=0.0))
-  real = np.concatenate([np.full(len(each.strangers), each.real) for each in sets])
-  judged = real if real.any() else ~real
-  present -= _threshold(foreign[judged] @ present, foreign[judged][:, -1], foreign_weight[judged])
-  right = _right(pairs)
-  real = np.concatenate([np.full(len(each.pairs), each.real) for each in sets])
-  judged = real if real.any() else ~real
-  present[0] -= _precision_threshold(own[judged] @ present, right[judged], own_weight[judged])
+  present = np.array(_fit_logistic(np.concatenate([*own, *foreign]), is_own, weight, length=0.0))
+  judged = [k for k, each in enumerate(sets) if each.real] or list(range(len(sets)))
+  present -= _threshold([part @ present for part in foreign], [part[:, -1] for part in foreign], judged)
+  present[0] -= _precision_threshold([own[k] @ present for k in judged], [right[k] for k in judged])
   return Calibration(
-    right=_fit_logistic(own, right, own_weight),
+    right=_fit_logistic(np.concatenate(own), np.concatenate(right), _weights(own)),
     present=tuple(float(w) for w in present),
     temperature=float(np.exp(temperature)),
     fitted_on=fitted_on,
@@ -162,7 +157,7 @@ def fit(sets: Sequence[CaseSet], *, fitted_on: str) -> Calibration:
 def measure(calibration: Calibration, sets: Sequence[CaseSet]) -> Calibration:
   """`calibration` with its reliability and expected calibration error, measured on stretches not used in the fit."""
   pairs = [pair for each in sets for pair in each.pairs]
-  weight = np.concatenate([np.full(len(each.pairs), 1 / len(each.pairs)) for each in sets])
+  weight = _weights([each.pairs for each in sets])
   confidence = np.array([calibration.probabilities(evidence)[0] for evidence, _ in pairs])
   reliability, error = expected_error(confidence, _right(pairs), weight)
   return dataclasses.replace(calibration, reliability=reliability, error=error)
@@ -170,6 +165,11 @@ def measure(calibration: Calibration, sets: Sequence[CaseSet]) -> Calibration:
 
 def _right(pairs: Sequence[tuple[Evidence, int]]) -> np.ndarray:
   return np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
+
+
+def _weights(parts: Sequence[Sequence]) -> np.ndarray:
+  """The weight of every case of sets of equal weight."""
+  return np.concatenate([np.full(len(part), 1 / max(len(part), 1)) for part in parts])
 
 
 def expected_error(
@@ -212,31 +212,35 @@ def _fit_logistic(
   return tuple(float(w) for w in scipy.optimize.minimize(loss, np.zeros(4), bounds=bounds).x)
 
 
-def _threshold(logits: np.ndarray, length: np.ndarray, weight: np.ndarray) -> np.ndarray:
-  """float64 [4], (a, 0, 0, b): a + b * length is the quantile 1 - STRANGERS of the logits of each length; b <= 0.
+def _threshold(logits: Sequence[np.ndarray], lengths: Sequence[np.ndarray], judged: Sequence[int]) -> np.ndarray:
+  """float64 [4], (a, 0, 0, b): a + b * length is the quantile 1 - STRANGERS of the logits of foreign sound; b <= 0.
 
-  Quantile regression (Koenker and Bassett 1978). `length` is the last of `Evidence.features`, at most 0.
+  `lengths` are the last of `Evidence.features`, at most 0. b is fitted on all sets, each with a constant of its own
+  (quantile regression, Koenker and Bassett 1978), a on the sets numbered `judged`.
   """
 
-  def at(slope: float) -> float:
-    rest = logits - slope * length
-    order = np.argsort(rest)
-    reached = weight[order].cumsum() / weight.sum()
-    return rest[order[np.searchsorted(reached, 1 - STRANGERS)]]
+  def quantile(parts: Sequence[np.ndarray]) -> float:
+    values, weight = np.concatenate(parts), _weights(parts)
+    order = np.argsort(values)
+    return float(values[order[np.searchsorted(weight[order].cumsum() / weight.sum(), 1 - STRANGERS)]])
 
   def loss(slope: float) -> float:
-    above = logits - slope * length - at(slope)
-    return np.average(np.maximum((1 - STRANGERS) * above, -STRANGERS * above), weights=weight)
+    rests = [part - slope * length for part, length in zip(logits, lengths, strict=True)]
+    above = np.concatenate([rest - quantile([rest]) for rest in rests])
+    return np.maximum((1 - STRANGERS) * above, -STRANGERS * above).sum()
 
   slope = min(np.linspace(0, -_STEEPEST, 61), key=loss)
-  return np.array([at(slope), 0, 0, slope])
+  # Above the quantile: if the evidence tells nothing, all logits are equal, and none is accepted.
+  return np.array([quantile([logits[k] - slope * lengths[k] for k in judged]) + _TIE, 0, 0, slope])
 
 
-def _precision_threshold(logits: np.ndarray, right: np.ndarray, weight: np.ndarray) -> float:
-  """The least threshold >= 0 above which PRECISION of the cases are right."""
-  order = np.argsort(-logits)
-  reached = (weight * right)[order].cumsum() / weight[order].cumsum()
-  if (logits >= 0).sum() == 0 or reached[(logits >= 0).sum() - 1] >= PRECISION:
+def _precision_threshold(logits: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:
+  """The least threshold >= 0 above which PRECISION of the cases of sets of equal weight are right."""
+  weight, logit, outcome = _weights(logits), np.concatenate(logits), np.concatenate(right)
+  order = np.lexsort((outcome, -logit))
+  order = order[logit[order] >= 0]
+  reached = (weight * outcome)[order].cumsum() / weight[order].cumsum()
+  if not len(order) or reached[-1] >= PRECISION:
     return 0.0
-  precise = np.flatnonzero((reached >= PRECISION) & (logits[order] >= 0))
-  return float(logits[order[precise[-1]]] if len(precise) else logits.max() + _MARGIN)
+  precise = np.flatnonzero(reached >= PRECISION)
+  return float(logit[order[precise[-1]]] if len(precise) else logit.max() + _MARGIN)

@@ -134,3 +134,9 @@ def test_where_too_few_answers_are_right_the_threshold_rises():
   assert 0.95 <= np.mean(answered) < 0.99 and len(answered) > 80
   none = fit([CaseSet(pairs=wrong, strangers=strangers(1))], fitted_on="")
   assert accepted(none, [peak for peak, _ in wrong]) == 0
+
+
+def test_evidence_that_tells_nothing_gets_no_answer():
+  same = strangers(1, 200)
+  fitted = fit([CaseSet(pairs=[(other, 0) for other in same], strangers=same)], fitted_on="")
+  assert accepted(fitted, same) == 0
