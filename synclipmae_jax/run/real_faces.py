@@ -119,7 +119,7 @@ def _rows(model: SyncLipMAE, videos: Sequence[str], config: ConfigDict) -> Itera
 
 def _judge(model: SyncLipMAE, name: str, whole: Block, other: Block | None, config: ConfigDict) -> Row:
   """Raises InputError if the file is too short. Another's sound that is too short leaves no foreign case."""
-  settings = dict(hear=model.embedder.heard, calibration=model.calibration)
+  settings: dict[str, Any] = dict(hear=model.embedder.heard, calibration=model.calibration)
   draw = lambda frames: injection.draw_shifts(name, frames, number=config.shifts, seed=config.seed)
   result, cases = injection.judge(whole, whole, draw(whole.count), known_lag=config.known_lag, **settings)
   foreign: list[injection.Case] = []

@@ -8,7 +8,7 @@ set has the same total weight: a thousand synthetic stretches do not outvote a h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -167,7 +167,7 @@ def _right(pairs: Sequence[tuple[Evidence, int]]) -> np.ndarray:
   return np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
 
 
-def _weights(parts: Sequence[Sequence]) -> np.ndarray:
+def _weights(parts: Sequence[Sized]) -> np.ndarray:
   """The weight of every case of sets of equal weight."""
   return np.concatenate([np.full(len(part), 1 / max(len(part), 1)) for part in parts])
 
