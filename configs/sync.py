@@ -4,8 +4,12 @@
     python -m synclipmae_jax.main --config=configs/sync.py --workdir=DIR --config.data.sources="(('RECORDS', 1.0),)" \
         --config.models="(('synclipmae', 'runs/demo'), ('syncnet', 'DIR'), ('vocalist', 'DIR'))"        your own
 
+    python -m synclipmae_jax.main --config=configs/sync.py:real --config.data.raw=FOLDER --workdir=DIR \
+        --config.checkpoint=runs/demo                           `synclipmae sync` on videos of your own, see below
+
 DIR of a model is a workdir or the output of `python -m synclipmae_jax.convert`. Presets: `default`, `tiny` (for tests,
-runs in seconds).
+runs in seconds), `real`: what `synclipmae sync` answers for the files of a folder, as they are and with injected lags,
+with the tracker of the tool. WORKDIR/real.json has a row for every file, real.md the table.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -13,8 +17,10 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config(arg: str = "default") -> ConfigDict:
   """`arg`: a preset."""
-  if arg not in ("default", "tiny"):
-    raise ValueError(f"unknown preset {arg!r} of configs/sync.py: one of default, tiny")
+  if arg not in ("default", "tiny", "real"):
+    raise ValueError(f"unknown preset {arg!r} of configs/sync.py: one of default, tiny, real")
+  if arg == "real":
+    return _real()
   config = ConfigDict()
   config.task = "sync"
   config.seed = 0  # for the injected lags
@@ -37,4 +43,16 @@ def get_config(arg: str = "default") -> ConfigDict:
     config.models = (("linear", None),)
     config.data.update(dict(image_size=32, eval_clips=6))
     config.data.synthtalk.update(dict(train=6, test=6, seconds=3.0, size=64))
+  return config.lock()
+
+
+def _real() -> ConfigDict:
+  config = ConfigDict()
+  config.task = "real_faces"
+  config.seed = 0  # for the injected lags
+  config.checkpoint = config_dict.placeholder(str)  # a workdir or a step; without one, the embedded checkpoint
+  config.faces = "auto"  # how faces are found, as in `synclipmae sync`
+  config.shifts = 3  # injected lags of a file, different ones of -10 .. 10 frames, never 0
+  config.known_lag = config_dict.placeholder(int)  # frames, of all files; without one it counts as unknown
+  config.data = ConfigDict(dict(raw=config_dict.placeholder(str)))  # the folder, searched at any depth
   return config.lock()

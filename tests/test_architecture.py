@@ -30,7 +30,19 @@ MAY_IMPORT = {
   "sync": SHARED | {"data", "metrics", "figures", "inference", "sync"},
   "pretrained": SHARED | {"inference", "sync"},
   "run": ARRAYS
-  | {"data", "checkpoints", "train", "tasks", "evaluation", "figures", "convert", "inference", "pretrained", "run"},
+  | {
+    "data",
+    "checkpoints",
+    "train",
+    "tasks",
+    "evaluation",
+    "figures",
+    "convert",
+    "inference",
+    "sync",
+    "pretrained",
+    "run",
+  },
   "apps": ARRAYS
   | {"data", "checkpoints", "convert", "evaluation", "figures", "inference", "sync", "pretrained", "run", "apps"},
   "main": {"types", "train", "run"},

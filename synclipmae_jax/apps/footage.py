@@ -12,7 +12,7 @@ from pathlib import Path
 
 from synclipmae_jax.data.clips import FACES
 from synclipmae_jax.data.faces.sources import detector
-from synclipmae_jax.data.media.containers import SUFFIXES
+from synclipmae_jax.data.media.containers import SUFFIXES, videos_below
 from synclipmae_jax.data.media.remux import FORMATS
 from synclipmae_jax.data.output_file import refuse_unwritable
 from synclipmae_jax.types import InputError
@@ -28,8 +28,7 @@ def find_videos(arguments: Sequence[str]) -> tuple[list[str], bool]:
   several = False
   for argument in arguments:
     if os.path.isdir(argument):
-      names = [os.path.join(folder, name) for folder, _, files in os.walk(argument) for name in files]
-      files, several = sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES), True
+      files, several = videos_below(argument), True
       if not files:
         raise InputError(f"there is no video ({', '.join(SUFFIXES)}) in {argument}")
     elif glob.has_magic(argument) and not os.path.exists(argument):

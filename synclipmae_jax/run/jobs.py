@@ -36,6 +36,7 @@ JOBS: dict[str, TrainingJob | MeasuringJob] = {
     next_commands="synclipmae_jax.run.next_commands:after_syncnet",
   ),
   "sync": MeasuringJob(function="synclipmae_jax.run.sync_protocol:run"),
+  "real_faces": MeasuringJob(function="synclipmae_jax.run.real_faces:run"),
   "evaluate": MeasuringJob(function="synclipmae_jax.run.evaluate:run"),
 }
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from synclipmae_jax.inference.embedder import Embedder
-from synclipmae_jax.inference.stream import FaceBlock, TokenStream, runs
+from synclipmae_jax.inference.stream import Block, FaceBlock, TokenStream, runs
 from synclipmae_jax.metrics.sync import MAX_LAG, smooth
 from synclipmae_jax.sync.calibration import Calibration
 from synclipmae_jax.sync.estimate import (
@@ -44,25 +44,47 @@ def sync_file(
 ) -> SyncResult:
   """See `SyncLipMAE.sync`. `checkpoint` and `notes` describe the model and are copied to the result."""
   stream = TokenStream(model, path, faces=faces, audio_track=audio_track)
+  length = max(0.0, stream.info.end - float(stream.info.origin))
+
+  def watched() -> Iterator[Block]:
+    for block in stream:
+      yield block
+      if progress:
+        progress((block.start + block.count) / FPS, length)
+
+  answer, _ = analyse(watched(), hear=model.heard, file=os.fspath(path), fps=stream.info.fps, calibration=calibration)
+  return dataclasses.replace(answer, checkpoint=checkpoint, notes=(*notes, *stream.notes))
+
+
+def analyse(
+  blocks: Iterable[Block],
+  *,
+  hear: Callable[[np.ndarray], np.ndarray],
+  file: str,
+  fps: float,
+  calibration: Calibration,
+) -> tuple[SyncResult, LagEstimate | None]:
+  """The result for the blocks of a file, and the estimate of the face that it is about, None without one.
+
+  `hear` is `Embedder.heard`; `file` and `fps` describe the file and are copied to the result. Raises InputError if
+  there are too few frames.
+  """
   levels, peak, frames, followed = [], 0.0, 0, {}
-  for block in stream:
+  for block in blocks:
     levels.append(level_db(block.waveform))
     peak = max(peak, float(np.abs(block.waveform).max(initial=0)))
-    heard = model.heard(block.audio)
+    heard = hear(block.audio)
     for number, face in block.faces.items():
       followed.setdefault(number, _Face()).push(block.start, heard, face)
     for face in followed.values():
       face.close(before=block.start)
     frames = block.start + block.count
-    if progress:
-      progress(frames / FPS, max(0.0, stream.info.end - float(stream.info.origin)))
   if frames <= 2 * MAX_LAG:
     raise InputError(f"the file is too short: {frames} frames at {FPS} frames/s, at least {2 * MAX_LAG + 1} are needed")
   speech = speech_activity(np.concatenate(levels)) & (peak >= _SILENT)
   judged = [face.judge(calibration) for face in followed.values() if face.seen]
   judged.sort(key=lambda face: -len(face.times))  # number 0 is the face that is visible longest
-  answer = _answer(stream, path, judged, speech=speech, silent=peak < _SILENT)
-  return dataclasses.replace(answer, checkpoint=checkpoint, notes=(*notes, *answer.notes))
+  return _answer(judged, file=file, fps=fps, speech=speech, silent=peak < _SILENT)
 
 
 class _Face:
@@ -140,7 +162,9 @@ class _Judged:
     return self.lags.lag is not None and self.lags.synchronizable >= 0.5
 
 
-def _answer(stream: TokenStream, path, judged: list[_Judged], *, speech: np.ndarray, silent: bool) -> SyncResult:
+def _answer(
+  judged: list[_Judged], *, file: str, fps: float, speech: np.ndarray, silent: bool
+) -> tuple[SyncResult, LagEstimate | None]:
   frames = len(speech)
   speaker, followed, row = np.full((3, frames), -1)  # face numbers, and the row of the frame in the face; -1: none
   most = np.full(frames, -np.inf)
@@ -159,9 +183,9 @@ def _answer(stream: TokenStream, path, judged: list[_Judged], *, speech: np.ndar
   best = max(heard, key=lambda face: (face.told, face.lags.peak), default=None)
   verdict, reason = _verdict(judged, best, speech=speech, silent=silent)
   told = verdict != "not_synchronizable"
-  return SyncResult(
-    file=os.fspath(path),
-    fps=stream.info.fps,
+  result = SyncResult(
+    file=file,
+    fps=fps,
     duration_s=frames / FPS,
     lag_frames=float(best.lags.lag) if told else None,
     lag_ms=best.lags.lag * MS_PER_FRAME if told else None,
@@ -181,9 +205,9 @@ def _answer(stream: TokenStream, path, judged: list[_Judged], *, speech: np.ndar
     ),
     curve=tuple(best.lags.curve.tolist()) if best else (),
     checkpoint="",
-    notes=tuple(stream.notes),
     score_map=score_map,
   )
+  return result, best.lags if best else None
 
 
 def _verdict(judged: list[_Judged], best: _Judged | None, *, speech: np.ndarray, silent: bool) -> tuple[str, str]:

@@ -1,13 +1,14 @@
 """Calibration: converts the evidence of `sync.estimate` to probabilities.
 
-It consists of two logistic curves and one temperature. `fit` fits them on clips of known lag, on stretches of many
-lengths, and on the same clips with the sound of another clip. They are stored in the checkpoint's meta.json.
+It consists of two logistic curves and one temperature. `fit` fits them on sets of clips of known lag, on stretches of
+many lengths, and on the same clips with the sound of another clip. They are stored in the checkpoint's meta.json. Every
+set has the same total weight: a thousand synthetic stretches do not outvote a hundred of real faces.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,14 @@ import scipy.optimize
 from synclipmae_jax.metrics.sync import LAGS, TOLERANCE
 
 STRANGERS = 0.025  # fraction of stretches with foreign sound that are accepted as synchronizable
+PRECISION = 0.95  # fraction of the answers that must be right within a frame
 MASS = 0.95  # probability inside the interval of the lag
+LONG = 150  # frames: longer stretches count as this long
 BINS = 10  # bins of the reliability diagram, with equal numbers of cases
 _MOST = 1e6  # upper limit of a weight; fitted weights are far below
+_TIE = 1e-6  # of a logit
+_MARGIN = 1.0  # of the logit above all cases, where no threshold is precise
+_STEEPEST = 3.0  # by which a threshold may rise if the length is halved
 _DECAY = 1e-2  # weight decay; keeps the weights finite on a separable set
 
 
@@ -36,10 +42,22 @@ class Evidence:
 
   @property
   def features(self) -> np.ndarray:
-    """float64 [4]: 1, the peak, its margin over the best lag more than one frame away, log2(length / 6 s)."""
+    """float64 [4]: 1, the peak, its margin over the best lag more than one frame away, log2(length / 6 s).
+
+    A stretch longer than 6 s counts as 6 s: its evidence does not depend on the length any more.
+    """
     away = np.abs(LAGS - LAGS[self.best]) > TOLERANCE
     peak = self.curve[self.best]
-    return np.array([1.0, peak, peak - self.curve[away].max(), np.log2(self.frames / 150)])
+    return np.array([1.0, peak, peak - self.curve[away].max(), np.log2(min(self.frames, LONG) / LONG)])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaseSet:
+  """The evidence of one set of clips."""
+
+  pairs: Sequence[tuple[Evidence, int]]  # with the true lag
+  strangers: Sequence[Evidence]  # with the sound of another clip: no lag is true
+  real: bool = True  # footage, not SynthTalk
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +65,8 @@ class Calibration:
   """Parameters of the probabilities.
 
   `right`: weights of P(|error| <= 1 frame | a lag exists); `present`: weights of P(a lag exists), which is 0.5 at the
-  evidence that one foreign sound in forty reaches. Both are logistic in `Evidence.features`. `temperature`: p(l) is
-  proportional to exp(temperature * z(l)).
+  evidence that one foreign sound in forty of the same length reaches. Both are logistic in `Evidence.features`.
+  `temperature`: p(l) is proportional to exp(temperature * z(l)).
   """
 
   right: tuple[float, ...]
@@ -98,38 +116,77 @@ class Calibration:
     )
 
 
-def fit(pairs: Sequence[tuple[Evidence, int]], strangers: Sequence[Evidence], *, fitted_on: str) -> Calibration:
-  """A calibration from stretches with their true lag and from stretches without one (sound of another clip)."""
-  right = np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
-  own, foreign = (np.array([e.features for e in group]) for group in ([e for e, _ in pairs], strangers))
+def fit(sets: Sequence[CaseSet], *, fitted_on: str) -> Calibration:
+  """A calibration from sets of equal weight.
+
+  The threshold of `present` is a quantile of foreign sound, not the midpoint to own sound: other footage shows weaker
+  evidence than these clips and must not be rejected for it. If any set is real, it is a quantile of the real sets
+  alone: chance evidence differs between real faces and SynthTalk, and the tool is used on real faces. Short stretches
+  reach high evidence by chance, so that the quantile depends on the length; how steeply, all sets say, because the real
+  ones may all be short. Where a model is so weak on the judged sets that too few of the answers above it are right,
+  the threshold is raised.
+  """
+  pairs = [pair for each in sets for pair in each.pairs]
+  own = [np.array([evidence.features for evidence, _ in each.pairs]) for each in sets]
+  foreign = [np.array([evidence.features for evidence in each.strangers]) for each in sets]
+  right = [_right(each.pairs) for each in sets]
   curves = np.array([evidence.curve for evidence, _ in pairs])
   truth = np.array([lag for _, lag in pairs]) - LAGS[0]
 
   def surprise(log_temperature: float) -> float:
     mass = _posterior(curves, np.exp(log_temperature))
-    return -np.log(np.maximum(mass[np.arange(len(truth)), truth], 1e-9)).mean()
+    likelihood = np.log(np.maximum(mass[np.arange(len(truth)), truth], 1e-9))
+    return -np.average(likelihood, weights=_weights(own))
 
   temperature = scipy.optimize.minimize_scalar(surprise, bounds=(-3.0, 3.0), method="bounded").x
-  # The threshold is a quantile of foreign sound, not the midpoint to own sound: other footage shows weaker evidence
-  # than these clips and must not be rejected for it. The weight of the length is 0: length is no evidence for a lag.
-  weights = np.array(_fit_logistic(np.concatenate([own, foreign]), np.arange(len(own) + len(foreign)) < len(own), 0.0))
-  weights[0] -= np.quantile(foreign @ weights, 1 - STRANGERS)
+  is_own = np.arange(len(pairs) + sum(map(len, foreign))) < len(pairs)
+  weight = np.concatenate([_weights(own), _weights(foreign)])
+  # The weight of the length is 0 here: a long stretch without evidence is no sign of foreign sound.
+  present = np.array(_fit_logistic(np.concatenate([*own, *foreign]), is_own, weight, length=0.0))
+  judged = [k for k, each in enumerate(sets) if each.real] or list(range(len(sets)))
+  present -= _threshold([part @ present for part in foreign], [part[:, -1] for part in foreign], judged)
+  present[0] -= _precision_threshold([own[k] @ present for k in judged], [right[k] for k in judged])
   return Calibration(
-    right=_fit_logistic(own, right),
-    present=tuple(float(w) for w in weights),
+    right=_fit_logistic(np.concatenate(own), np.concatenate(right), _weights(own)),
+    present=tuple(float(w) for w in present),
     temperature=float(np.exp(temperature)),
     fitted_on=fitted_on,
   )
 
 
-def measure(calibration: Calibration, pairs: Sequence[tuple[Evidence, int]]) -> Calibration:
+def measure(calibration: Calibration, sets: Sequence[CaseSet]) -> Calibration:
   """`calibration` with its reliability and expected calibration error, measured on stretches not used in the fit."""
+  pairs = [pair for each in sets for pair in each.pairs]
+  weight = _weights([each.pairs for each in sets])
   confidence = np.array([calibration.probabilities(evidence)[0] for evidence, _ in pairs])
-  right = np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
-  bins = [part for part in np.array_split(np.argsort(confidence, kind="stable"), BINS) if len(part)]
-  reliability = tuple((float(confidence[part].mean()), float(right[part].mean()), len(part)) for part in bins)
-  error = sum(abs(mean - share) * cases for mean, share, cases in reliability) / max(len(pairs), 1)
-  return dataclasses.replace(calibration, reliability=reliability, error=float(error))
+  reliability, error = expected_error(confidence, _right(pairs), weight)
+  return dataclasses.replace(calibration, reliability=reliability, error=error)
+
+
+def _right(pairs: Sequence[tuple[Evidence, int]]) -> np.ndarray:
+  return np.array([abs(int(LAGS[evidence.best]) - lag) <= TOLERANCE for evidence, lag in pairs])
+
+
+def _weights(parts: Sequence[Sized]) -> np.ndarray:
+  """The weight of every case of sets of equal weight."""
+  return np.concatenate([np.full(len(part), 1 / max(len(part), 1)) for part in parts])
+
+
+def expected_error(
+  confidence: np.ndarray, right: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[tuple[tuple[float, float, int], ...], float]:
+  """(rows of `Calibration.reliability`, expected calibration error) of n confidences and of n outcomes.
+
+  The error is the mean distance of confidence and fraction right over bins of equal weight.
+  """
+  order = np.argsort(confidence, kind="stable")
+  weight = np.ones(len(confidence)) if weight is None else weight
+  reached = weight[order].cumsum() - weight[order] / 2
+  bins = [order[reached * BINS // weight.sum() == k] for k in range(BINS)]
+  mean = lambda values, part: float(np.average(values[part], weights=weight[part]))
+  rows = [(mean(confidence, part), mean(right, part), len(part), weight[part].sum()) for part in bins if len(part)]
+  error = sum(abs(sure - share) * heavy for sure, share, _, heavy in rows) / weight.sum()
+  return tuple(row[:3] for row in rows), float(error)
 
 
 def _posterior(curve: np.ndarray, temperature: float) -> np.ndarray:
@@ -141,12 +198,49 @@ def _logistic(x):
   return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
 
 
-def _fit_logistic(features: np.ndarray, labels: np.ndarray, length: float | None = None) -> tuple[float, ...]:
+def _fit_logistic(
+  features: np.ndarray, labels: np.ndarray, weight: np.ndarray, *, length: float | None = None
+) -> tuple[float, ...]:
   """Weights with the least mean log loss. Those of peak and margin are >= 0; `length` fixes that of the length."""
   sign = np.where(labels, 1.0, -1.0)
 
   def loss(weights):
-    return np.logaddexp(0, -sign * (features @ weights)).mean() + _DECAY * (weights[1:] ** 2).sum() / len(labels) ** 0.5
+    mean = np.average(np.logaddexp(0, -sign * (features @ weights)), weights=weight)
+    return mean + _DECAY * (weights[1:] ** 2).sum() / len(labels) ** 0.5
 
   bounds = [(None, None), (0, None), (0, None), (length, length)]
   return tuple(float(w) for w in scipy.optimize.minimize(loss, np.zeros(4), bounds=bounds).x)
+
+
+def _threshold(logits: Sequence[np.ndarray], lengths: Sequence[np.ndarray], judged: Sequence[int]) -> np.ndarray:
+  """float64 [4], (a, 0, 0, b): a + b * length is the quantile 1 - STRANGERS of the logits of foreign sound; b <= 0.
+
+  `lengths` are the last of `Evidence.features`, at most 0. b is fitted on all sets, each with a constant of its own
+  (quantile regression, Koenker and Bassett 1978), a on the sets numbered `judged`.
+  """
+
+  def quantile(parts: Sequence[np.ndarray]) -> float:
+    values, weight = np.concatenate(parts), _weights(parts)
+    order = np.argsort(values)
+    return float(values[order[np.searchsorted(weight[order].cumsum() / weight.sum(), 1 - STRANGERS)]])
+
+  def loss(slope: float) -> float:
+    rests = [part - slope * length for part, length in zip(logits, lengths, strict=True)]
+    above = np.concatenate([rest - quantile([rest]) for rest in rests])
+    return np.maximum((1 - STRANGERS) * above, -STRANGERS * above).sum()
+
+  slope = min(np.linspace(0, -_STEEPEST, 61), key=loss)
+  # Above the quantile: if the evidence tells nothing, all logits are equal, and none is accepted.
+  return np.array([quantile([logits[k] - slope * lengths[k] for k in judged]) + _TIE, 0, 0, slope])
+
+
+def _precision_threshold(logits: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:
+  """The least threshold >= 0 above which PRECISION of the cases of sets of equal weight are right."""
+  weight, logit, outcome = _weights(logits), np.concatenate(logits), np.concatenate(right)
+  order = np.lexsort((outcome, -logit))
+  order = order[logit[order] >= 0]
+  reached = (weight * outcome)[order].cumsum() / weight[order].cumsum()
+  if not len(order) or reached[-1] >= PRECISION:
+    return 0.0
+  precise = np.flatnonzero(reached >= PRECISION)
+  return float(logit[order[precise[-1]]] if len(precise) else logit.max() + _MARGIN)

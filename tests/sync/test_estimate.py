@@ -101,6 +101,14 @@ def test_thirty_one_frames_are_enough_to_try():
   assert evidence_of(score(*tokens(31, 0, noise=0.1))) is not None
 
 
+def test_far_lags_of_few_frames_do_not_win_by_chance():
+  foreign = [score(tokens(36, 0, seed=seed)[0], tokens(36, 0, seed=seed + 400)[1]) for seed in range(200)]
+  lags = np.array([estimate(scores, BELIEVER).lag for scores in foreign])
+  means = np.array([np.argmax(estimate(scores, BELIEVER).curve) - MAX_LAG for scores in foreign])
+  far, far_by_means = (np.mean(np.abs(each) >= 11) for each in (lags, means))  # 10 of the 31 lags
+  assert abs(far - 10 / 31) < 0.06 < far_by_means - far
+
+
 def test_drift_is_the_slope_of_the_lag():
   rng = np.random.default_rng(3)
   frames, per_frame = 3000, 8 / 3000  # 8 frames late at the end: 320 ms in 2 minutes

@@ -49,6 +49,12 @@ _MEASURED = ("mpegts", "mpeg")  # no header has the length: FFmpeg measures the 
 _FROM_ZERO = ("matroska,webm", "flv")  # the declared duration counts from 0, not from the first timestamp
 
 
+def videos_below(folder: str | os.PathLike[str]) -> list[str]:
+  """The paths of all files in a folder, at any depth, that have a suffix of a video, in order."""
+  names = [os.path.join(inner, name) for inner, _, files in os.walk(os.fspath(folder)) for name in files]
+  return sorted(name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES)
+
+
 @contextlib.contextmanager
 def open_media(
   path: str | os.PathLike,
