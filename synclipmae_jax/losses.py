@@ -191,9 +191,10 @@ def cross_covariance(
 
       C = Xc^T Yc / (n - 1),  L = ||C||_F^2 / D,   n = B * T tokens, centred over batch and time
 
-  With `normalised`, every dimension is divided by its standard deviation first: C holds correlations. Without, small
-  dimensions of a token may hold all of another factor at no cost. Under gradient accumulation the statistics are those of the micro-batch. For n < D the Gram matrices give the same
-  value with fewer operations, ||Xc^T Yc||_F^2 = sum (Xc Xc^T * Yc Yc^T), and are used instead.
+  With `normalised`, every dimension is divided by its standard deviation first, so that C holds correlations. Without,
+  small dimensions of a token may hold all of another factor at no cost. Under gradient accumulation the statistics are
+  those of the micro-batch. For n < D the Gram matrices give the same value with fewer operations,
+  ||Xc^T Yc||_F^2 = sum (Xc Xc^T * Yc Yc^T), and are used instead.
   """
   x, y = (rearrange(z.astype(jnp.float32), "b t d -> (b t) d") for z in (x, y))
   x, y = x - x.mean(axis=0), y - y.mean(axis=0)
