@@ -184,6 +184,16 @@ def frame_contrast(
   return -jax.nn.logsumexp(jnp.where(positive, log_p, -jnp.inf), axis=-1).mean(), hit.mean(dtype=jnp.float32)
 
 
+def missing_spread(x: Float[Array, "b t d"], *, spread: float) -> Float[Array, ""]:
+  """Mean over D of how much the standard deviation of a token's dimension over batch and time falls below `spread`.
+
+  The variance term of VICReg (Bardes et al. 2022). A token that covaries with no other factor because it is constant
+  would be the cheapest answer to `cross_covariance`, with `normalised` as well as without.
+  """
+  deviation = jnp.sqrt(x.astype(jnp.float32).var(axis=(0, 1)) + 1e-6)
+  return jax.nn.relu(spread - deviation).mean()
+
+
 def cross_covariance(
   x: Float[Array, "b t d"], y: Float[Array, "b t d"], *, normalised: bool = False
 ) -> Float[Array, ""]:
