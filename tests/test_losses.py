@@ -175,7 +175,7 @@ def test_the_frame_contrast_equals_the_formula():
 
 def test_the_normalised_covariance_is_of_correlations():
   random = np.random.default_rng(8)
-  x = random.normal(size=(20, 4, 6)) * np.logspace(-1, 1, 6)
+  x = random.normal(size=(20, 4, 6)) * np.logspace(0.5, 1.5, 6)
   y = 0.5 * x[..., ::-1] + random.normal(size=x.shape)
   flat = [z.reshape(-1, 6) for z in (x, y)]
   entries = [np.corrcoef(flat[0][:, i], flat[1][:, j])[0, 1] for i, j in np.ndindex(6, 6)]

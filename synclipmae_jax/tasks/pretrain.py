@@ -110,9 +110,8 @@ class Pretrain(ContrastiveTask):
     )
     pairs = ((outputs.identity, vocal), (outputs.identity, ambient), (outputs.vocal, outputs.ambient))
     covariance = sum(losses.cross_covariance(x, y, normalised=self.normalised_covariance) for x, y in pairs)
-    collapse = sum(
-      losses.missing_spread(x, spread=self.spread) for x in (outputs.identity, outputs.vocal, outputs.ambient)
-    )
+    tokens = (outputs.identity, outputs.vocal, outputs.ambient)
+    collapse = sum(losses.missing_spread(x, spread=self.spread) for x in tokens)
     person, person_accuracy = losses.subject_contrast(
       outputs.identity, subject, temperature=self.token_temperature, group=self.group
     )
