@@ -209,7 +209,7 @@ def cross_covariance(
   x, y = (rearrange(z.astype(jnp.float32), "b t d -> (b t) d") for z in (x, y))
   x, y = x - x.mean(axis=0), y - y.mean(axis=0)
   if normalised:
-    x, y = (z * jax.lax.rsqrt(z.var(axis=0) + 1e-2) for z in (x, y))
+    x, y = (z * jax.lax.rsqrt(z.var(axis=0) + 1e-6) for z in (x, y))
   count, width = x.shape
   highest = jax.lax.Precision.HIGHEST
   if count < width:
