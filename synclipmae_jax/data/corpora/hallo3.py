@@ -1,0 +1,34 @@
+"""The training data of Hallo3 (Cui et al. 2024): more than 70 h of talking heads and 50 scenes in the wild, English.
+
+  videos/0001.mp4   caption/0001.txt
+
+Folders that its own preprocessing adds beside them (`images`, `audios`, `face_mask`, ...) are not read. A caption
+describes the picture and is no transcript, so it stays where it is, and the provenance names it. Scenes in the wild may
+have no face or no speech: the gates of `prepare` refuse them. Nothing says who speaks: every number is a group of its
+own, divided by `splits.assign`. Licence: CC BY-NC-ND 4.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from synclipmae_jax.data.corpora import SourceItem, annotations, file_key
+
+
+def recognises(raw: Path) -> bool:
+  """Whether the first video in a folder `videos` has a folder `caption` beside it."""
+  first = next((path for path in annotations.walk(raw) if path.parent.name == "videos"), None)
+  return first is not None and (first.parent.parent / "caption").is_dir()
+
+
+def items(raw: Path) -> Iterator[SourceItem]:
+  """Every video in a folder `videos`, in order of its path."""
+  for path in annotations.videos(raw):
+    if path.parent.name == "videos":
+      caption = path.parent.parent / "caption" / f"{path.stem}.txt"
+      yield SourceItem(
+        path=path, key=file_key(path.relative_to(raw)), corpus="hallo3", identity=path.stem, split_group=path.stem,
+        faces_path=path.with_suffix(".faces.npz"),
+        provenance={"caption": file_key(caption.relative_to(raw)) if caption.is_file() else "missing"},
+      )  # fmt: skip
