@@ -44,8 +44,8 @@ def cut(known: Mapping[str, Any], *, start: int, frames: int, whole: bool) -> di
   `known` has the fields of `corpora.SourceItem`; `whole` says that the span is the file but for its edges. A word
   belongs to the span that holds its middle, so no word is in two clips. Where its words have times, the text of a clip
   is that of its words. Without times, only a whole file keeps its text. Where emotions or actions have times, the clip
-  has those of its own segments, and no emotion where they differ; without times it has those of the file. The appearance
-  is that of the file.
+  has those of its own segments, and no emotion where they differ; without times it has those of the file, as it has the
+  appearance.
   """
   first, last = start / FPS, (start + frames) / FPS
   all_words = _segments(known["words"])

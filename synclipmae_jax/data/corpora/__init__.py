@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from synclipmae_jax.data import labels
 from synclipmae_jax.data.corpora import splits
@@ -53,6 +54,11 @@ class SourceItem:
 
   def __post_init__(self):
     labels.check(self.key, vars(self))
+
+  @classmethod
+  def at(cls, raw: Path, path: Path, **known: Any) -> SourceItem:
+    """The item of a file below `raw`: its key, and the sidecar of its faces beside it."""
+    return cls(path=path, key=file_key(path.relative_to(raw)), faces_path=path.with_suffix(".faces.npz"), **known)
 
 
 def file_key(relative: Path) -> str:

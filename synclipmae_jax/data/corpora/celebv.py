@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from synclipmae_jax.data.corpora import annotations
+from synclipmae_jax.data.corpora import reading
 from synclipmae_jax.types import InputError
 
 # In the order of CelebV-HQ's JSON, as three public repositories have it.
@@ -24,7 +24,7 @@ ACTIONS = tuple(
 
 def find_table(raw: Path, name: str) -> Path:
   """The JSON of a corpus. Raises InputError if there is none."""
-  if (found := annotations.find(raw, name)) is None:
+  if (found := reading.find(raw, name)) is None:
     raise InputError(f"there is no {name} in {raw}")
   return found
 
@@ -37,12 +37,12 @@ def clips(table: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   parts = [part for part in ("clips", "clips_set1", "clips_set2") if part in content]
   found: dict[str, dict[str, Any]] = {}
   for part in parts or [""]:
-    entries = annotations.mapping(content[part], table, part) if part else content
+    entries = reading.mapping(content[part], table, part) if part else content
     for key, entry in entries.items():
       if Path(key).name != key or not key.isprintable():
         raise InputError(f"{table} is damaged (a clip is called {key!r})")
       if part or key != "meta_info":
-        found.setdefault(annotations.name(key), annotations.mapping(entry, table, f"clip {key}"))
+        found.setdefault(reading.name(key), reading.mapping(entry, table, f"clip {key}"))
   return found
 
 
@@ -61,12 +61,12 @@ def source(key: str, entry: Mapping[str, Any]) -> dict[str, str]:
   try:
     times = entry.get("duration") or {}
     for end in ("start", "end"):
-      facts[f"{end}_s"] = annotations.number(times.get(f"{end}_sec", times.get(f"{end}_frame")))
+      facts[f"{end}_s"] = reading.number(times.get(f"{end}_sec", times.get(f"{end}_frame")))
     edges = entry.get("bbox") or {}
-    facts["box"] = annotations.box(*(edges.get(edge) for edge in ("left", "top", "right", "bottom")))
+    facts["box"] = reading.box(*(edges.get(edge) for edge in ("left", "top", "right", "bottom")))
   except (ValueError, AttributeError) as error:
     facts["damaged"] = error
-  return annotations.provenance(facts)
+  return reading.provenance(facts)
 
 
 def files(
@@ -76,7 +76,7 @@ def files(
 
   `suffixed`: names may have one more number, `<clip>_<n>`.
   """
-  chosen, _ = annotations.by_stem(annotations.videos(raw))
+  chosen, _ = reading.by_stem(reading.videos(raw))
   of_clip: dict[str, list[str]] = {}
   for stem in chosen:
     shorter = stem.rpartition("_")[0]

@@ -15,39 +15,45 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synclipmae_jax.data.corpora import SourceItem, annotations, celebv, file_key
+from synclipmae_jax.data.corpora import SourceItem, celebv, reading
 from synclipmae_jax.types import InputError
 
 _TABLE = "celebvhq_info.json"
 
 
 def recognises(raw: Path) -> bool:
-  return annotations.find(raw, _TABLE) is not None
+  return reading.find(raw, _TABLE) is not None
 
 
 def items(raw: Path) -> Iterator[SourceItem]:
   """Every clip of the JSON, in order of its key; raises InputError if the JSON is damaged."""
   table = celebv.find_table(raw, _TABLE)
-  content = annotations.read_json(table)
+  content = reading.read_json(table)
   names = {of: _names(table, content, f"{of}_mapping") for of in ("action", "appearance")}
-  vocabularies = {"emotion": annotations.EMOTIONS, "actions": names["action"], "appearance": names["appearance"]}
+  vocabularies = {"emotion": reading.EMOTIONS, "actions": names["action"], "appearance": names["appearance"]}
   clips = celebv.clips(table, content)
   for key, _, path in celebv.files(raw, table, clips):
     known = _labels(f"{table}: clip {key}", clips[key].get("attributes"), names)
     damaged = known.pop("damaged", None)
     source = celebv.source(key, clips[key]) | ({"labels": damaged} if damaged else {})
     video = celebv.youtube_id(key, clips[key])
-    yield SourceItem(
-      path=path, key=file_key(path.relative_to(raw)), corpus="celebvhq", identity=video, split_group=video,
-      vocabularies=vocabularies, faces_path=path.with_suffix(".faces.npz"), provenance=source, **known,
-    )  # fmt: skip
+    yield SourceItem.at(
+      raw,
+      path,
+      corpus="celebvhq",
+      identity=video,
+      split_group=video,
+      vocabularies=vocabularies,
+      provenance=source,
+      **known,
+    )
 
 
 def _names(table: Path, content: Mapping[str, Any], name: str) -> tuple[str, ...]:
-  found = annotations.mapping(content.get("meta_info"), table, "meta_info").get(name)
+  found = reading.mapping(content.get("meta_info"), table, "meta_info").get(name)
   if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
     raise InputError(f"{table} is damaged ({name} is no list of names)")
-  return tuple(map(annotations.label, found))
+  return tuple(map(reading.label, found))
 
 
 def _labels(clip: str, attributes: Any, names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
@@ -63,8 +69,8 @@ def _labels(clip: str, attributes: Any, names: Mapping[str, tuple[str, ...]]) ->
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     return {"damaged": f"damaged ({error})"}
   found = {known.get("emotion", ""), *(segment.label for segment in known.get("emotion_segments", ()))}
-  if unknown := found - {"", *annotations.EMOTIONS}:
-    raise InputError(f"{clip} has the unknown emotion {min(unknown)!r}: known are {', '.join(annotations.EMOTIONS)}")
+  if unknown := found - {"", *reading.EMOTIONS}:
+    raise InputError(f"{clip} has the unknown emotion {min(unknown)!r}: known are {', '.join(reading.EMOTIONS)}")
   return known
 
 
@@ -77,10 +83,9 @@ def _chosen(flags: Sequence[int], names: tuple[str, ...]) -> tuple[str, ...]:
 def _emotions(stated: Mapping[str, Any]) -> dict[str, Any]:
   """One emotion for the clip, or several with their times in it."""
   if not stated["sep_flag"]:
-    return {"emotion": annotations.emotion(stated["labels"])}
+    return {"emotion": reading.emotion(stated["labels"])}
   return {
     "emotion_segments": tuple(
-      annotations.segment(part["start_sec"], part["end_sec"], annotations.emotion(part["emotion"]))
-      for part in stated["labels"]
+      reading.segment(part["start_sec"], part["end_sec"], reading.emotion(part["emotion"])) for part in stated["labels"]
     )
   }

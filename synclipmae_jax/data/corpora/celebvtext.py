@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from synclipmae_jax.data.corpora import SourceItem, annotations, celebv, file_key
+from synclipmae_jax.data.corpora import SourceItem, celebv, reading
 from synclipmae_jax.types import InputError, Segment
 
 ACTIONS = (*celebv.ACTIONS, "blink", "squint")
@@ -28,30 +28,35 @@ _NEAR = 0.1  # seconds
 
 
 def recognises(raw: Path) -> bool:
-  return annotations.find(raw, _TABLE) is not None
+  return reading.find(raw, _TABLE) is not None
 
 
 def items(raw: Path) -> Iterator[SourceItem]:
   """Every clip of the JSON, in order of its key. Raises InputError if the JSON or the pickle is damaged."""
   table = celebv.find_table(raw, _TABLE)
-  clips = celebv.clips(table, annotations.read_json(table))
-  acts, of_clip = _acts(annotations.find(raw, _ANNOTATIONS))
+  clips = celebv.clips(table, reading.read_json(table))
+  acts, of_clip = _acts(reading.find(raw, _ANNOTATIONS))
   for key, stem, path in celebv.files(raw, table, clips, suffixed=True):
     annotated = [stem] if stem in acts else of_clip.get(stem, [])
     known, note = ({}, "ambiguous" if annotated else "missing") if len(annotated) != 1 else _known(acts[annotated[0]])
     video = celebv.youtube_id(key, clips[key])
-    yield SourceItem(
-      path=path, key=file_key(path.relative_to(raw)), corpus="celebvtext", identity=video, split_group=video,
-      vocabularies={"actions": ACTIONS}, faces_path=path.with_suffix(".faces.npz"),
-      provenance=celebv.source(key, clips[key]) | {"actions": note}, **known,
-    )  # fmt: skip
+    yield SourceItem.at(
+      raw,
+      path,
+      corpus="celebvtext",
+      identity=video,
+      split_group=video,
+      vocabularies={"actions": ACTIONS},
+      provenance=celebv.source(key, clips[key]) | {"actions": note},
+      **known,
+    )
 
 
 def _acts(path: Path | None) -> tuple[dict[str, Any], dict[str, list[str]]]:
   """Annotation -> its actions, and clip -> its annotations. Raises InputError for an action that is not known."""
   if path is None:
     return {}, {}
-  acts = annotations.mapping(annotations.read_pickle(path).get("act"), path, "act")
+  acts = reading.mapping(reading.read_pickle(path).get("act"), path, "act")
   of_clip: dict[str, list[str]] = {}
   for key, found in acts.items():
     if not isinstance(key, str) or not isinstance(found, (list, tuple)):
@@ -59,14 +64,14 @@ def _acts(path: Path | None) -> tuple[dict[str, Any], dict[str, list[str]]]:
     of_clip.setdefault(key.rpartition("_")[0], []).append(key)
     for act in found:
       name = act[0] if isinstance(act, (list, tuple)) and act else act
-      if not isinstance(name, str) or annotations.label(name) not in ACTIONS:
+      if not isinstance(name, str) or reading.label(name) not in ACTIONS:
         raise InputError(f"{path}: {key} has the unknown action {name!r}: known are {', '.join(ACTIONS)}")
   return acts, of_clip
 
 
 def _known(acts: list[Any]) -> tuple[Mapping[str, Any], str]:
   """The actions of a clip as fields of SourceItem, and what is said of their times."""
-  names = [annotations.label(act if isinstance(act, str) else act[0]) for act in acts]
+  names = [reading.label(act if isinstance(act, str) else act[0]) for act in acts]
   known: dict[str, Any] = {"actions": tuple(dict.fromkeys(names))}
   try:
     segments = tuple(_segment(act[1], name) for act, name in zip(acts, names, strict=True))
@@ -76,7 +81,7 @@ def _known(acts: list[Any]) -> tuple[Mapping[str, Any], str]:
 
 
 def _segment(times: Any, name: str) -> Segment:
-  start, end, lasts = map(annotations.number, times[:3])
+  start, end, lasts = map(reading.number, times[:3])
   if abs(end - start - lasts) > _NEAR:
     raise ValueError("the times are not seconds")
-  return annotations.segment(start, end, name)
+  return reading.segment(start, end, name)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from synclipmae_jax.data.corpora import SourceItem, annotations, file_key
+from synclipmae_jax.data.corpora import SourceItem, reading
 
 _EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sadness"}
 _SENTENCES = {
@@ -28,20 +28,26 @@ _NAME = re.compile(rf"(1\d{{3}})_({'|'.join(_SENTENCES)})_({'|'.join(_EMOTIONS)}
 
 def recognises(raw: Path) -> bool:
   """Whether the first video has such a name."""
-  first = annotations.first_video(raw)
+  first = reading.first_video(raw)
   return first is not None and _NAME.fullmatch(first.stem) is not None
 
 
 def items(raw: Path) -> Iterator[SourceItem]:
   """Every video with such a name, in order of its name."""
-  chosen, doubles = annotations.by_stem(annotations.videos(raw))
+  chosen, doubles = reading.by_stem(reading.videos(raw))
   for stem, path in sorted(chosen.items()):
     if found := _NAME.fullmatch(stem):
       actor, sentence, emotion, level = found.groups()
-      yield SourceItem(
-        path=path, key=file_key(path.relative_to(raw)), corpus="cremad", identity=actor, split_group=actor,
-        speaker=actor, text=_SENTENCES[sentence], text_source="human",
-        vocabularies={"emotion": tuple(_EMOTIONS.values())}, emotion=_EMOTIONS[emotion],
-        faces_path=path.with_suffix(".faces.npz"),
-        provenance={"level": level} | annotations.doubles_note(raw, doubles.get(stem, [])),
-      )  # fmt: skip
+      yield SourceItem.at(
+        raw,
+        path,
+        corpus="cremad",
+        identity=actor,
+        split_group=actor,
+        speaker=actor,
+        text=_SENTENCES[sentence],
+        text_source="human",
+        vocabularies={"emotion": tuple(_EMOTIONS.values())},
+        emotion=_EMOTIONS[emotion],
+        provenance={"level": level} | reading.doubles_note(raw, doubles.get(stem, [])),
+      )

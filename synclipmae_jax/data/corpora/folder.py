@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from synclipmae_jax.data.corpora import SourceItem, file_key
-from synclipmae_jax.data.corpora.annotations import walk
+from synclipmae_jax.data.corpora.reading import walk
 from synclipmae_jax.data.media.containers import SUFFIXES
 
 _SIDECARS = (".faces.npz", ".txt")
@@ -37,14 +37,13 @@ def items(raw: Path) -> Iterator[SourceItem]:
   paths = [path for path in paths if not any(_without(path, end) in stems for end in _SIDECARS)]
   groups = _groups([path.relative_to(raw) for path in paths])
   for path, group in zip(paths, groups, strict=True):
-    yield SourceItem(
-      path=path,
-      key=file_key(path.relative_to(raw)),
+    yield SourceItem.at(
+      raw,
+      path,
       corpus="folder",
       identity=group,
       split_group=group,
       text=_text(path.with_suffix(".txt")),
-      faces_path=path.with_suffix(".faces.npz"),
     )
 
 

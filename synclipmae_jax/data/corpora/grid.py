@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from synclipmae_jax.data.corpora import SourceItem, file_key
-from synclipmae_jax.data.corpora.annotations import walk
+from synclipmae_jax.data.corpora.reading import walk
 from synclipmae_jax.types import InputError, Segment
 
 _VIDEOS = (".mpg", ".mpeg", ".mp4", ".mov", ".mkv", ".avi", ".webm")
@@ -159,9 +159,9 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[Mapping[str, str]]:
 
 
 def _item(raw: Path, path: Path, *, speaker: str, text: str, words: tuple[Segment, ...], **known: Any) -> SourceItem:
-  return SourceItem(
-    path=path,
-    key=file_key(path.relative_to(raw)),
+  return SourceItem.at(
+    raw,
+    path,
     corpus="grid",
     identity=speaker,
     speaker=speaker,
@@ -169,6 +169,5 @@ def _item(raw: Path, path: Path, *, speaker: str, text: str, words: tuple[Segmen
     text_source="human",  # a prompt, read aloud
     words=words,
     lag=0,
-    faces_path=path.with_suffix(".faces.npz"),
     **known,
   )

@@ -13,22 +13,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from synclipmae_jax.data.corpora import SourceItem, annotations, file_key
+from synclipmae_jax.data.corpora import SourceItem, file_key, reading
 
 
 def recognises(raw: Path) -> bool:
   """Whether the first video in a folder `videos` has a folder `caption` beside it."""
-  first = next((path for path in annotations.walk(raw) if path.parent.name == "videos"), None)
+  first = next((path for path in reading.walk(raw) if path.parent.name == "videos"), None)
   return first is not None and (first.parent.parent / "caption").is_dir()
 
 
 def items(raw: Path) -> Iterator[SourceItem]:
   """Every video in a folder `videos`, in order of its path."""
-  for path in annotations.videos(raw):
+  for path in reading.videos(raw):
     if path.parent.name == "videos":
+      number = reading.name(path.stem)
       caption = path.parent.parent / "caption" / f"{path.stem}.txt"
-      yield SourceItem(
-        path=path, key=file_key(path.relative_to(raw)), corpus="hallo3", identity=path.stem, split_group=path.stem,
-        faces_path=path.with_suffix(".faces.npz"),
+      yield SourceItem.at(
+        raw,
+        path,
+        corpus="hallo3",
+        identity=number,
+        split_group=number,
         provenance={"caption": file_key(caption.relative_to(raw)) if caption.is_file() else "missing"},
-      )  # fmt: skip
+      )

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from synclipmae_jax.data.corpora import SourceItem, annotations, file_key
+from synclipmae_jax.data.corpora import SourceItem, reading
 from synclipmae_jax.types import InputError
 
 _SETS = ("RD", "WDA", "WRA")
@@ -32,26 +32,29 @@ def recognises(raw: Path) -> bool:
   """Whether a table of stretches is there, or the first video is named after a set and a number."""
   if any(_table(raw, name, "annotion_time") for name in _SETS):
     return True
-  first = annotations.first_video(raw)
+  first = reading.first_video(raw)
   found = _CLIP.fullmatch(first.stem) if first else None
   return bool(found and found["set"])
 
 
 def items(raw: Path) -> Iterator[SourceItem]:
-  """Every clip, then every stretch of the tables of whose video there is none. Raises InputError for a damaged table."""
+  """Every clip, then every stretch of the tables that has none. Raises InputError for a damaged table."""
   stretches, urls = _stretches(raw), _urls(raw)
   first_at: dict[str, str] = {}
   persons = {video: first_at.setdefault(url, _person(video)) for video, url in urls.items()}
 
   def item(path: Path, video: str, facts: dict[str, str]) -> SourceItem:
     person = persons.get(video, _person(video))
-    return SourceItem(
-      path=path, key=file_key(path.relative_to(raw)), corpus="hdtf", identity=person, split_group=person,
-      faces_path=path.with_suffix(".faces.npz"),
-      provenance=annotations.provenance({"video": video, "url": urls.get(video)} | facts),
-    )  # fmt: skip
+    return SourceItem.at(
+      raw,
+      path,
+      corpus="hdtf",
+      identity=person,
+      split_group=person,
+      provenance=reading.provenance({"video": video, "url": urls.get(video)} | facts),
+    )
 
-  chosen, doubles = annotations.by_stem(annotations.videos(raw))
+  chosen, doubles = reading.by_stem(reading.videos(raw))
   seen, renumbered = set(), set()
   for stem, path in chosen.items():
     if (found := _CLIP.fullmatch(stem)) is None:
@@ -60,7 +63,7 @@ def items(raw: Path) -> Iterator[SourceItem]:
     # The numbers of the second style do not count stretches.
     facts = {"set": found["set"]} if found["set"] else stretches.get(clip, {})
     (renumbered if found["set"] else seen).add(found["video"] if found["set"] else clip)
-    yield item(path, found["video"], facts | annotations.doubles_note(raw, doubles.get(stem, [])))
+    yield item(path, found["video"], facts | reading.doubles_note(raw, doubles.get(stem, [])))
   for clip, facts in stretches.items():
     video = clip.rpartition("_")[0]
     if clip not in seen and video not in renumbered:
@@ -72,13 +75,13 @@ def _person(video: str) -> str:
 
 
 def _table(raw: Path, name: str, kind: str) -> Path | None:
-  return annotations.find(raw, f"{name}_{kind}.txt")
+  return reading.find(raw, f"{name}_{kind}.txt")
 
 
 def _rows(raw: Path, kind: str, least: int) -> Iterator[tuple[Path, list[str]]]:
   for name in _SETS:
     if path := _table(raw, name, kind):
-      for row in annotations.read_rows(path, least):
+      for row in reading.read_rows(path, least):
         if Path(row[0]).name != row[0]:
           raise InputError(f"{path} names a file outside its folder: {row[0]}")
         yield path, row
@@ -86,7 +89,7 @@ def _rows(raw: Path, kind: str, least: int) -> Iterator[tuple[Path, list[str]]]:
 
 def _urls(raw: Path) -> dict[str, str]:
   """Video -> its address."""
-  return {annotations.name(row[0]): row[1] for _, row in _rows(raw, "video_url", 2)}
+  return {reading.name(row[0]): row[1] for _, row in _rows(raw, "video_url", 2)}
 
 
 def _stretches(raw: Path) -> dict[str, dict[str, str]]:
@@ -96,12 +99,12 @@ def _stretches(raw: Path) -> dict[str, dict[str, str]]:
     for number, time in enumerate(times):
       if (parts := _STRETCH.fullmatch(time)) is None:
         raise InputError(f"{path}: {video} has the time {time!r}, which is not like 00:30-01:00")
-      clip = f"{annotations.name(Path(video).stem)}_{number}"
+      clip = f"{reading.name(Path(video).stem)}_{number}"
       found[clip] = {"start_s": str(_seconds(parts[1])), "end_s": str(_seconds(parts[2]))}
   for path, (clip, *values) in _rows(raw, "crop_wh", 5):
     try:
-      x0, width, y0, height = map(annotations.number, values[:4])
-      found.setdefault(Path(clip).stem, {})["box"] = annotations.box(x0, y0, x0 + width, y0 + height)
+      x0, width, y0, height = map(reading.number, values[:4])
+      found.setdefault(Path(clip).stem, {})["box"] = reading.box(x0, y0, x0 + width, y0 + height)
     except ValueError as error:
       raise InputError(f"{path}: {clip} has no crop ({error})") from error
   for _, (clip, ratio, *_rest) in _rows(raw, "crop_ratio", 2):

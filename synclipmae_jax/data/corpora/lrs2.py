@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from synclipmae_jax.data.corpora import SourceItem, annotations, file_key, transcripts
+from synclipmae_jax.data.corpora import SourceItem, reading, transcripts
 from synclipmae_jax.types import InputError
 
 _SPLITS = {"train": "train", "val": "val", "test": "test", "pretrain": "train"}
@@ -23,7 +23,7 @@ _SPLITS = {"train": "train", "val": "val", "test": "test", "pretrain": "train"}
 
 def recognises(raw: Path) -> bool:
   """Whether the first video lies in `main`, or in `pretrain` beside the lists, and has a transcript."""
-  first = annotations.first_video(raw)
+  first = reading.first_video(raw)
   if first is None or not first.with_suffix(".txt").is_file():
     return False
   parent = first.parent.parent
@@ -32,17 +32,17 @@ def recognises(raw: Path) -> bool:
 
 def items(raw: Path) -> Iterator[SourceItem]:
   """Every file of the lists, or every video in `main` and `pretrain`. Raises InputError for a damaged list."""
-  lists = {name: path for name in _SPLITS if (path := annotations.find(raw, f"{name}.txt"))}
+  lists = {name: path for name in _SPLITS if (path := reading.find(raw, f"{name}.txt"))}
   if not lists:
-    for path in annotations.videos(raw):
+    for path in reading.videos(raw):
       if path.parent.parent.name in ("main", "pretrain"):
         yield _item(raw, path, "")
     return
-  homes = {path.parent.parent.name: path.parent.parent for path in reversed(annotations.videos(raw))}
+  homes = {path.parent.parent.name: path.parent.parent for path in reversed(reading.videos(raw))}
   seen: set[Path] = set()
   for name in ("test", "val", "train", "pretrain"):
     home = "pretrain" if name == "pretrain" else "main"
-    for row in annotations.read_rows(lists[name], 1) if name in lists else ():
+    for row in reading.read_rows(lists[name], 1) if name in lists else ():
       programme, _, number = row[0].partition("/")
       if not programme.isalnum() or not number.isalnum():
         raise InputError(f"{lists[name]} is no list of LRS2: it names {row[0]!r}")
@@ -53,8 +53,13 @@ def items(raw: Path) -> Iterator[SourceItem]:
 
 
 def _item(raw: Path, path: Path, split: str) -> SourceItem:
-  return SourceItem(
-    path=path, key=file_key(path.relative_to(raw)), corpus="lrs2", identity=path.parent.name,
-    split_group=path.parent.name, split=split, faces_path=path.with_suffix(".faces.npz"),
+  programme = reading.name(path.parent.name)
+  return SourceItem.at(
+    raw,
+    path,
+    corpus="lrs2",
+    identity=programme,
+    split_group=programme,
+    split=split,
     **transcripts.read(path.with_suffix(".txt")),
-  )  # fmt: skip
+  )

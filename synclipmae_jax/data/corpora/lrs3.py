@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from synclipmae_jax.data.corpora import SourceItem, annotations, file_key, transcripts
+from synclipmae_jax.data.corpora import SourceItem, reading, transcripts
 from synclipmae_jax.data.corpora.splits import by_hash
 
 _FOLDERS = ("pretrain", "trainval", "test")
@@ -21,19 +21,23 @@ _VAL = 0.02
 
 def recognises(raw: Path) -> bool:
   """Whether the first video lies in such a folder and has a transcript."""
-  first = annotations.first_video(raw)
+  first = reading.first_video(raw)
   return first is not None and first.parent.parent.name in _FOLDERS and first.with_suffix(".txt").is_file()
 
 
 def items(raw: Path) -> Iterator[SourceItem]:
   """Every video in such a folder, in order of its path."""
-  paths = [path for path in annotations.videos(raw) if path.parent.parent.name in _FOLDERS]
-  tested = {path.parent.name for path in paths if path.parent.parent.name == "test"}
-  splits = by_hash({path.parent.name for path in paths} - tested, test=0, val=_VAL) | dict.fromkeys(tested, "train")
+  paths = [path for path in reading.videos(raw) if path.parent.parent.name in _FOLDERS]
+  tested = {reading.name(path.parent.name) for path in paths if path.parent.parent.name == "test"}
+  splits = by_hash({reading.name(path.parent.name) for path in paths} - tested, test=0, val=_VAL)
   for path in paths:
-    talk = path.parent.name
-    yield SourceItem(
-      path=path, key=file_key(path.relative_to(raw)), corpus="lrs3", identity=talk, split_group=talk,
-      split="test" if path.parent.parent.name == "test" else splits[talk],
-      faces_path=path.with_suffix(".faces.npz"), **transcripts.read(path.with_suffix(".txt")),
-    )  # fmt: skip
+    talk = reading.name(path.parent.name)
+    yield SourceItem.at(
+      raw,
+      path,
+      corpus="lrs3",
+      identity=talk,
+      split_group=talk,
+      split="test" if path.parent.parent.name == "test" else splits.get(talk, "train"),
+      **transcripts.read(path.with_suffix(".txt")),
+    )

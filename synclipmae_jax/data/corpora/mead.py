@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from synclipmae_jax.data.corpora import SourceItem, annotations, file_key
+from synclipmae_jax.data.corpora import SourceItem, file_key, reading
 
 _ACTOR = re.compile(r"[MW]\d{3}", re.IGNORECASE)
 _LEVEL = re.compile(r"level_\d", re.IGNORECASE)
@@ -28,7 +28,7 @@ _SOUNDS = (".m4a", ".mp4", ".wav", ".aac", ".mp3")
 
 def recognises(raw: Path) -> bool:
   """Whether the first video lies below an actor and a view."""
-  first = annotations.first_video(raw)
+  first = reading.first_video(raw)
   parts = first.relative_to(raw).parent.parts if first else ()
   return bool(_actor(parts)) and any(part.lower() in _VIEWS for part in parts)
 
@@ -36,23 +36,29 @@ def recognises(raw: Path) -> bool:
 def items(raw: Path) -> Iterator[SourceItem]:
   """Every video of an actor, in order of its path."""
   sounds: dict[tuple[str, ...], Path] = {}
-  for path in annotations.walk(raw):
+  for path in reading.walk(raw):
     folders = path.relative_to(raw).parent.parts
     if path.suffix.lower() in _SOUNDS and "audio" in map(str.lower, folders):
       sounds.setdefault(_take(folders, path), path)
-  for path in annotations.videos(raw):
+  for path in reading.videos(raw):
     folders = path.relative_to(raw).parent.parts
     if not (actor := _actor(folders)) or "audio" in map(str.lower, folders):
       continue
     _, emotion, level, _ = take = _take(folders, path)
     sound = sounds.get(take)
     facts = {"view": next((part.lower() for part in folders if part.lower() in _VIEWS), ""), "level": level}
-    yield SourceItem(
-      path=path, key=file_key(path.relative_to(raw)), corpus="mead", identity=actor, split_group=actor, speaker=actor,
-      vocabularies={"emotion": annotations.EMOTIONS}, emotion=annotations.emotion(emotion) if emotion else "",
-      faces_path=path.with_suffix(".faces.npz"), sound_path=sound,
-      provenance=annotations.provenance(facts | {"sound": file_key(sound.relative_to(raw)) if sound else "missing"}),
-    )  # fmt: skip
+    yield SourceItem.at(
+      raw,
+      path,
+      corpus="mead",
+      identity=actor,
+      split_group=actor,
+      speaker=actor,
+      vocabularies={"emotion": reading.EMOTIONS},
+      emotion=reading.emotion(emotion) if emotion else "",
+      sound_path=sound,
+      provenance=reading.provenance(facts | {"sound": file_key(sound.relative_to(raw)) if sound else "missing"}),
+    )
 
 
 def _actor(folders: tuple[str, ...]) -> str:

@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from synclipmae_jax.data.corpora import SourceItem, annotations, file_key
+from synclipmae_jax.data.corpora import SourceItem, reading
 
 _NAME = re.compile(
   r"(?P<modality>0[1-3])-(?P<channel>0[12])-(?P<emotion>0[1-8])-(?P<intensity>0[12])-(?P<statement>0[12])"
-  r"-(?P<repetition>0[12])-(?P<actor>[01]\d|2[0-4])"
+  r"-(?P<repetition>0[12])-(?P<actor>0[1-9]|1\d|2[0-4])"
 )
 _EMOTIONS = ("neutral", "calm", "happy", "sadness", "anger", "fear", "disgust", "surprise")
 _STATEMENTS = ("kids are talking by the door", "dogs are sitting by the door")
@@ -25,13 +25,13 @@ _STATEMENTS = ("kids are talking by the door", "dogs are sitting by the door")
 
 def recognises(raw: Path) -> bool:
   """Whether the first video has such a name."""
-  first = annotations.first_video(raw)
+  first = reading.first_video(raw)
   return first is not None and _NAME.fullmatch(first.stem) is not None
 
 
 def items(raw: Path) -> Iterator[SourceItem]:
   """Every file with picture and sound, in order of its name."""
-  chosen, doubles = annotations.by_stem(annotations.videos(raw))
+  chosen, doubles = reading.by_stem(reading.videos(raw))
   for stem, path in sorted(chosen.items()):
     found = _NAME.fullmatch(stem)
     if found is None or found["modality"] != "01":
@@ -40,9 +40,16 @@ def items(raw: Path) -> Iterator[SourceItem]:
     facts = {"channel": ("speech", "song")[int(found["channel"]) - 1],
              "intensity": ("normal", "strong")[int(found["intensity"]) - 1],
              "repetition": found["repetition"]}  # fmt: skip
-    yield SourceItem(
-      path=path, key=file_key(path.relative_to(raw)), corpus="ravdess", identity=actor, split_group=actor,
-      speaker=actor, text=_STATEMENTS[int(found["statement"]) - 1], text_source="human",
-      vocabularies={"emotion": _EMOTIONS}, emotion=_EMOTIONS[int(found["emotion"]) - 1],
-      faces_path=path.with_suffix(".faces.npz"), provenance=facts | annotations.doubles_note(raw, doubles.get(stem, [])),
-    )  # fmt: skip
+    yield SourceItem.at(
+      raw,
+      path,
+      corpus="ravdess",
+      identity=actor,
+      split_group=actor,
+      speaker=actor,
+      text=_STATEMENTS[int(found["statement"]) - 1],
+      text_source="human",
+      vocabularies={"emotion": _EMOTIONS},
+      emotion=_EMOTIONS[int(found["emotion"]) - 1],
+      provenance=facts | reading.doubles_note(raw, doubles.get(stem, [])),
+    )

@@ -16,18 +16,18 @@ _HELD_OUT = 100  # files of the validation and of the test split in the paper
 def assign(files: Sequence[tuple[str, str]], *, rule: str = "hash") -> list[str]:
   """The split of every file, given as (group, official split), where "" is: the corpus has none.
 
-  Official splits stand, but where one divides a group: of such a group only the files of `test`, or else of `val`, keep
-  theirs, so that published test sets stay whole, and the others are in the split `OVERLAP`, which nothing reads.
+  Official splits stand unless one divides a group. Of such a group only the files of `test`, or else of `val`, keep
+  theirs, so that published test sets stay whole. The others are in the split `OVERLAP`, which nothing reads.
   Without an official split the rule is `hash` (`by_hash`, a tenth each) or `random100` (`by_count`).
   """
   if rule not in RULES:
     raise InputError(f"unknown rule for splits {rule!r}: choose one of {', '.join(RULES)}")
   held: dict[str, str] = {}
-  for split in ("val", "test"):
+  for split in ("train", "val", "test"):
     held |= {group: split for group, official in files if official == split}
   free = [group for group, official in files if not official]
   drawn = by_count(free) if rule == "random100" and free else by_hash(free, test=0.1, val=0.1)
-  drawn |= held  # a file that the official list does not name stays with its group
+  drawn |= held  # a file without an official split stays with its group
   return [
     drawn[group] if not official else OVERLAP if held.get(group, official) != official else official
     for group, official in files

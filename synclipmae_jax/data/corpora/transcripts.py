@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from synclipmae_jax.data.corpora import annotations
+from synclipmae_jax.data.corpora import reading
 from synclipmae_jax.types import InputError
 
 
@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, Any]:
   if not path.is_file():
     return {"provenance": {"transcript": "missing"}}
   try:
-    lines = annotations.read_text(path).splitlines()
+    lines = reading.read_text(path).splitlines()
     if not lines or not lines[0].startswith("Text:"):
       raise InputError(f"{path.name} does not begin with its text")
   except InputError as error:
@@ -33,7 +33,7 @@ def read(path: Path) -> dict[str, Any]:
   table = next((at for at, line in enumerate(lines) if line.split()[:3] == ["WORD", "START", "END"]), len(lines))
   rows = [line.split() for line in lines[table + 1 :] if line.strip()]
   try:
-    words = tuple(annotations.segment(row[1], row[2], _plain(row[0])) for row in rows)
+    words = tuple(reading.segment(row[1], row[2], _plain(row[0])) for row in rows)
     if [word.start for word in words] != sorted(word.start for word in words):
       raise ValueError("they do not ascend")
   except (ValueError, IndexError) as error:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from synclipmae_jax.data.corpora import SourceItem, annotations, file_key
+from synclipmae_jax.data.corpora import SourceItem, reading
 from synclipmae_jax.types import InputError
 
 # A YouTube id may hold - and _, but no +.
@@ -27,36 +27,39 @@ _FIELDS = {"H": "height", "W": "width", "FPS": "fps"}
 
 def recognises(raw: Path) -> bool:
   """Whether a file is named like a clip."""
-  return any(_CLIP.fullmatch(path.stem) for path in annotations.walk(raw))
+  return any(_CLIP.fullmatch(path.stem) for path in reading.walk(raw))
 
 
 def items(raw: Path) -> Iterator[SourceItem]:
   """Every clip with a file or a text, in order of its name."""
-  texts, _ = annotations.by_stem(path for path in annotations.walk(raw) if path.suffix.lower() == ".txt")
-  chosen, doubles = annotations.by_stem(annotations.videos(raw))
+  texts, _ = reading.by_stem(path for path in reading.walk(raw) if path.suffix.lower() == ".txt")
+  chosen, doubles = reading.by_stem(reading.videos(raw))
   for stem in sorted(texts.keys() | chosen.keys()):
     if (found := _CLIP.fullmatch(stem)) is None:
       continue
     path = chosen.get(stem, raw / "clips" / f"{stem}.mp4")
     facts = {"youtube": found["id"], "first_frame": found["first"], "last_frame": found["last"]}
     facts |= _described(texts[stem]) if stem in texts else {}
-    yield SourceItem(
-      path=path, key=file_key(path.relative_to(raw)), corpus="vfhq", identity=f"{found['id']}+P{found['person']}",
-      split_group=found["id"], faces_path=path.with_suffix(".faces.npz"),
-      provenance=annotations.provenance(facts | annotations.doubles_note(raw, doubles.get(stem, []))),
-    )  # fmt: skip
+    yield SourceItem.at(
+      raw,
+      path,
+      corpus="vfhq",
+      identity=f"{found['id']}+P{found['person']}",
+      split_group=found["id"],
+      provenance=reading.provenance(facts | reading.doubles_note(raw, doubles.get(stem, []))),
+    )
 
 
 def _described(path: Path) -> dict[str, Any]:
   """What the text of a clip says; a damaged one is named and does not cost the clip."""
   facts: dict[str, Any] = {}
   try:
-    for first, *values in annotations.read_rows(path, 1):
+    for first, *values in reading.read_rows(path, 1):
       kind = first.rstrip(":").upper()
       if kind in _FIELDS:
-        facts[_FIELDS[kind]] = f"{annotations.number(values[-1]):g}"
+        facts[_FIELDS[kind]] = f"{reading.number(values[-1]):g}"
       elif kind == "CROP":
-        facts["box"] = annotations.box(*values[-4:])
+        facts["box"] = reading.box(*values[-4:])
   except (InputError, ValueError, IndexError, TypeError) as error:
     return {"damaged": error}
   return facts

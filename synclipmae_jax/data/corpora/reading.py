@@ -6,6 +6,7 @@ same clip twice); they are removed here, so that the corpora only say what stand
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from synclipmae_jax.data.corpora import file_key
 from synclipmae_jax.data.media.containers import SUFFIXES
 from synclipmae_jax.types import InputError, Segment
 
@@ -26,10 +28,12 @@ _SYNONYMS = {
   "angry": "anger", "disgusted": "disgust", "fearful": "fear", "happiness": "happy", "joy": "happy", "sad": "sadness",
   "surprised": "surprise",
 }  # fmt: skip
-_DEPTH = 3  # folders below the given one in which tables are looked for
+_DEPTH = 2  # folders below the given one in which tables are looked for
 # What downloaders leave of a file that is not complete: "a.temp.mp4", "a.f137.mp4" (a stream to be merged), "a.part".
 _PARTIAL = re.compile(r"\.(part|temp|tmp|f\d+)(-\w+)?$", re.IGNORECASE)
-_ARCHIVES = (".tar", ".tgz", ".gz", ".zip", ".7z", ".rar")
+_ARCHIVE = re.compile(
+  r"\.(tar|tgz|zip|7z|rar)([.-][\w-]{1,8})?$", re.IGNORECASE
+)  # "a.tgz", "a.tar.gz", "a.tgz.part-aa"
 _DOWNLOADED = ("raw", "downloaded", "original", "originals")  # folders of whole videos, before they were cut
 
 
@@ -51,9 +55,7 @@ def videos(raw: Path) -> list[Path]:
   for path in walk(raw):
     if path.suffix.lower() in SUFFIXES and not _PARTIAL.search(path.stem):
       found.append(path)
-    elif re.sub(r"[.-](part)?[-\w]{1,5}$", "", path.name).lower().endswith(_ARCHIVES) or (
-      path.name.lower().endswith(_ARCHIVES)
-    ):
+    elif _ARCHIVE.search(path.name):
       archives.append(path)
   if archives and not found:
     raise InputError(f"{raw} holds archives and no videos: unpack {archives[0].name} first")
@@ -66,8 +68,8 @@ def first_video(raw: Path) -> Path | None:
 
 
 def name(text: str) -> str:
-  """A name as it is compared: its letters composed, since some file systems decompose them."""
-  return unicodedata.normalize("NFC", text)
+  """A name as it is compared: as text, and its letters composed, since some file systems decompose them."""
+  return unicodedata.normalize("NFC", file_key(Path(text)))
 
 
 def by_stem(paths: Iterable[Path]) -> tuple[dict[str, Path], dict[str, list[Path]]]:
@@ -86,7 +88,7 @@ def by_stem(paths: Iterable[Path]) -> tuple[dict[str, Path], dict[str, list[Path
 
 def doubles_note(raw: Path, doubles: Sequence[Path]) -> dict[str, str]:
   """An entry of the provenance that names files left out because another has the same name."""
-  return {"doubles": ", ".join(str(path.relative_to(raw)) for path in doubles)} if doubles else {}
+  return {"doubles": ", ".join(file_key(path.relative_to(raw)) for path in doubles)} if doubles else {}
 
 
 def find(raw: Path, *names: str) -> Path | None:
@@ -173,9 +175,11 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def number(value: Any) -> float:
   """A finite number. Raises ValueError otherwise."""
-  if isinstance(value, bool) or not isinstance(value, (int, float, str)) or not math.isfinite(float(value)):
-    raise ValueError(f"{value!r} is no number")
-  return float(value)
+  if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    with contextlib.suppress(ValueError, OverflowError):
+      if math.isfinite(found := float(value)):
+        return found
+  raise ValueError(f"{str(value)[:40]!r} is no number")
 
 
 def segment(start: Any, end: Any, name: str) -> Segment:
