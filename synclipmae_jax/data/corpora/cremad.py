@@ -27,9 +27,8 @@ _NAME = re.compile(rf"(1\d{{3}})_({'|'.join(_SENTENCES)})_({'|'.join(_EMOTIONS)}
 
 
 def recognises(raw: Path) -> bool:
-  """Whether the first video has such a name."""
-  first = reading.first_video(raw)
-  return first is not None and _NAME.fullmatch(first.stem) is not None
+  """Whether videos have such names."""
+  return reading.mostly(raw, lambda path: _NAME.fullmatch(path.stem))
 
 
 def items(raw: Path) -> Iterator[SourceItem]:

@@ -17,9 +17,9 @@ from synclipmae_jax.data.corpora import SourceItem, file_key, reading
 
 
 def recognises(raw: Path) -> bool:
-  """Whether the first video in a folder `videos` has a folder `caption` beside it."""
-  first = next((path for path in reading.walk(raw) if path.parent.name == "videos"), None)
-  return first is not None and (first.parent.parent / "caption").is_dir()
+  """Whether a folder `videos` with files has a folder `caption` beside it."""
+  folders = {path.parent for path in reading.walk(raw) if path.parent.name == "videos"}
+  return any((folder.parent / "caption").is_dir() for folder in folders)
 
 
 def items(raw: Path) -> Iterator[SourceItem]:

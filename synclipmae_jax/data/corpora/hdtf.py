@@ -29,12 +29,10 @@ _STRETCH = re.compile(r"(\d+(?::\d+)+)-(\d+(?::\d+)+)")
 
 
 def recognises(raw: Path) -> bool:
-  """Whether a table of stretches is there, or the first video is named after a set and a number."""
+  """Whether a table of stretches is there, or videos are named after a set and a number."""
   if any(_table(raw, name, "annotion_time") for name in _SETS):
     return True
-  first = reading.first_video(raw)
-  found = _CLIP.fullmatch(first.stem) if first else None
-  return bool(found and found["set"])
+  return reading.mostly(raw, lambda path: (found := _CLIP.fullmatch(path.stem)) and found["set"])
 
 
 def items(raw: Path) -> Iterator[SourceItem]:

@@ -22,12 +22,14 @@ _SPLITS = {"train": "train", "val": "val", "test": "test", "pretrain": "train"}
 
 
 def recognises(raw: Path) -> bool:
-  """Whether the first video lies in `main`, or in `pretrain` beside the lists, and has a transcript."""
-  first = reading.first_video(raw)
-  if first is None or not first.with_suffix(".txt").is_file():
-    return False
-  parent = first.parent.parent
-  return parent.name == "main" or (parent.name == "pretrain" and (parent.parent / "pretrain.txt").is_file())
+  """Whether videos lie in `main`, or in `pretrain` beside its list, and have transcripts."""
+
+  def matches(path: Path) -> bool:
+    home = path.parent.parent
+    listed = home.name == "main" or (home.name == "pretrain" and (home.parent / "pretrain.txt").is_file())
+    return listed and path.with_suffix(".txt").is_file()
+
+  return reading.mostly(raw, matches)
 
 
 def items(raw: Path) -> Iterator[SourceItem]:

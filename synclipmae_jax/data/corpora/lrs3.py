@@ -20,9 +20,8 @@ _VAL = 0.02
 
 
 def recognises(raw: Path) -> bool:
-  """Whether the first video lies in such a folder and has a transcript."""
-  first = reading.first_video(raw)
-  return first is not None and first.parent.parent.name in _FOLDERS and first.with_suffix(".txt").is_file()
+  """Whether videos lie in such folders and have transcripts."""
+  return reading.mostly(raw, lambda path: path.parent.parent.name in _FOLDERS and path.with_suffix(".txt").is_file())
 
 
 def items(raw: Path) -> Iterator[SourceItem]:

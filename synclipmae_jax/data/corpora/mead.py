@@ -27,10 +27,13 @@ _SOUNDS = (".m4a", ".mp4", ".wav", ".aac", ".mp3")
 
 
 def recognises(raw: Path) -> bool:
-  """Whether the first video lies below an actor and a view."""
-  first = reading.first_video(raw)
-  parts = first.relative_to(raw).parent.parts if first else ()
-  return bool(_actor(parts)) and any(part.lower() in _VIEWS for part in parts)
+  """Whether videos lie below an actor and a view."""
+
+  def matches(path: Path) -> bool:
+    parts = path.relative_to(raw).parent.parts
+    return bool(_actor(parts)) and any(part.lower() in _VIEWS for part in parts)
+
+  return reading.mostly(raw, matches)
 
 
 def items(raw: Path) -> Iterator[SourceItem]:

@@ -24,9 +24,8 @@ _STATEMENTS = ("kids are talking by the door", "dogs are sitting by the door")
 
 
 def recognises(raw: Path) -> bool:
-  """Whether the first video has such a name."""
-  first = reading.first_video(raw)
-  return first is not None and _NAME.fullmatch(first.stem) is not None
+  """Whether videos have such names."""
+  return reading.mostly(raw, lambda path: _NAME.fullmatch(path.stem))
 
 
 def items(raw: Path) -> Iterator[SourceItem]:

@@ -7,6 +7,7 @@ same clip twice); they are removed here, so that the corpora only say what stand
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import pickle
 import re
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _SYNONYMS = {
   "angry": "anger", "disgusted": "disgust", "fearful": "fear", "happiness": "happy", "joy": "happy", "sad": "sadness",
   "surprised": "surprise",
 }  # fmt: skip
+_LOOK = 200  # videos by which a corpus is recognised
 _DEPTH = 2  # folders below the given one in which tables are looked for
 # What downloaders leave of a file that is not complete: "a.temp.mp4", "a.f137.mp4" (a stream to be merged), "a.part".
 _PARTIAL = re.compile(r"\.(part|temp|tmp|f\d+)(-\w+)?$", re.IGNORECASE)
@@ -62,9 +64,11 @@ def videos(raw: Path) -> list[Path]:
   return found
 
 
-def first_video(raw: Path) -> Path | None:
-  """The first video below `raw`, by which a corpus is recognised."""
-  return next((path for path in walk(raw) if path.suffix.lower() in SUFFIXES), None)
+def mostly(raw: Path, matches: Callable[[Path], Any]) -> bool:
+  """Whether at least half of the first videos below `raw` match, by which a corpus is recognised."""
+  found = itertools.islice((path for path in walk(raw) if path.suffix.lower() in SUFFIXES), _LOOK)
+  matched = [bool(matches(path)) for path in found]
+  return sum(matched) * 2 >= len(matched) > 0
 
 
 def name(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import heapq
 import os
@@ -25,12 +26,17 @@ def has_sound(path: str | os.PathLike) -> bool:
 def join(picture: str | os.PathLike, sound: str | os.PathLike, out: Path) -> None:
   """Writes the picture of one file and the sound of another to the Matroska file `out`.
 
-  Second 0 of both files is one moment. Raises InputError if a file cannot be read; the suffix of the sound must be that
-  of a container of `media.containers` or .m4a, which is one of them.
+  Second 0 of both files is one moment. The sound is in a container of `media.containers`, of which M4A is one. Raises
+  InputError if a file cannot be read.
   """
-  with open_media(picture) as pictures, open_media(sound) as sounds:
-    if (heard := sounds.streams.best("audio")) is None:
-      raise InputError(f"{os.path.basename(sound)}, its sound, has no sound track")
+  name = os.path.basename(sound)
+  with open_media(picture) as pictures, contextlib.ExitStack() as stack:
+    try:
+      sounds = stack.enter_context(open_media(sound))
+      if (heard := sounds.streams.best("audio")) is None:
+        raise InputError("it has no sound track")
+    except InputError as error:
+      raise InputError(f"its sound, {name}: {error}") from error
     seen = video_stream(pictures)
     try:
       with av.open(os.fspath(out), "w", format="matroska") as target:
