@@ -4,10 +4,12 @@ import json
 import pickle
 
 import pytest
+from footage import clicks, numbered, write_video
 from trees import YOUTUBE, celebv_entry, celebvhq, celebvtext, hq_attributes, write
 
-from synclipmae_jax.data import corpora
+from synclipmae_jax.data import corpora, prepare, records
 from synclipmae_jax.data.corpora import celebvtext as text_corpus
+from synclipmae_jax.data.pipeline import Source, eval_clips, train_batches
 from synclipmae_jax.types import InputError, Segment
 
 CLIP = f"{YOUTUBE[0]}_0"
@@ -153,3 +155,37 @@ def test_other_pickles_of_celebvtext_are_one_sentence(tmp_path, acts, words):
   with pytest.raises(InputError, match=words):
     annotated(tmp_path, acts)
   assert text_corpus.ACTIONS[-2:] == ("blink", "squint")
+
+
+def test_celebvhq_from_raw_files_to_a_batch(tmp_path):
+  parts = [{"emotion": "sad", "start_sec": 0, "end_sec": 1}, {"emotion": "neutral", "start_sec": 1, "end_sec": 2}]
+  attributes = hq_attributes({"sep_flag": True, "labels": parts}, actions=("talk",), appearance=("young",))
+  keys = [f"{video}_0" for video in YOUTUBE[:4]]
+  raw = celebvhq(tmp_path / "raw", clips={key: celebv_entry(key[:-2], attributes=attributes) for key in keys})
+  for key in keys[:3]:
+    sound = clicks(2, [], noise=0.1)
+    write_video(raw / "processed" / f"{key}.mp4", map(numbered, range(50)), sound=sound)
+  (raw / "processed" / f"{keys[3]}.mp4").unlink()
+  manifest = prepare.prepare(raw, tmp_path / "out", faces="full_frame", size=32, progress=False)
+  outcomes = {entry["file"]: entry["reason"] for entry in manifest.entries}
+  assert outcomes == {f"processed/{key}.mp4": "the file is missing" if key == keys[3] else "" for key in keys}
+  assert manifest.summary()["labelled"]["appearance"] == 3
+  kept = {entry["split"] for entry in manifest.entries if entry["outcome"] == "accepted"}
+  for split in kept:
+    clip = next(iter(eval_clips(tmp_path / "out", split=split, image_size=32)))
+    assert (clip.corpus, clip.emotion, clip.actions, clip.appearance) == ("celebvhq", "", ("talk",), ("young",))
+    assert clip.emotion_segments == (Segment(0, 1, "sadness"), Segment(1, 2, "neutral"))
+  opened = records.open_records(tmp_path / "out", split="train")
+  assert len(opened.vocabularies["actions"]) == 35 and opened[0]["provenance"]["start_s"] == "1.5"
+  batch = next(
+    train_batches(
+      [Source(directory=tmp_path / "out")],
+      split="train",
+      seed=0,
+      batch_size=2,
+      clip_frames=8,
+      audio_context_frames=16,
+      image_size=32,
+    )  # fmt: skip
+  )
+  assert batch["frames"].shape == (2, 8, 32, 32, 3)
