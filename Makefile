@@ -11,13 +11,12 @@ PINNED := -r requirements.txt -c constraints.txt
 # Tests run one process a core; JAX stays on the CPU and off any TPU.
 TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo long checkpoint test test-slow test-parity test-tpu lint venv clean
+.PHONY: demo checkpoint test test-slow test-parity test-tpu lint venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install, then run the main job on the embedded default (at most 15 minutes on two cores)"
-	@echo "make long       the same with a longer budget and more data (about 20 minutes)"
-	@echo "make checkpoint the same, then its calibration: how the embedded checkpoint is made"
+	@echo "make checkpoint GRID=DIR  how the embedded checkpoint is made, from SynthTalk and the GRID corpus (about 90 minutes)"
 	@echo "make test       install, then the tests (at most 10 minutes); make test-slow: the slow ones too"
 	@echo "make test-parity  install torch, transformers and diffusers too, then compare with them (full sizes: some minutes)"
 	@echo "make test-tpu   install the TPU compiler, in an environment of its own, and compile the paper's step for a pod (minutes)"
@@ -28,12 +27,14 @@ demo: venv
 	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:demo --workdir=$(WORKDIR)
 	@if [ -f $(VENV)/seconds ]; then echo "Installing the environment had taken $$(cat $(VENV)/seconds) s."; fi
 
-long: venv
-	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:long --workdir=runs/long
-
-checkpoint: long
+# GRID: the folder of the corpus, in any of its layouts (synclipmae_jax/data/corpora/grid.py).
+checkpoint: venv
+	@test -n "$(GRID)" || { echo "say where the GRID corpus lies: make checkpoint GRID=DIR" >&2; exit 2; }
+	$(BIN)/synclipmae prepare --corpus grid --raw $(GRID) --out runs/grid --size 96
+	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:embedded --workdir=runs/embedded \
+	  --config.data.sources="(('runs/grid', 1.0),)"
 	rm -rf runs/calibrated
-	$(BIN)/synclipmae calibrate runs/long --out runs/calibrated
+	$(BIN)/synclipmae calibrate runs/embedded --out runs/calibrated --records runs/grid:val --synthtalk
 	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers."
 
 test: $(VENV)/test.stamp

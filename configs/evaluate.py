@@ -22,7 +22,7 @@ def get_config(arg: str = "default") -> ConfigDict:
       sources=config_dict.placeholder(tuple),  # ((directory of records, weight),): each gives as many clips
       # With a weight beside `sources`, else only without. Of 120 people two clips each to fit the factors on, of 80
       # others two clips each to judge. For tuning: val=160 and eval_split="val".
-      synthtalk=dict(train=240, val=0, test=160, seconds=4.0, size=112, seed=2, weight=config_dict.placeholder(float)),
+      synthtalk=dict(train=240, val=0, test=160, seconds=4.0, size=160, seed=2, weight=config_dict.placeholder(float)),
       image_size=0,  # that of the checkpoint
       eval_clips=160,
       eval_split="test",

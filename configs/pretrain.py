@@ -107,8 +107,10 @@ def _paper() -> ConfigDict:
         covariance=0.04,
         subject=0.0,  # ours: contrast of identity tokens between people; the paper has none
         frame=0.0,  # ours: contrast of ambient tokens between the frames of a pair; the paper has none
+        spread=0.0,  # ours, from VICReg: against constant tokens; the paper has none
       ),
       token_temperature=0.1,  # of these two contrasts
+      spread=0.3,  # standard deviation that a dimension of a token should have
       normalised_covariance=False,  # the paper; True: of tokens with unit variance
       motion_weight=0.0,  # ours: weight of patches that move in the reconstruction; the paper: all alike
       structure_weight=1.0,  # ours: weight of a patch's structure against its mean colour
@@ -206,7 +208,7 @@ def _demo() -> ConfigDict:
       remat="none",
     )
   )
-  config.loss.weights.update(dict(contrast=1.0, covariance=0.01, subject=0.1, frame=0.3))
+  config.loss.weights.update(dict(contrast=1.0, covariance=0.01, subject=0.1, frame=0.3, spread=0.5))
   config.loss.update(
     dict(
       negatives_clips=16,

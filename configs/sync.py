@@ -33,8 +33,8 @@ def get_config(arg: str = "default") -> ConfigDict:
     dict(
       sources=config_dict.placeholder(tuple),  # ((directory of records, weight),): each gives as many clips
       # With a weight beside `sources`, else only without. For tuning: val=128 and eval_split="val".
-      synthtalk=dict(train=240, val=0, test=128, seconds=6.0, size=112, seed=0, weight=config_dict.placeholder(float)),
-      image_size=64,  # for the linear baseline and the other baselines; SyncLipMAE has its own size
+      synthtalk=dict(train=240, val=0, test=128, seconds=6.0, size=160, seed=0, weight=config_dict.placeholder(float)),
+      image_size=96,  # of the records: at least that of the model
       eval_clips=128,
       eval_split="test",
     )

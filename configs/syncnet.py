@@ -4,9 +4,9 @@
     python -m synclipmae_jax.main --config=configs/syncnet.py:demo --workdir=DIR --config.data.sources="(('DIR', 1.0),)"
 
 Presets: `demo` (default; data and compute of `pretrain.py:demo`), `tiny` (for tests, runs in seconds). A step of `demo`
-costs 37.6 GFLOP, 1.34 times a step of `pretrain.py:demo` (28.0): 670 steps cost as much as the 900 of
-`pretrain.py:demo`, 1043 steps as much as the 1400 of `pretrain.py:long`. `--config.model.scale=1.0` is the released
-width, at ten times the cost.
+costs 37.6 GFLOP, 0.88 times a step of `pretrain.py:demo` (42.5): 790 steps cost as much as the 700 of
+`pretrain.py:demo`, 6,520 steps as much as the 4,200 of `pretrain.py:embedded` (58.3 a step). `--config.model.scale=1.0`
+is the released width, at ten times the cost.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -55,14 +55,14 @@ def _demo() -> ConfigDict:
   )
   config.train = ConfigDict(
     dict(
-      steps=670,
+      steps=790,
       batch_clips=16,
       accumulation=1,
       mesh=(("data", -1),),
       calibration_batches=16,  # training batches for the statistics of batch norm
       log_every=10,
       pictures_every=0,
-      eval_every=335,
+      eval_every=395,
       checkpoint_every=150,
       keep_last=2,
       keep_best=1,

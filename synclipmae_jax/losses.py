@@ -184,6 +184,16 @@ def frame_contrast(
   return -jax.nn.logsumexp(jnp.where(positive, log_p, -jnp.inf), axis=-1).mean(), hit.mean(dtype=jnp.float32)
 
 
+def missing_spread(x: Float[Array, "b t d"], *, spread: float) -> Float[Array, ""]:
+  """Mean over D of how much the standard deviation of a token's dimension over batch and time falls below `spread`.
+
+  The variance term of VICReg (Bardes et al. 2022). A token that covaries with no other factor because it is constant
+  would be the cheapest answer to `cross_covariance`, with `normalised` as well as without.
+  """
+  deviation = jnp.sqrt(x.astype(jnp.float32).var(axis=(0, 1)) + 1e-12)
+  return jax.nn.relu(spread - deviation).mean()
+
+
 def cross_covariance(
   x: Float[Array, "b t d"], y: Float[Array, "b t d"], *, normalised: bool = False
 ) -> Float[Array, ""]:
@@ -199,7 +209,7 @@ def cross_covariance(
   x, y = (rearrange(z.astype(jnp.float32), "b t d -> (b t) d") for z in (x, y))
   x, y = x - x.mean(axis=0), y - y.mean(axis=0)
   if normalised:
-    x, y = (z * jax.lax.rsqrt(z.var(axis=0) + 1e-4) for z in (x, y))
+    x, y = (z * jax.lax.rsqrt(z.var(axis=0) + 1e-2) for z in (x, y))
   count, width = x.shape
   highest = jax.lax.Precision.HIGHEST
   if count < width:

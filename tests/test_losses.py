@@ -157,9 +157,25 @@ def test_the_subject_contrast_equals_the_formula():
   assert np.isfinite(gradient(jnp.float32(identity))).all()
 
 
+def test_the_frame_contrast_equals_the_formula():
+  random = np.random.default_rng(9)
+  context, motion = random.normal(size=(4, 2, 8)), random.normal(size=(4, 5, 8))
+  decoded = np.array([[0, 3], [2, 4], [1, 2], [0, 4]])
+  got, accuracy = losses.frame_contrast(jnp.float32(context), jnp.float32(motion), jnp.array(decoded), temperature=0.2)
+  surprises, hits = [], []
+  for clip, chosen in np.ndindex(4, 2):
+    candidates = [(c, t) for c in (clip // 2 * 2, clip // 2 * 2 + 1) for t in range(5)]
+    p = np.exp([unit(context[clip, chosen]) @ unit(motion[c, t]) / 0.2 for c, t in candidates])
+    own = np.array([c == clip and abs(t - decoded[clip, chosen]) <= 1 for c, t in candidates])
+    surprises.append(-np.log(p[own].sum() / p.sum()))
+    hits.append(own[p.argmax()])
+  np.testing.assert_allclose(got, np.mean(surprises), rtol=1e-5)
+  np.testing.assert_allclose(accuracy, np.mean(hits))
+
+
 def test_the_normalised_covariance_is_of_correlations():
   random = np.random.default_rng(8)
-  x = random.normal(size=(20, 4, 6)) * np.logspace(-1, 1, 6)
+  x = random.normal(size=(20, 4, 6)) * np.logspace(0.5, 1.5, 6)
   y = 0.5 * x[..., ::-1] + random.normal(size=x.shape)
   flat = [z.reshape(-1, 6) for z in (x, y)]
   entries = [np.corrcoef(flat[0][:, i], flat[1][:, j])[0, 1] for i, j in np.ndindex(6, 6)]

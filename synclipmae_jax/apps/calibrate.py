@@ -42,7 +42,7 @@ DRAWS = 2  # stretches of each length of each clip
 MAX_SHIFT = 10
 ITEMS = ("visual_encoder", "audio_adapter", "decoder", "contrast")  # the frozen speech encoder if it has parameters
 META = ("task", "config", "preprocessing", "revision", "donors", "step")
-SYNTHTALK = dict(clips=120, seconds=10.0, size=112, seed=1)
+SYNTHTALK = dict(clips=120, seconds=10.0, size=160, seed=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

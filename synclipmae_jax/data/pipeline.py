@@ -267,17 +267,16 @@ class _CutWindows:
   def __call__(self, position: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
     rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, position], np.uint64)))
     if PARTNER in record and rng.random() < self.sampler.across:
-      found = [
-        self._cut(one, [int(rng.integers(one["n_frames"] - self.frames + 1))]) for one in (record, record[PARTNER])
-      ]
-      out = _join(found)
+      both = (record, record[PARTNER])
+      out = _join([self._cut(one, [int(rng.integers(one["n_frames"] - self.frames + 1))]) for one in both])
     else:
       out = self._cut(record, self.sampler.starts(int(record["n_frames"]), rng))
     windows = len(out["frames"])
     first = windows * position
-    return out | {"index": np.arange(first, first + windows, dtype=np.uint64).astype(np.uint32)}
+    out["index"] = np.arange(first, first + windows, dtype=np.uint64).astype(np.uint32)
+    return out
 
-  def _cut(self, record: dict[str, Any], starts: Sequence[int]) -> dict[str, np.ndarray]:
+  def _cut(self, record: dict[str, Any], starts: list[int]) -> dict[str, np.ndarray]:
     """The windows of one record."""
     count = min(self.frames, int(record["n_frames"])) if self.sampler.padded else self.frames
     waveform = audio.decode_flac(record["flac"])
@@ -310,7 +309,7 @@ def _pad(windows: np.ndarray, frames: int, fill: int) -> np.ndarray:
   return np.pad(windows, missing, constant_values=fill) if missing[1][1] else windows
 
 
-def _join(examples: Sequence[dict[str, np.ndarray]]) -> Batch:
+def _join(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
   return {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
 
 

@@ -13,16 +13,15 @@ def _python() -> Path:
 
 
 def after_pretraining(workdir: Path) -> str:
-  """Commands for a longer run, an ablation and a run on other footage."""
+  """Commands for an ablation and a run on other footage."""
   here = _python()
   again = f"{here} -m synclipmae_jax.main --config=configs/pretrain.py"
-  long, ablation, yours, on_yours = (workdir.parent / name for name in ("long", "demo_A1", "yours", "on_yours"))
+  ablation, yours, on_yours = (workdir.parent / name for name in ("demo_A1", "yours", "on_yours"))
   sources = f"--config.data.sources=\"(('{yours}', 1.0),)\""
   return f"""Results: eval.json, metrics.jsonl, pictures and checkpoints in {workdir}
 Next:
-  {again}:long --workdir={long}   # a longer budget
   {again}:demo,A1 --workdir={ablation}   # an ablation of the paper's appendix
-  {here.with_name("synclipmae")} prepare --raw YOUR_VIDEOS --out {yours} --size 64   # prepare your own footage
+  {here.with_name("synclipmae")} prepare --raw YOUR_VIDEOS --out {yours} --size 96   # prepare your own footage
   {again}:demo --workdir={on_yours} {sources}   # train on it
 """
 

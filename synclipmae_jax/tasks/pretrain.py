@@ -19,8 +19,8 @@ from synclipmae_jax.types import Batch, InputError, Params
 class Pretrain(ContrastiveTask):
   """The pretraining task (`types.Task`).
 
-  `weights` are the weights of the terms `reconstruction`, `contrast`, `covariance`, `subject` and `frame`. The other
-  keyword arguments are those of `losses` and `ContrastiveTask`. Raises InputError for an unknown value.
+  `weights` are the weights of the terms `reconstruction`, `contrast`, `covariance`, `subject`, `frame` and `spread`. The
+  other keyword arguments are those of `losses` and `ContrastiveTask`. Raises InputError for an unknown value.
   """
 
   name = "pretrain"
@@ -40,6 +40,7 @@ class Pretrain(ContrastiveTask):
     structure_weight: float,
     normalised_covariance: bool,
     token_temperature: float,
+    spread: float,
     temperature_init: float,
     temperature_range: tuple[float, float],
   ):
@@ -64,6 +65,7 @@ class Pretrain(ContrastiveTask):
     self.positive_similarity = positive_similarity
     self.motion_weight, self.structure_weight = motion_weight, structure_weight
     self.normalised_covariance, self.token_temperature = normalised_covariance, token_temperature
+    self.spread = spread
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
     trainable, frozen = self.model.init(key)
@@ -108,6 +110,8 @@ class Pretrain(ContrastiveTask):
     )
     pairs = ((outputs.identity, vocal), (outputs.identity, ambient), (outputs.vocal, outputs.ambient))
     covariance = sum(losses.cross_covariance(x, y, normalised=self.normalised_covariance) for x, y in pairs)
+    tokens = (outputs.identity, outputs.vocal, outputs.ambient)
+    collapse = sum(losses.missing_spread(x, spread=self.spread) for x in tokens)
     person, person_accuracy = losses.subject_contrast(
       outputs.identity, subject, temperature=self.token_temperature, group=self.group
     )
@@ -120,6 +124,7 @@ class Pretrain(ContrastiveTask):
       + self.weights["covariance"] * covariance
       + self.weights["subject"] * person
       + self.weights["frame"] * frame
+      + self.weights["spread"] * collapse
     )
     return total, {
       "loss": total,
@@ -127,6 +132,7 @@ class Pretrain(ContrastiveTask):
       "reconstruction_audio": audio,
       "contrast": contrast.loss,
       "covariance": covariance,
+      "missing_spread": collapse,
       "frame": frame,
       "frame_accuracy": frame_accuracy,
       "subject": person,
