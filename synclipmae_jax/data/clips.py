@@ -132,7 +132,7 @@ def _with_sound(item: SourceItem, folder: Path) -> Path:
   """The file, or a joint one in `folder` if it has no sound track and its sound is another file."""
   if item.sound_path is None or has_sound(item.path):
     return item.path
-  path = folder / f"{item.path.stem[:40]}.joint.mkv"
+  path = folder / "joint.mkv"
   join(item.path, item.sound_path, path)
   return path
 

@@ -29,6 +29,7 @@ _SYNONYMS = {
   "angry": "anger", "disgusted": "disgust", "fearful": "fear", "happiness": "happy", "joy": "happy", "sad": "sadness",
   "surprised": "surprise",
 }  # fmt: skip
+_MANY = 10_000  # entries of a folder of clips, which holds no tables
 _LOOK = 200  # videos by which a corpus is recognised
 _DEPTH = 2  # folders below the given one in which tables are looked for
 # What downloaders leave of a file that is not complete: "a.temp.mp4", "a.f137.mp4" (a stream to be merged), "a.part".
@@ -106,10 +107,10 @@ def find(raw: Path, *names: str) -> Path | None:
       except OSError:
         continue
       for entry in entries:
-        if entry.name.lower() in wanted and entry.is_file():
+        if entry.name.lower() in wanted and os.path.isfile(entry):  # unlike is_file, False for a circle of links
           return Path(entry.path)
-      if len(entries) < 10_000:  # a folder of clips, which holds no tables
-        below += [Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+      if len(entries) < _MANY:
+        below += [Path(entry.path) for entry in entries if not entry.name.startswith(".") and os.path.isdir(entry)]
     level = below
   return None
 

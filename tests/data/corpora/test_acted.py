@@ -100,6 +100,10 @@ def test_a_sound_that_cannot_be_read_refuses_its_file_only(tmp_path):
   reasons = [entry["reason"] for entry in manifest.entries]
   assert reasons[0].startswith("its sound, 001.m4a: it cannot be read as a video")
   assert reasons[1] == "its sound, 001.m4a: the file is empty (0 bytes)"
+  write_video(tmp_path / "with.mp4", map(numbered, range(50)), sound=clicks(2, [], noise=0.1))
+  _only_sound(tmp_path / "with.mp4", raw / "W009" / "audio/happy/level_1/001.m4a")
+  again = prepare.prepare(raw, tmp_path / "out", faces="full_frame", size=32, progress=False)
+  assert [entry["outcome"] for entry in again.entries] == ["rejected", "accepted"], "a changed sound is read again"
 
 
 def test_the_names_of_ravdess(tmp_path):

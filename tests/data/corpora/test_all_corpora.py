@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 from trees import MAKERS, write
 
+from synclipmae_jax.apps import prepare as app
 from synclipmae_jax.data import corpora
 from synclipmae_jax.data.corpora.splits import OVERLAP
 from synclipmae_jax.types import InputError
@@ -94,3 +95,9 @@ def test_random100_holds_out_whole_groups(tmp_path):
   for wrong, words in (("random100", "48 files of 24 groups leave none for training"), ("thirds", "unknown rule")):
     with pytest.raises(InputError, match=words):
       listed(MAKERS["vfhq"](tmp_path / "v"), "vfhq", split=wrong)
+
+
+def test_the_rule_is_an_argument_of_prepare(tmp_path, capsys):
+  arguments = ["--raw", str(MAKERS["vfhq"](tmp_path / "raw")), "--out", str(tmp_path / "out"), "--split", "random100"]
+  assert app.main(arguments) == 2 and not (tmp_path / "out").exists()
+  assert "random100 holds out 100 files for validation and 100 for testing" in capsys.readouterr().err
