@@ -50,7 +50,7 @@ def celebvtext(raw: Path) -> Path:
   first, *rest = clips
   second = {first: celebv_entry("other")}
   write(raw / "celebvtext_info.json", json.dumps({"clips_set1": clips, "clips_set2": second}))
-  acts = {f"{key}_0": [["talk", [0.0, 2.5, 2.5, 0]], ["shake_head", [2.0, 3.0, 1.0, 1]]] for key in clips}
+  acts = {f"{key}_0": [["talk", [0.0, 2.5, 2.5, 0]], ["shake_head", [1.0, 1.5, 0.5, 1]]] for key in clips}
   write(raw / "annotations.pkl", pickle.dumps({"act": acts, "app": {"scar": [first]}}))
   for key in rest:
     write(raw / "processed" / f"{key}.mp4")

@@ -7,11 +7,13 @@ import shutil
 from collections import Counter
 
 import pytest
+from footage import clicks, numbered, write_video
 from trees import MAKERS, write
 
 from synclipmae_jax.apps import prepare as app
-from synclipmae_jax.data import corpora
+from synclipmae_jax.data import corpora, prepare
 from synclipmae_jax.data.corpora.splits import OVERLAP
+from synclipmae_jax.data.pipeline import Source, eval_clips, train_batches
 from synclipmae_jax.types import InputError
 
 SPLITS = {"train", "val", "test"}
@@ -101,3 +103,28 @@ def test_the_rule_is_an_argument_of_prepare(tmp_path, capsys):
   arguments = ["--raw", str(MAKERS["vfhq"](tmp_path / "raw")), "--out", str(tmp_path / "out"), "--split", "random100"]
   assert app.main(arguments) == 2 and not (tmp_path / "out").exists()
   assert "random100 holds out 100 files for validation and 100 for testing" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory):
+  """Two seconds, of which every corpus gets a copy in each split."""
+  path = tmp_path_factory.mktemp("footage") / "a.mp4"
+  return write_video(path, map(numbered, range(50)), sound=clicks(2, [], noise=0.1)).read_bytes()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_corpus_goes_from_raw_files_to_a_batch(name, tmp_path, footage):
+  raw, out = MAKERS[name](tmp_path / "raw"), tmp_path / "out"
+  chosen = {item.split: item for item in listed(raw).values() if item.path.exists() and item.split in SPLITS}
+  for item in chosen.values():
+    item.path.write_bytes(footage)
+  manifest = prepare.prepare(raw, out, faces="full_frame", size=32, progress=False)
+  assert {entry["file"] for entry in manifest.entries if entry["outcome"] == "accepted"} == {
+    item.key for item in chosen.values()
+  }
+  for split, item in chosen.items():
+    (clip,) = eval_clips(out, split=split, image_size=32)
+    fields = ("corpus", "identity", "speaker", "text", "emotion", "actions", "appearance")
+    assert all(getattr(clip, field) == getattr(item, field) for field in fields)
+    shape = dict(seed=0, batch_size=2, clip_frames=8, audio_context_frames=16, image_size=32)
+    assert next(train_batches([Source(directory=out)], split=split, **shape))["frames"].shape == (2, 8, 32, 32, 3)

@@ -112,7 +112,7 @@ def test_the_actions_of_celebvtext_and_both_of_its_sets(tmp_path):
   assert found[f"{CLIP}_0"].identity == YOUTUBE[0], "as in the first set"
   for item in (found[f"{CLIP}_0"], found[f"{YOUTUBE[0]}_1"]):  # named with the further number, and without
     assert item.actions == ("talk", "shake_head") and item.emotion == "" and item.appearance is None
-    assert item.action_segments == (Segment(0, 2.5, "talk"), Segment(2, 3, "shake_head"))
+    assert item.action_segments == (Segment(0, 2.5, "talk"), Segment(1, 1.5, "shake_head"))
     assert item.provenance["box"] == "40 100 552 612 pixels" and item.provenance["actions"] == "annotations.pkl"
   assert len(item.vocabularies["actions"]) == 37 and item.vocabularies.keys() == {"actions"}
 
