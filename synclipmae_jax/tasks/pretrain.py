@@ -19,8 +19,8 @@ from synclipmae_jax.types import Batch, InputError, Params
 class Pretrain(ContrastiveTask):
   """The pretraining task (`types.Task`).
 
-  `weights` are the weights of the terms `reconstruction`, `contrast`, `covariance`, `subject`, `frame` and `spread`. The
-  other keyword arguments are those of `losses` and `ContrastiveTask`. Raises InputError for an unknown value.
+  `weights` are the weights of the terms `reconstruction`, `contrast`, `covariance`, `subject`, `frame` and `spread`.
+  The other keyword arguments are those of `losses` and `ContrastiveTask`. Raises InputError for an unknown value.
   """
 
   name = "pretrain"
