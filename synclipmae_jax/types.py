@@ -81,6 +81,7 @@ class EvalClip:
   emotion_segments: tuple[Segment, ...] = ()
   actions: tuple[str, ...] | None = None  # names of the corpus' vocabulary; None if unknown
   action_segments: tuple[Segment, ...] = ()
+  appearance: tuple[str, ...] | None = None  # names of the corpus' vocabulary; None if unknown
   whole: bool = True  # whether the clip is its whole file; in a part, labels without times refer to the file
 
 

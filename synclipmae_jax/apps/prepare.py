@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from synclipmae_jax.apps.footage import add_audio_track, add_faces, sentence
 from synclipmae_jax.data import corpora
+from synclipmae_jax.data.corpora.splits import RULES
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.types import InputError
 
@@ -28,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--raw", required=True, help="folder of video files, searched to any depth")
   parser.add_argument("--out", required=True, help="folder for clips, manifest and records")
   parser.add_argument("--corpus", default="auto", choices=("auto", *corpora.NAMES), help="how the files are arranged")
+  parser.add_argument(
+    "--split", default="hash", choices=RULES,
+    help="splits of a corpus that has none: a tenth each, or the paper's 100 files each; groups are never divided",
+  )  # fmt: skip
   add_faces(parser)
   add_audio_track(parser)
   parser.add_argument("--size", type=int, default=256, help="pixels of a side of the square clips (default 256)")
@@ -41,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise InputError(f"{args.out} is not a folder: clips, manifest and records go into one")
     manifest = prepare(
       args.raw, args.out, corpus=args.corpus, faces=args.faces, size=args.size, min_seconds=args.min_seconds,
-      max_seconds=args.max_seconds, audio_track=args.audio_track, workers=args.workers, progress=not args.json,
+      max_seconds=args.max_seconds, audio_track=args.audio_track, split=args.split, workers=args.workers,
+      progress=not args.json,
     )  # fmt: skip
   except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
     print(f"synclipmae prepare: {sentence(error)}", file=sys.stderr)

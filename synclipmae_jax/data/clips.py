@@ -22,6 +22,7 @@ from synclipmae_jax.data.faces.sources import BACKENDS, SHORT_SIDE, detector, do
 from synclipmae_jax.data.faces.track import CROP_RULE, FaceTrack, crop_path
 from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.data.media.containers import SUFFIXES
+from synclipmae_jax.data.media.joined import has_sound, join
 from synclipmae_jax.data.media.scenes import SceneCuts
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
@@ -80,14 +81,15 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
   # Path raises, unlike os.path, for a loop of links, a name too long with its new suffix, and a locked folder.
   if os.path.exists(item.path) and not os.path.isfile(item.path):  # opening a pipe would block
     raise InputError("it is not a regular file")
-  info, notes = video.probe(item.path, audio_track=settings.audio_track), []
+  path = _with_sound(item, folder)
+  info, notes = video.probe(path, audio_track=settings.audio_track), []
   backend = backend_of(item, settings)
-  source, _ = open_faces(item.path, backend, info=info, sidecar=item.faces_path)
+  source, _ = open_faces(path, backend, info=info, sidecar=item.faces_path)
   scenes, damaged = SceneCuts(), []
-  small = video.read_frames(item.path, short_side=SHORT_SIDE.get(backend, _LOOK), notes=notes)
+  small = video.read_frames(path, short_side=SHORT_SIDE.get(backend, _LOOK), notes=notes)
   track = dominant(source, scenes.watch(_checked(small, check, damaged)))
   frames = len(track.box)
-  heard = _heard(item.path, info, frames, notes)
+  heard = _heard(path, info, frames, notes)
   heard[damaged] = False
   segments = _segments(track.track, cuts=scenes.cuts, heard=heard, settings=settings)
 
@@ -99,8 +101,8 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
     raise InputError(f"its face is too small: a crop of {side:.0f} pixels, for clips of {settings.size}")
 
   truth = _read_truth(item.truth_path)
-  sound = audio.Track(item.path, origin=info.origin, sound=info.sound)
-  pictures = _checked(video.read_frames(item.path), check, [])
+  sound = audio.Track(path, origin=info.origin, sound=info.sound)
+  pictures = _checked(video.read_frames(path), check, [])
   clips = []
   for (start, stop), crop in itertools.compress(zip(segments, crops, strict=True), large):
     stem = folder / f"{len(clips):02d}"
@@ -118,10 +120,21 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
       "key": f"{item.key}#{start}", "start": start, "frames": stop - start, "whole": stop - start >= 0.95 * frames,
       "upscale": round(max(1.0, settings.size / float(crop[0, 2])), 2), "sha256": hashlib.sha256(content).hexdigest(),
     })  # fmt: skip
+  if path != item.path:
+    path.unlink()
   facts = {field.name: getattr(info, field.name) for field in dataclasses.fields(info) if field.name != "sound"}
   notes = [*info.notes, *notes]
   facts |= {"origin": float(info.origin), "notes": notes, "frames": frames, "faces": backend}
   return Cut(source=facts, clips=clips)
+
+
+def _with_sound(item: SourceItem, folder: Path) -> Path:
+  """The file, or a joint one in `folder` if it has no sound track and its sound is another file."""
+  if item.sound_path is None or has_sound(item.path):
+    return item.path
+  path = folder / "joint.mkv"
+  join(item.path, item.sound_path, path)
+  return path
 
 
 def backend_of(item: SourceItem, settings: Settings) -> str:

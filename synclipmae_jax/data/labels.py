@@ -13,8 +13,9 @@ from synclipmae_jax.types import FPS, InputError, Segment
 
 # Who wrote the text: a person (also a prompt that was read aloud), a speech recogniser, or the generator of the speech.
 TEXT_SOURCES = ("human", "asr", "synthetic")
-VOCABULARIES = {"emotion": "emotion_segments", "actions": "action_segments"}  # labels with names -> their timed form
-SEGMENTS = ("words", *VOCABULARIES.values())
+TIMED = {"emotion": "emotion_segments", "actions": "action_segments"}  # labels with names -> their timed form
+VOCABULARIES = (*TIMED, "appearance")  # labels with names
+SEGMENTS = ("words", *TIMED.values())
 OF_FILE = ("speaker", "text", "text_source", *SEGMENTS, *VOCABULARIES)
 NAMES = (*OF_FILE, "whole")  # of a clip: what `cut` returns
 
@@ -27,10 +28,11 @@ def check(key: str, known: Mapping[str, Any]) -> None:
     for segment in known[name]:
       if not (0 <= segment.start <= segment.end and math.isfinite(segment.end)):
         raise InputError(f"{key}: {name} holds {segment.label!r} from {segment.start} to {segment.end} s")
-  for name, timed in VOCABULARIES.items():
+  for name in VOCABULARIES:
     vocabulary = known["vocabularies"].get(name, ())
     labels = [known[name]] if isinstance(known[name], str) else known[name] or ()
-    for label in [*filter(None, labels), *(segment.label for segment in known[timed])]:
+    timed = known[TIMED[name]] if name in TIMED else ()
+    for label in [*filter(None, labels), *(segment.label for segment in timed)]:
       if label not in vocabulary:
         known_names = ", ".join(vocabulary) or "none"
         raise InputError(f"{key}: {label!r} is not in the vocabulary of {name} ({known_names})")
@@ -42,14 +44,15 @@ def cut(known: Mapping[str, Any], *, start: int, frames: int, whole: bool) -> di
   `known` has the fields of `corpora.SourceItem`; `whole` says that the span is the file but for its edges. A word
   belongs to the span that holds its middle, so no word is in two clips. Where its words have times, the text of a clip
   is that of its words. Without times, only a whole file keeps its text. Where emotions or actions have times, the clip
-  has those of its own segments, and no emotion where they differ; without times it has those of the file.
+  has those of its own segments, and no emotion where they differ; without times it has those of the file, as it has the
+  appearance.
   """
   first, last = start / FPS, (start + frames) / FPS
   all_words = _segments(known["words"])
   words = [word for word in all_words if first <= (word.start + word.end) / 2 < last]
   timed = {
     name: [segment for segment in _segments(known[field]) if segment.start < last and segment.end > first]
-    for name, field in VOCABULARIES.items()
+    for name, field in TIMED.items()
   }
   text, emotion, actions = known["text"], known["emotion"], known["actions"]
   if all_words and not (text and len(words) == len(all_words)):
@@ -70,6 +73,7 @@ def cut(known: Mapping[str, Any], *, start: int, frames: int, whole: bool) -> di
     "emotion_segments": _shift(timed["emotion"], first, last),
     "actions": None if actions is None else tuple(actions),
     "action_segments": _shift(timed["actions"], first, last),
+    "appearance": None if (found := known.get("appearance")) is None else tuple(found),  # absent in older manifests
     "whole": whole,
   }
 

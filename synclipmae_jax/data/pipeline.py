@@ -185,7 +185,8 @@ def eval_clip(record: dict[str, Any], image_size: int) -> EvalClip:
   """The whole clip of a record (`data.records`), with resized frames."""
   frames = record["n_frames"]
   return EvalClip(
-    **{name: record[name] for name in ("key", "corpus", "identity", "face_box", "mouth_box", *labels.NAMES)},
+    **{name: record[name] for name in ("key", "corpus", "identity", "face_box", "mouth_box")},
+    **{name: record[name] for name in labels.NAMES if name in record},  # older records have no appearance
     frames=video.read_windows(record["mp4"], [0], count=frames, size=image_size)[0],
     waveform=_stretch(audio.decode_flac(record["flac"]), 0, frames * SAMPLES_PER_FRAME),
     lag=int(record["lag"]) if record["has_lag"] else None,

@@ -63,8 +63,8 @@ class Manifest:
 
 def prepare(
   raw: str | os.PathLike, out: str | os.PathLike, *, corpus: str = "auto", faces: str = "auto", size: int = 256,
-  min_seconds: float = 1.6, max_seconds: float = 10.0, audio_track: int | None = None, workers: int = 1,
-  progress: bool = True,
+  min_seconds: float = 1.6, max_seconds: float = 10.0, audio_track: int | None = None, split: str = "hash",
+  workers: int = 1, progress: bool = True,
 ) -> Manifest:  # fmt: skip
   """Prepares every file below `raw` into `out`, as described above. May be interrupted and repeated.
 
@@ -78,7 +78,7 @@ def prepare(
     raise InputError(f"the number of workers must be at least 1, not {workers}")
   made = ("clips", "records", "manifest.jsonl")  # excluded from the search: `out` may lie inside `raw`
   ours = {Path(os.path.realpath(out)) / name for name in made}
-  items = [item for item in corpora.load(corpus)(raw) if ours.isdisjoint((item.path, *item.path.parents))]
+  items = [item for item in corpora.load(corpus, split=split)(raw) if ours.isdisjoint((item.path, *item.path.parents))]
   if not items:
     raise InputError(f"there is no file in {raw}")
   (out / "clips").mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,8 @@ def _fingerprint(item: SourceItem, settings: Settings) -> dict[str, Any]:
       return None
     return [stat.st_size, stat.st_mtime_ns] if stat else None
 
-  files = [state(path) for path in (item.path, item.faces_path, item.truth_path)]
+  beside = (item.faces_path, item.truth_path, *filter(None, [item.sound_path]))
+  files = [state(path) for path in (item.path, *beside)]
   if (backend := backend_of(item, settings)) != "precomputed":  # the meaning of `auto` depends on the machine
     settings = dataclasses.replace(settings, faces=backend)
   return {"files": files, "settings": dataclasses.asdict(settings), "version": VERSION}

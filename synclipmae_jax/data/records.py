@@ -35,7 +35,7 @@ _MEND = "delete its folder under clips/ and prepare it again"
 # Text can contain bytes and is the only feature for them that works without TensorFlow. TFDS has no optional features:
 # absent values are length 0, -1 in a mouth box, has_lag = 0, and null in JSON. Two unknown dimensions need an encoding.
 _BYTES = ("mp4", "flac")
-_JSON = (*labels.SEGMENTS, "actions", "truth_names", "provenance", "preprocessing")
+_JSON = (*labels.SEGMENTS, "actions", "appearance", "truth_names", "provenance", "preprocessing")
 _TEXTS = (
   "key", "corpus", "split", "identity", "split_group", "speaker", "text", "text_source", "emotion", "landmark_schema",
   *_JSON,
@@ -174,7 +174,7 @@ class Records:
   n_frames: np.ndarray  # int [number of records]
   identities: Sequence[str] | None  # of the subjects; None in records that do not list them
   preprocessing: Mapping[str, Any]
-  vocabularies: Mapping[str, Sequence[str]]  # of "emotion" and "actions", where the corpus has such labels
+  vocabularies: Mapping[str, Sequence[str]]  # of `labels.VOCABULARIES`, where the corpus has such labels
   made_of: Mapping[str, str]  # of clips: the hash of their manifest; of features: see `data.features`
   _source: Any = dataclasses.field(repr=False)
 
@@ -190,8 +190,9 @@ class Records:
     record |= {name: record[name].decode("utf-8", "surrogateescape") for name in texts}
     record |= {name: json.loads(record[name]) for name in _JSON if name in texts}
     record |= {name: tuple(Segment(*row) for row in record[name]) for name in labels.SEGMENTS if name in texts}
-    if record.get("actions") is not None and "actions" in texts:
-      record["actions"] = tuple(record["actions"])
+    record |= {
+      name: tuple(record[name]) for name in ("actions", "appearance") if name in texts and record[name] is not None
+    }
     return record
 
 

@@ -10,7 +10,7 @@ from synclipmae_jax.data import corpora, labels, prepare, records
 from synclipmae_jax.data.pipeline import eval_clips
 from synclipmae_jax.types import InputError, Segment
 
-NAMED = {"emotion": ("calm", "joy", "fear"), "actions": ("nod", "turn", "wink")}
+NAMED = {"emotion": ("calm", "joy", "fear"), "actions": ("nod", "turn", "wink"), "appearance": ("young", "bald")}
 
 
 def item(path=Path("a.mp4"), **known):
@@ -56,6 +56,7 @@ def test_segments_of_emotions_and_actions_are_those_of_the_span():
   untimed = cut(0, 50, emotion="joy", actions=("wink",))
   assert untimed["emotion"] == "joy" and untimed["actions"] == ("wink",) and not untimed["emotion_segments"]
   assert cut(0, 50)["actions"] is None and cut(0, 50, actions=())["actions"] == ()
+  assert cut(0, 50)["appearance"] is None and cut(25, 50, appearance=("bald",))["appearance"] == ("bald",)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def test_segments_of_emotions_and_actions_are_those_of_the_span():
     ({"actions": ("nod", "jump")}, "'jump' is not in the vocabulary of actions"),
     ({"emotion_segments": (Segment(0, 1, "sad"),)}, "'sad' is not in"),
     ({"emotion": "joy", "vocabularies": {}}, r"\(none\)"),
+    ({"appearance": ("tall",)}, r"'tall' is not in the vocabulary of appearance \(young, bald\)"),
     ({"words": (Segment(2, 1, "late"),)}, "words holds 'late' from 2 to 1 s"),
     ({"words": (Segment(0, float("nan"), "odd"),)}, "words holds 'odd'"),
     ({"text_source": "robot"}, "one of human, asr, synthetic, not 'robot'"),
@@ -84,6 +86,7 @@ def prepared(tmp_path_factory):
   known = dict(
     speaker="bob", text="Bin blue. At!", text_source="human", emotion_segments=(Segment(0, 3.5, "joy"),),
     words=(Segment(0.5, 1.0, "bin"), Segment(3.2, 3.5, "blue"), Segment(3.5, 4.0, "at")), actions=("turn", "wink"),
+    appearance=("young",),
   )  # fmt: skip
   items = [item(folder / "long.mkv", **known), item(folder / "short.mkv")]
   settings = prepare.Settings(size=32, faces="full_frame", min_seconds=0.8, max_seconds=3)
@@ -104,4 +107,6 @@ def test_records_and_clips_keep_the_labels_of_their_span(prepared):
   assert first.text == "bin" and isinstance(first.words[0], Segment)
   assert bare.whole and bare.actions is None and (bare.text, bare.words, bare.emotion, bare.speaker) == ("", (), "", "")
   assert opened[1]["words"] == second.words and opened[1]["actions"] == second.actions
+  assert (first.appearance, second.appearance, bare.appearance) == (("young",), ("young",), None)
+  assert opened[0]["appearance"] == ("young",) and opened[2]["appearance"] is None
   assert opened[2]["actions"] is None and np.isclose(opened[1]["provenance"]["start_frame"], 75)

@@ -10,7 +10,7 @@ Packed, two tables at the top name the files and their labels; other files are n
 
   clips.tsv  file, speaker, split, text       words.tsv  clip, start_s, end_s, word
 
-GRID has no official split. As distributed, speakers are divided by `splits.by_hash`, so those of `val` and `test` are
+GRID has no official split. As distributed, speakers are divided by `splits.assign`, so those of `val` and `test` are
 never seen in training. Packed, the table says the split, which may divide the sentences of a speaker. The lag is 0.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from synclipmae_jax.data.corpora import SourceItem, file_key
-from synclipmae_jax.data.corpora.splits import by_hash
+from synclipmae_jax.data.corpora.reading import walk
 from synclipmae_jax.types import InputError, Segment
 
 _VIDEOS = (".mpg", ".mpeg", ".mp4", ".mov", ".mkv", ".avi", ".webm")
@@ -89,19 +89,14 @@ def _distributed(raw: Path) -> Iterator[SourceItem]:
   videos = list(_videos(raw))
   folders = {path: _speaker(path.relative_to(raw)) for path in videos}
   speakers = {path: folder.lower() or path.stem for path, folder in folders.items()}  # no folder: a speaker of its own
-  splits = by_hash(speakers.values(), test=0.1, val=0.1)
   for path, speaker in speakers.items():
     words, aligned = _alignment(raw, path, folders[path])
     known: dict[str, Any] = dict(text=sentence(path.stem), words=words, provenance={"alignment": aligned})
-    yield _item(raw, path, speaker=speaker, split=splits[speaker], split_group=speaker, **known)
+    yield _item(raw, path, speaker=speaker, split_group=speaker, **known)
 
 
 def _videos(raw: Path) -> Iterator[Path]:
-  for folder, below, names in os.walk(raw):
-    below[:] = sorted(name for name in below if not name.startswith("."))
-    for name in sorted(names):
-      if name.lower().endswith(_VIDEOS) and not name.startswith("."):
-        yield Path(folder, name)
+  return (path for path in walk(raw) if path.name.lower().endswith(_VIDEOS))
 
 
 def _speaker(relative: Path) -> str:
@@ -164,9 +159,9 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[Mapping[str, str]]:
 
 
 def _item(raw: Path, path: Path, *, speaker: str, text: str, words: tuple[Segment, ...], **known: Any) -> SourceItem:
-  return SourceItem(
-    path=path,
-    key=file_key(path.relative_to(raw)),
+  return SourceItem.at(
+    raw,
+    path,
     corpus="grid",
     identity=speaker,
     speaker=speaker,
@@ -174,6 +169,5 @@ def _item(raw: Path, path: Path, *, speaker: str, text: str, words: tuple[Segmen
     text_source="human",  # a prompt, read aloud
     words=words,
     lag=0,
-    faces_path=path.with_suffix(".faces.npz"),
     **known,
   )
