@@ -184,6 +184,28 @@ def frame_contrast(
   return -jax.nn.logsumexp(jnp.where(positive, log_p, -jnp.inf), axis=-1).mean(), hit.mean(dtype=jnp.float32)
 
 
+def unexplained(
+  context: tuple[Float[Array, "b f d"], Float[Array, "b f d"]],
+  motion: tuple[Float[Array, "b t d"], Float[Array, "b t d"]],
+  *,
+  ridge: float = 0.1,
+) -> tuple[Float[Array, "b f d"], Float[Array, "b t d"]]:
+  """What the ambient tokens of both views hold beyond a linear function of the vocal tokens.
+
+  `context` and `motion` are (vocal, ambient) tokens. The function is fitted on the motion view of the whole
+  (micro-)batch by ridge regression, `ridge` in units of the mean variance of a dimension, and takes no gradient.
+  """
+  vocal, ambient = (x.astype(jnp.float32) for x in motion)
+  means = [x.mean(axis=(0, 1)) for x in (vocal, ambient)]
+  v, a = ((x - mean).reshape(-1, x.shape[-1]) for x, mean in zip((vocal, ambient), means, strict=True))
+  highest = jax.lax.Precision.HIGHEST
+  gram = jnp.matmul(v.T, v, precision=highest)
+  gram = gram + (ridge * jnp.trace(gram) / len(gram) + 1e-6) * jnp.eye(len(gram))
+  weights = jnp.linalg.solve(*map(jax.lax.stop_gradient, (gram, jnp.matmul(v.T, a, precision=highest))))
+  beyond = lambda vocal, ambient: (ambient - means[1]) - (jax.lax.stop_gradient(vocal) - means[0]) @ weights
+  return beyond(*context), beyond(*motion)
+
+
 def missing_spread(x: Float[Array, "b t d"], *, spread: float) -> Float[Array, ""]:
   """Mean over D of how much the standard deviation of a token's dimension over batch and time falls below `spread`.
 

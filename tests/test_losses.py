@@ -173,6 +173,26 @@ def test_the_frame_contrast_equals_the_formula():
   np.testing.assert_allclose(accuracy, np.mean(hits))
 
 
+def test_what_is_beyond_the_vocal_tokens_does_not_follow_them():
+  random = np.random.default_rng(10)
+  vocal, other = random.normal(size=(2, 12, 16, 6))
+  ambient = vocal @ random.normal(size=(6, 6)) + 0.1 * other + 3
+  tokens = jnp.float32(vocal), jnp.float32(ambient)
+  rest, again = losses.unexplained(tokens, tokens, ridge=1e-4)
+  np.testing.assert_array_equal(rest, again)
+  np.testing.assert_allclose(rest, 0.1 * (other - other.mean((0, 1))), atol=0.1)
+  assert losses.cross_covariance(rest, tokens[0], normalised=True) < 1e-4
+  of_vocal = jax.grad(lambda v: jnp.square(losses.unexplained((v, tokens[1]), tokens)[0]).sum())(tokens[0])
+  np.testing.assert_array_equal(of_vocal, 0)
+
+
+def test_the_spread_that_is_missing():
+  x = np.random.default_rng(11).normal(size=(8, 6, 4)) * [0, 0.1, 0.2, 1]
+  expected = np.maximum(0.3 - x.std((0, 1)), 0).mean()
+  np.testing.assert_allclose(losses.missing_spread(jnp.float32(x), spread=0.3), expected, rtol=1e-3)
+  assert np.isfinite(jax.grad(lambda x: losses.missing_spread(x, spread=0.3))(jnp.float32(x))).all()
+
+
 def test_the_normalised_covariance_is_of_correlations():
   random = np.random.default_rng(8)
   x = random.normal(size=(20, 4, 6)) * np.logspace(0.5, 1.5, 6)

@@ -50,7 +50,8 @@ class Outputs:
   identity: Float[Array, "b f d"]  # before the shuffle
   vocal: Float[Array, "b t d"]
   ambient: Float[Array, "b t d"]
-  context_ambient: Float[Array, "b f d"]  # of the context view
+  context_vocal: Float[Array, "b f d"]  # of the context view, as the next
+  context_ambient: Float[Array, "b f d"]
   audio: Float[Array, "b t d"]
   speech_features: Float[Array, "b t c"]  # frozen; the last layer of the speech encoder
   decoded: Int[Array, "b f"]  # indices of the decoded frames
@@ -173,8 +174,8 @@ class SyncLipMAEModel:
         jnp.concatenate([context_pixels, motion_pixels], axis=1),
         jnp.concatenate([context_indices, motion_indices], axis=1),
       )
-      identity, context_ambient, visible = (
-        x[:, : self.decode_frames] for x in (tokens.identity, tokens.ambient, tokens.patches)
+      identity, context_vocal, context_ambient, visible = (
+        x[:, : self.decode_frames] for x in (tokens.identity, tokens.vocal, tokens.ambient, tokens.patches)
       )
       vocal, ambient = tokens.vocal[:, self.decode_frames :], tokens.ambient[:, self.decode_frames :]
     else:
@@ -183,7 +184,7 @@ class SyncLipMAEModel:
         _take_frames(x, decoded) for x in (tokens.identity, tokens.patches, motion_indices)
       )
       vocal, ambient = tokens.vocal, tokens.ambient
-      context_ambient = _take_frames(ambient, decoded)
+      context_vocal, context_ambient = _take_frames(vocal, decoded), _take_frames(ambient, decoded)
 
     hidden = self._hidden_states(frozen, batch["waveform"])
     hidden = centre_tokens(hidden[:, None], clip_frames=frames, total_frames=frames)  # one window, as in `embed`
@@ -204,6 +205,7 @@ class SyncLipMAEModel:
       identity=identity,
       vocal=vocal,
       ambient=ambient,
+      context_vocal=context_vocal,
       context_ambient=context_ambient,
       audio=audio,
       speech_features=hidden[:, :, -1],

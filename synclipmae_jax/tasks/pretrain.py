@@ -110,37 +110,31 @@ class Pretrain(ContrastiveTask):
     )
     pairs = ((outputs.identity, vocal), (outputs.identity, ambient), (outputs.vocal, outputs.ambient))
     covariance = sum(losses.cross_covariance(x, y, normalised=self.normalised_covariance) for x, y in pairs)
-    tokens = (outputs.identity, outputs.vocal, outputs.ambient)
-    collapse = sum(losses.missing_spread(x, spread=self.spread) for x in tokens)
-    person, person_accuracy = losses.subject_contrast(
-      outputs.identity, subject, temperature=self.token_temperature, group=self.group
-    )
-    frame, frame_accuracy = losses.frame_contrast(
-      outputs.context_ambient, outputs.ambient, outputs.decoded, temperature=self.token_temperature
-    )
-    total = (
-      self.weights["reconstruction"] * (video + audio)
-      + self.weights["contrast"] * contrast.loss
-      + self.weights["covariance"] * covariance
-      + self.weights["subject"] * person
-      + self.weights["frame"] * frame
-      + self.weights["spread"] * collapse
-    )
-    return total, {
-      "loss": total,
+    terms = {"reconstruction": video + audio, "contrast": contrast.loss, "covariance": covariance}
+    metrics = {
       "reconstruction_video": video,
       "reconstruction_audio": audio,
       "contrast": contrast.loss,
       "covariance": covariance,
-      "missing_spread": collapse,
-      "frame": frame,
-      "frame_accuracy": frame_accuracy,
-      "subject": person,
-      "subject_accuracy": person_accuracy,
       "contrast_accuracy": contrast.accuracy,
       "positives": contrast.positives,
       "temperature": temperature,
     }
+    # The paper has none of the following terms: they cost nothing if their weight is 0.
+    if self.weights["subject"]:
+      terms["subject"], metrics["subject_accuracy"] = losses.subject_contrast(
+        outputs.identity, subject, temperature=self.token_temperature, group=self.group
+      )
+    if self.weights["frame"]:
+      beyond = losses.unexplained((outputs.context_vocal, outputs.context_ambient), (outputs.vocal, outputs.ambient))
+      terms["frame"], metrics["frame_accuracy"] = losses.frame_contrast(
+        *beyond, outputs.decoded, temperature=self.token_temperature
+      )
+    if self.weights["spread"]:
+      tokens = (outputs.identity, outputs.vocal, outputs.ambient)
+      terms["spread"] = sum(losses.missing_spread(x, spread=self.spread) for x in tokens)
+    total = sum(self.weights[name] * term for name, term in terms.items())
+    return total, {"loss": total, **metrics, **{name: term for name, term in terms.items() if name != "reconstruction"}}
 
   def model_flops(self, batch: Batch) -> float:
     """FLOPs of one training step. Trained modules count three times, the frozen speech encoder once."""
