@@ -244,7 +244,7 @@ def _embedded() -> ConfigDict:
   """
   config = _demo()
   config.data.synthtalk.update(dict(train=1_600, val=64, test=160, seconds=5.0, size=160, weight=1.0))
-  config.data.eval_clips = 160
+  config.data.eval_clips = 320  # half of each kind
   config.model.update(
     dict(
       decode_frames=2,

@@ -64,7 +64,8 @@ def test_the_same_global_batch_on_eight_devices(reference, axes):
   metrics, trainable = one_step(CONFIG.get_config("tiny"), mesh=mesh_of(8, **axes))
   for term in TERMS:
     np.testing.assert_allclose(metrics[term], reference[0][term], rtol=2e-5, err_msg=term)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), trainable, reference[1])
+  # Where a gradient is nearly 0, the first step of Adam divides its rounding error by its size: 0.1 of a step of 4e-3.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=4e-4), trainable, reference[1])
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
