@@ -5,7 +5,7 @@
     python -m synclipmae_jax.main --config=configs/pretrain.py:demo,A1 --workdir=DIR  an ablation, as in the appendix
     python -m synclipmae_jax.main --config=configs/pretrain.py:demo --config.optimizer.peak_lr=5e-4 ...  any field
 
-Presets: `paper` (default), `demo`, `embedded` (SynthTalk and real faces; it makes the embedded checkpoint), `tiny`
+Presets: `paper` (default), `demo`, `embedded` (SynthTalk and real faces), `tiny`
 (for tests, runs in seconds).
 Ablations: A1 one uniform view, A2 one face-weighted view, A3 two views without jitter, B1 last audio layer only,
 C1 prompts concatenated instead of cross-attended.
@@ -238,9 +238,10 @@ def _demo() -> ConfigDict:
 
 
 def _embedded() -> ConfigDict:
-  """Makes the embedded checkpoint: SynthTalk and real faces, about 75 minutes on two cores, without accelerator.
+  """SynthTalk and real faces, half and half: about 75 minutes on two cores, without accelerator.
 
-  The real faces come as --config.data.sources="(('RECORDS', 1.0),)", records of at least 96 pixels (README, GRID).
+  For the checkpoint of the package, as soon as it serves people better whom no checkpoint has seen (README). The real
+  faces come as --config.data.sources="(('RECORDS', 1.0),)", records of at least 96 pixels (README, GRID).
   """
   config = _demo()
   config.data.synthtalk.update(dict(train=1_600, val=64, test=160, seconds=5.0, size=160, weight=1.0))
