@@ -208,7 +208,7 @@ def _demo() -> ConfigDict:
       remat="none",
     )
   )
-  config.loss.weights.update(dict(contrast=1.0, covariance=0.05, subject=0.1, frame=0.3, spread=0.5))
+  config.loss.weights.update(dict(contrast=1.0, covariance=0.01, subject=0.1, frame=0.1, spread=0.5))
   config.loss.update(
     dict(
       negatives_clips=16,
