@@ -22,7 +22,7 @@ from synclipmae_jax.data.synthtalk.identity import IDENTITY
 from synclipmae_jax.data.synthtalk.motion import ACTIONS, AMBIENT, EXPRESSIONS
 from synclipmae_jax.types import FPS, SAMPLE_RATE, InputError
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"  # 1.0.0: more than two clips a person, no split val
 _SHORTEST, _LONGEST, _SMALLEST = 2.0, 600.0, 32  # seconds, seconds, pixels
 _CLIPS_A_WORKER = 8  # starting a process and compiling its renderer takes as long as about 8 clips
 
