@@ -88,9 +88,9 @@ def test_scores_are_those_of_a_single_process_to_the_last_bit(tmp_path, count):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-  """Records of seven clips of 48 to 72 frames, five of them in the split `train`."""
+  """Records of eight clips of 48 to 76 frames, five of them in the split `train`."""
   raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
-  for number in range(7):
+  for number in range(8):
     rng, count = np.random.default_rng(number), 48 + 4 * number
     images = (np.kron(rng.integers(0, 256, (8, 8, 3), np.uint8), np.ones((8, 8, 1), np.uint8)) for _ in range(count))
     sound = rng.normal(0, 0.2, 640 * count).astype(np.float32)
