@@ -20,8 +20,12 @@ def log_of(workdir: pathlib.Path) -> dict[int, dict]:
   return {line["step"]: line for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())}
 
 
-def agree(workdir: pathlib.Path, other: pathlib.Path, *, until: int | None = None, rtol: float = 1e-6) -> None:
-  """Compares every step, not bit for bit, because Gloo sums in another order than a single process."""
+def agree(workdir: pathlib.Path, other: pathlib.Path, *, until: int | None = None, rtol: float = 1e-5) -> None:
+  """Compares every step, not bit for bit, because Gloo sums in another order than a single process.
+
+  The covariance of normalised tokens divides by deviations that are small at the start, which magnifies rounding: after
+  three steps of four processes the norm of the gradient differs by 1.3e-6.
+  """
   one, two = log_of(workdir), log_of(other)
   assert one.keys() == two.keys()
   for step in range(1, (until or max(one)) + 1):
