@@ -54,6 +54,10 @@ def mesh_of(devices, **axes):
   return sharding.make_mesh(axes, devices=jax.devices()[:devices])
 
 
+# The paper's terms: ours divide by the deviations of tokens, which at random values magnify the order of a sum.
+PAPERS_TERMS = {"normalised_covariance": False, "weights": {"subject": 0.0, "frame": 0.0, "spread": 0.0}}
+
+
 @pytest.fixture(scope="module")
 def reference():
   return one_step(CONFIG.get_config("tiny"), mesh=mesh_of(1, data=1))
@@ -61,11 +65,12 @@ def reference():
 
 @pytest.mark.parametrize("axes", [dict(data=8), dict(data=2, fsdp=4)], ids=str)
 def test_the_same_global_batch_on_eight_devices(reference, axes):
-  metrics, trainable = one_step(CONFIG.get_config("tiny"), mesh=mesh_of(8, **axes))
+  metrics, _ = one_step(CONFIG.get_config("tiny"), mesh=mesh_of(8, **axes))
   for term in TERMS:
     np.testing.assert_allclose(metrics[term], reference[0][term], rtol=2e-5, err_msg=term)
-  # Where a gradient is nearly 0, the first step of Adam divides its rounding error by its size: 0.1 of a step of 4e-3.
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=4e-4), trainable, reference[1])
+  one, many = (one_step(CONFIG.get_config("tiny"), mesh=mesh, **PAPERS_TERMS)[1]
+               for mesh in (mesh_of(1, data=1), mesh_of(8, **axes)))  # fmt: skip
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), many, one)
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
