@@ -3,7 +3,8 @@
 Photometric jitter of the face-preserving view (paper section 3.2): brightness, contrast, saturation and hue are affine
 maps of RGB. Their composition is one 3x3 matrix and one offset per clip, applied to the visible patches only.
 
-Crop jitter (not in the paper): imitates the differences between the face crops of different detectors.
+Not in the paper: crop jitter imitates the differences between the face crops of different detectors and postures, blur,
+light and noise those of cameras, box jitter those of landmarks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Key, UInt8
+
+from synclipmae_jax.types import Batch
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float32)
@@ -90,7 +93,7 @@ def crop_jitter(
   flipped = jnp.where(jax.random.bernoulli(keys[4], mirror), -1.0, 1.0)
   scale = factor * jnp.stack([aspect, 1 / aspect])
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  # From a position in the view to one in the picture, both relative to the centre: (x, y) -> rotation of (x, y) / scale.
+  # From a position in the view to one in the picture, both relative to the centre: scaled, then rotated.
   towards = jnp.array([[cos, -sin], [sin, cos]]) * jnp.stack([flipped / scale[0], 1 / scale[1]])
   frames = _warp(frames, towards, moved)
   corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
@@ -99,6 +102,15 @@ def crop_jitter(
   there = jnp.concatenate([centre - half, centre + half], axis=-1)
   known = boxes[..., 2:3] > boxes[..., :1]
   return frames, jnp.where(known, jnp.clip(there, 0.0, 1.0), boxes)
+
+
+def crop_jitter_of_pairs(keys: Key[Array, " b"], batch: Batch, **strengths: float) -> Batch:
+  """`crop_jitter` of a batch: the same for both clips of a pair, which exchange their identity tokens."""
+  keys = jnp.repeat(rearrange(keys, "(r w) -> r w", w=2)[:, 0], 2)
+  boxes = jnp.stack([batch["face_box"], batch["mouth_box"]], axis=1)
+  jitter = jax.vmap(lambda k, f, b: crop_jitter(k, f, b, **strengths))
+  frames, boxes = jitter(keys, batch["frames"], boxes)
+  return {**batch, "frames": frames, "face_box": boxes[:, 0], "mouth_box": boxes[:, 1]}
 
 
 def _warp(
@@ -144,15 +156,14 @@ def noise(key: Key[Array, ""], pixels: Float[Array, "t k p"], *, amount: float) 
   return jnp.clip(pixels + 12**0.5 * deviation * drawn, 0.0, 1.0)
 
 
-def box_jitter(key: Key[Array, ""], boxes: Float[Array, "t 4"], *, amount: float) -> Float[Array, "t 4"]:
+def box_jitter(key: Key[Array, ""], boxes: Float[Array, "*n 4"], *, amount: float) -> Float[Array, "*n 4"]:
   """Boxes of one clip, each moved and scaled along each axis by normal noise of `amount` of its side; -1 stays."""
   move_key, scale_key = jax.random.split(key)
-  shape = (len(boxes), 2)
-  corners = boxes.reshape(-1, 2, 2)
-  side = corners[:, 1] - corners[:, 0]
-  centre = corners.mean(axis=1) + amount * side * jax.random.normal(move_key, shape)
-  half = side / 2 * jnp.exp(amount * jax.random.normal(scale_key, shape))
-  known = boxes[:, 2:3] > boxes[:, :1]
+  corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
+  side = corners[..., 1, :] - corners[..., 0, :]
+  centre = corners.mean(axis=-2) + amount * side * jax.random.normal(move_key, side.shape)
+  half = side / 2 * jnp.exp(amount * jax.random.normal(scale_key, side.shape))
+  known = boxes[..., 2:3] > boxes[..., :1]
   return jnp.where(known, jnp.clip(jnp.concatenate([centre - half, centre + half], axis=-1), 0.0, 1.0), boxes)
 
 

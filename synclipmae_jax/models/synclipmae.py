@@ -153,7 +153,7 @@ class SyncLipMAEModel:
       keys[:, i] for i in range(9)
     )
     if self.crop_jitter is not None:
-      batch = self._recrop(crop_key, batch)
+      batch = augment.crop_jitter_of_pairs(crop_key, batch, **self.crop_jitter)
     patches = masking.patchify(batch["frames"], self.patch)
     decoded = _choose_frames(frame_key, frames=frames, chosen=self.decode_frames)
 
@@ -212,7 +212,7 @@ class SyncLipMAEModel:
       predicted=predicted,
       target=normalise_pixels(_to_unit(target)),
       masked=1 - masking.visibility(context_indices, self.patches),
-      motion=_motion(patches),
+      motion=masking.motion_of(patches),
       motion_view=_scatter(_take_frames(motion_pixels, decoded), _take_frames(motion_indices, decoded), self.patches),
     )
 
@@ -300,22 +300,15 @@ class SyncLipMAEModel:
     )
     return 3 * trained + speech.flops(self.audio_frames)
 
-  def _recrop(self, keys: Key[Array, " b"], batch: Batch) -> Batch:
-    """Applies `crop_jitter` to the batch: the same to both clips of a pair, which exchange their identity tokens."""
-    keys = jnp.repeat(rearrange(keys, "(r w) -> r w", w=2)[:, 0], 2)
-    boxes = jnp.stack([batch["face_box"], batch["mouth_box"]], axis=1)
-    frames, boxes = jax.vmap(lambda k, f, b: augment.crop_jitter(k, f, b, **self.crop_jitter))(keys, batch["frames"], boxes)
-    return {**batch, "frames": frames, "face_box": boxes[:, 0], "mouth_box": boxes[:, 1]}
-
   def _motion_mask(self, keys: Key[Array, " b"], box_keys: Key[Array, " b"], batch: Batch) -> Int[Array, "b t k"]:
     """Visible patches of the motion view: face-preserving, or uniform in ablation A1."""
     weights = None
     if self.views != "uniform":
-      boxes = [batch["face_box"], batch["mouth_box"]]
+      face, mouth = batch["face_box"], batch["mouth_box"]
       if self.box_jitter:
-        jitter = jax.vmap(lambda k, box: augment.box_jitter(k, box, amount=self.box_jitter))
-        boxes = [jitter(keys, box) for keys, box in zip(jax.vmap(jax.random.split)(box_keys).T, boxes, strict=True)]
-      weights = masking.keep_weights(*boxes, grid=self.grid, face=self.face_weight, mouth=self.mouth_weight)
+        jitter = jax.vmap(lambda k, boxes: augment.box_jitter(k, boxes, amount=self.box_jitter))
+        face, mouth = jitter(box_keys, jnp.stack([face, mouth], axis=1)).swapaxes(0, 1)
+      weights = masking.keep_weights(face, mouth, grid=self.grid, face=self.face_weight, mouth=self.mouth_weight)
     return masking.sample_visible(
       keys, frames=self.clip_frames, patches=self.patches, visible=self.visible, weights=weights
     )
@@ -389,12 +382,6 @@ def _take_frames(x: Array, decoded: Int[Array, "b f"]) -> Array:
   if decoded.shape[1] == x.shape[1]:
     return x
   return jax.vmap(lambda x, index: x[index])(x, decoded)
-
-
-def _motion(patches: UInt8[Array, "b t n p"]) -> Float[Array, "b n"]:
-  """Standard deviation over the clip of the pixels of each patch, relative to the mean over the patches."""
-  change = jnp.std(patches.astype(jnp.float32), axis=1).mean(axis=-1)
-  return change / (change.mean(axis=-1, keepdims=True) + 1e-6)
 
 
 def _scatter(pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"], patches: int) -> Float[Array, "b f n p"]:
