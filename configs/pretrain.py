@@ -110,6 +110,8 @@ def _paper() -> ConfigDict:
         covariance=0.04,
         subject=0.0,  # ours: contrast of identity tokens between people; the paper has none
         frame=0.0,  # ours: contrast of ambient tokens between the frames of a pair; the paper has none
+        # ours: pose, lids and brows, as the tracker sees them, read from the ambient token; the paper has none
+        head=0.0,
         spread=0.0,  # ours, from VICReg: against constant tokens; the paper has none
       ),
       token_temperature=0.1,  # of these two contrasts
@@ -260,7 +262,7 @@ def _embedded() -> ConfigDict:
       box_jitter=0.15,
     )
   )
-  config.loss.weights.frame = 0.2
+  config.loss.weights.update(dict(frame=0.2, head=0.5))
   config.optimizer.update(dict(peak_lr=6e-3, warmup_steps=100))
   config.train.update(dict(steps=3_600, eval_every=3_600, checkpoint_every=200, pictures_every=900))
   return config

@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Key, UInt8
 
-from synclipmae_jax.types import Batch
+from synclipmae_jax.types import KEYPOINTS, Batch
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float32)
@@ -72,19 +72,21 @@ def crop_jitter(
   key: Key[Array, ""],
   frames: UInt8[Array, "t s s 3"],
   boxes: Float[Array, "n t 4"],
+  points: Float[Array, "t p 2"],
   *,
   zoom: float,
   shift: float,
   mirror: float = 0.0,
   stretch: float = 1.0,
   rotation: float = 0.0,
-) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
-  """A random view of the frames of one clip, the same for all of them; the boxes move with it.
+) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"], Float[Array, "t p 2"]]:
+  """A random view of the frames of one clip, the same for all of them; boxes and points move with it.
 
   The factor is log-uniform in [1 / `zoom`, `zoom`], that of the width against the height in [1 / `stretch`, `stretch`].
   The shift is uniform in [-`shift`, `shift`] along each axis, in fractions of the side, the angle in [-`rotation`,
   `rotation`] degrees. `mirror` is the probability of a mirrored view. Pixels beyond an edge repeat the edge. Boxes keep
-  their sides parallel to the axes, and their size but for the factor; boxes of -1 (no box) are unchanged.
+  their sides parallel to the axes, and their size but for the factor; boxes and points of -1 (none) are unchanged.
+  `points` are those of `types.KEYPOINTS`, of which left and right change places in a mirrored view, or none.
   """
   keys = jax.random.split(key, 5)
   uniform = lambda key, *shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
@@ -95,22 +97,34 @@ def crop_jitter(
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   # From a position in the view to one in the picture, both relative to the centre: scaled, then rotated.
   towards = jnp.array([[cos, -sin], [sin, cos]]) * jnp.stack([flipped / scale[0], 1 / scale[1]])
+  place = lambda at: (at - 0.5 - moved) @ jnp.linalg.inv(towards).T + 0.5
   frames = _warp(frames, towards, moved)
+  if points.shape[1]:
+    points = jnp.where(points > -1, place(points), points)
+    points = jnp.where(flipped < 0, points[:, _MIRRORED], points)
   corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
-  centre = (corners.mean(axis=-2) - 0.5 - moved) @ jnp.linalg.inv(towards).T + 0.5
+  centre = place(corners.mean(axis=-2))
   half = (corners[..., 1, :] - corners[..., 0, :]) / 2 * scale
   there = jnp.concatenate([centre - half, centre + half], axis=-1)
   known = boxes[..., 2:3] > boxes[..., :1]
-  return frames, jnp.where(known, jnp.clip(there, 0.0, 1.0), boxes)
+  return frames, jnp.where(known, jnp.clip(there, 0.0, 1.0), boxes), points
+
+
+_OTHER_SIDE = {"left": "right", "right": "left"}
+_MIRRORED = np.array([
+  KEYPOINTS.index("_".join([_OTHER_SIDE.get(side, side), *rest])) for side, *rest in (n.split("_") for n in KEYPOINTS)
+])  # fmt: skip
 
 
 def crop_jitter_of_pairs(keys: Key[Array, " b"], batch: Batch, **strengths: float) -> Batch:
   """`crop_jitter` of a batch: the same for both clips of a pair, which exchange their identity tokens."""
   keys = jnp.repeat(rearrange(keys, "(r w) -> r w", w=2)[:, 0], 2)
   boxes = jnp.stack([batch["face_box"], batch["mouth_box"]], axis=1)
-  jitter = jax.vmap(lambda k, f, b: crop_jitter(k, f, b, **strengths))
-  frames, boxes = jitter(keys, batch["frames"], boxes)
-  return {**batch, "frames": frames, "face_box": boxes[:, 0], "mouth_box": boxes[:, 1]}
+  points = batch.get("keypoints", jnp.zeros((*batch["frames"].shape[:2], 0, 2)))
+  jitter = jax.vmap(lambda *clip: crop_jitter(*clip, **strengths))
+  frames, boxes, points = jitter(keys, batch["frames"], boxes, points)
+  moved = dict(frames=frames, face_box=boxes[:, 0], mouth_box=boxes[:, 1], keypoints=points)
+  return {**batch, **{name: value for name, value in moved.items() if name in batch}}
 
 
 def _warp(

@@ -57,6 +57,7 @@ class Outputs:
   predicted: Float[Array, "b f q n p"]  # normalised pixels; q = video-driven, audio-driven
   target: Float[Array, "b f n p"]  # normalised pixels of the un-jittered frame
   masked: Float[Array, "b f n"]  # 1 where the decoder did not see the patch
+  keypoints: Float[Array, "b t p 2"] | None  # of the batch, moved by the crop jitter
   motion: Float[Array, "b n"]  # how much each patch changes within the clip, relative to the other patches
   motion_view: Float[Array, "b f n p"]  # jittered input of the motion view, masked patches at 0; for pictures only
 
@@ -212,6 +213,7 @@ class SyncLipMAEModel:
       predicted=predicted,
       target=normalise_pixels(_to_unit(target)),
       masked=1 - masking.visibility(context_indices, self.patches),
+      keypoints=batch.get("keypoints"),
       motion=masking.motion_of(patches),
       motion_view=_scatter(_take_frames(motion_pixels, decoded), _take_frames(motion_indices, decoded), self.patches),
     )

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from synclipmae_jax.models.augment import apply_affine, blur_and_light, box_jitter, crop_jitter, jitter_affine, noise
+from synclipmae_jax.types import KEYPOINTS
 
+POINTS = jnp.zeros((2, 0, 2))
 OFF = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, probability=1.0)
 FULL = dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8)
 
@@ -75,7 +77,7 @@ def square_clip(size=32):
 def test_no_crop_jitter_changes_nothing():
   frames, boxes = square_clip()
   noise = jnp.uint8(np.random.default_rng(0).integers(0, 256, frames.shape))
-  same, there = crop_jitter(jax.random.key(0), noise, boxes, zoom=1.0, shift=0.0)
+  same, there, _ = crop_jitter(jax.random.key(0), noise, boxes, POINTS, zoom=1.0, shift=0.0)
   np.testing.assert_array_equal(same, noise)
   np.testing.assert_allclose(there, boxes, atol=1e-6)
 
@@ -85,7 +87,7 @@ def test_boxes_follow_the_picture(mirror):
   frames, boxes = square_clip()
   moved = []
   for key in range(12):
-    seen, there = crop_jitter(jax.random.key(key), frames, boxes, zoom=1.3, shift=0.1, mirror=mirror)
+    seen, there, _ = crop_jitter(jax.random.key(key), frames, boxes, POINTS, zoom=1.3, shift=0.1, mirror=mirror)
     white = np.asarray(seen[0, :, :, 0]) > 127
     rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
     found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
@@ -98,7 +100,8 @@ def test_boxes_follow_the_picture(mirror):
 
 def test_half_of_the_clips_are_mirrored_with_their_boxes():
   frames, boxes = square_clip()
-  seen = [crop_jitter(jax.random.key(key), frames, boxes, zoom=1.0, shift=0.0, mirror=0.5) for key in range(24)]
+  strengths = dict(zoom=1.0, shift=0.0, mirror=0.5)
+  seen = [crop_jitter(jax.random.key(key), frames, boxes, POINTS, **strengths)[:2] for key in range(24)]
   mirrored = [clip for clip, _ in seen if not np.array_equal(clip, frames)]
   assert 4 <= len(mirrored) <= 20
   for clip, there in seen:
@@ -113,13 +116,18 @@ def test_boxes_follow_a_rotated_and_stretched_picture():
   centres, shapes, filled = [], [], []
   for key in range(16):
     options = dict(zoom=1.1, shift=0.05, mirror=0.5, stretch=1.3, rotation=25.0)
-    seen, there = crop_jitter(jax.random.key(key), frames, boxes, **options)
+    points = (
+      jnp.full((2, len(KEYPOINTS), 2), 16 / 32).at[1].set(-1).at[0, :2].set([[8 / 32, 12 / 32], [20 / 32, 20 / 32]])
+    )
+    seen, there, moved = crop_jitter(jax.random.key(key), frames, boxes, points, **options)
     weight = np.asarray(seen[0, :, :, 0], np.float32) / 255
     at = np.arange(32) + 0.5
     found = np.array([weight.sum(0) @ at, weight.sum(1) @ at]) / weight.sum()
     box = 32 * np.asarray(there[0, 0])
     np.testing.assert_allclose(found, (box[:2] + box[2:]) / 2, atol=0.3)
     np.testing.assert_allclose(weight.sum(), np.prod(box[2:] - box[:2]), rtol=0.06)  # the area is that of the box
+    np.testing.assert_array_equal(moved[1], -1)
+    np.testing.assert_allclose(32 * np.asarray(moved[0, :2]).mean(axis=0), found, atol=0.3)  # two corners of the square
     rows, columns = np.flatnonzero((weight > 0.5).any(1)), np.flatnonzero((weight > 0.5).any(0))
     filled.append(weight.sum() / (np.ptp(rows) + 1) / (np.ptp(columns) + 1))
     centres.append(found)
@@ -181,3 +189,16 @@ def test_every_box_of_a_clip_is_moved_on_its_own():
   np.testing.assert_allclose(corners.mean(axis=1).std(axis=0), [0.02, 0.01], rtol=0.15)
   np.testing.assert_allclose(np.log((corners[:, 1] - corners[:, 0]) / [0.2, 0.1]).std(axis=0), 0.1, rtol=0.15)
   np.testing.assert_allclose(box_jitter(jax.random.key(0), boxes, amount=0.0), boxes, atol=1e-6)
+
+
+def test_left_and_right_change_places_in_a_mirrored_view():
+  frames, boxes = square_clip()
+  points = jnp.tile(jnp.linspace(0.1, 0.9, len(KEYPOINTS))[:, None], (2, 1, 2))
+  seen = [crop_jitter(jax.random.key(k), frames, boxes, points, zoom=1.0, shift=0.0, mirror=0.5) for k in range(8)]
+  mirrored = [at for clip, _, at in seen if not np.array_equal(clip, frames)]
+  assert 1 <= len(mirrored) <= 7
+  of = lambda points, name: points[0, KEYPOINTS.index(name)]
+  for at in mirrored:
+    for left, right in (("left_brow", "right_brow"), ("right_lid_upper", "left_lid_upper")):
+      x, y = of(points, right)
+      np.testing.assert_allclose(of(at, left), [1 - x, y], atol=1e-6)
