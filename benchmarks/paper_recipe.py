@@ -1,7 +1,7 @@
 """The recipe of preset `paper`, and changes of one of its open values, at the size that two cores can train.
 
     python benchmarks/paper_recipe.py runs/paper_recipe                                     on SynthTalk, which it makes
-    python benchmarks/paper_recipe.py runs/paper_recipe --sources "(('runs/grid', 1.0),)"   and on these records
+    python benchmarks/paper_recipe.py runs/paper_recipe --sources "(('runs/grid', 1.0),)"   on these records instead
     python benchmarks/paper_recipe.py runs/paper_recipe --only as_written contrast_1 --steps 400
 
 Preset `scaled` of configs/pretrain.py: losses, their weights, masks, jitter, optimiser and schedule of `paper`, sizes
@@ -22,8 +22,8 @@ TRIALS = {  # name: what differs from preset `scaled`
   "contrast_1": {"loss.weights.contrast": 1.0},
   "lr_2e-3": {"optimizer.peak_lr": 2e-3},
   "contrast_1_lr_2e-3": {"loss.weights.contrast": 1.0, "optimizer.peak_lr": 2e-3},
-  "contrast_1_lr_2e-3_muon": {"loss.weights.contrast": 1.0, "optimizer.peak_lr": 6e-3, "optimizer.name": "muon"},
-  "contrast_1_lr_2e-3_mouth": {
+  "contrast_1_muon": {"loss.weights.contrast": 1.0, "optimizer.peak_lr": 6e-3, "optimizer.name": "muon"},
+  "contrast_1_mouth": {
     "loss.weights.contrast": 1.0, "optimizer.peak_lr": 2e-3, "model.face_weight": 30.0, "model.mouth_weight": 300.0,
   },
 }  # fmt: skip
@@ -44,7 +44,7 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("out", type=Path)
-  parser.add_argument("--sources", help="records beside SynthTalk, as of --config.data.sources")
+  parser.add_argument("--sources", help="records to train on, as of --config.data.sources (default: SynthTalk)")
   parser.add_argument("--steps", type=int, default=900)
   parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS), metavar="NAME")
   parser.add_argument("more", nargs="*", help="behind --: further arguments of every run")
@@ -52,7 +52,7 @@ def main() -> None:
   out = flags.out.resolve()
   more = list(flags.more)
   if flags.sources:
-    more += [f"--config.data.sources={flags.sources}", "--config.data.synthtalk.weight=1.0"]
+    more.append(f"--config.data.sources={flags.sources}")
   commands = {
     name: [
       sys.executable, "-m", "synclipmae_jax.main", "--config=configs/pretrain.py:scaled", f"--workdir={out / name}",

@@ -264,7 +264,7 @@ def _embedded() -> ConfigDict:
   )
   config.loss.weights.update(dict(frame=0.2, head=0.5))
   config.optimizer.update(dict(peak_lr=6e-3, warmup_steps=100))
-  config.train.update(dict(steps=3_600, eval_every=3_600, checkpoint_every=200, pictures_every=900))
+  config.train.update(dict(steps=2_800, eval_every=2_800, checkpoint_every=200, pictures_every=700))
   return config
 
 
