@@ -32,7 +32,7 @@ checkpoint: venv
 	@test -n "$(GRID)" || { echo "say where the GRID corpus lies: make checkpoint GRID=DIR" >&2; exit 2; }
 	$(BIN)/synclipmae prepare --corpus grid --raw $(GRID) --out runs/grid --size 96
 	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:embedded --workdir=runs/embedded \
-	  --config.data.sources="(('runs/grid', 1.0),)"
+	  --config.data.sources="(('runs/grid', 0.7),)"
 	rm -rf runs/calibrated
 	$(BIN)/synclipmae calibrate runs/embedded --out runs/calibrated --records runs/grid:val --synthtalk
 	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers."

@@ -243,7 +243,7 @@ def _demo() -> ConfigDict:
 
 
 def _embedded() -> ConfigDict:
-  """SynthTalk and real faces, half and half: about 75 minutes on two cores, without accelerator.
+  """SynthTalk and real faces: about an hour on two cores, without accelerator.
 
   For the checkpoint of the package, as soon as it serves people better whom no checkpoint has seen (README). The real
   faces come as --config.data.sources="(('RECORDS', 1.0),)", records of at least 96 pixels (README, GRID).

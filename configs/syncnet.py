@@ -5,7 +5,7 @@
 
 Presets: `demo` (default; data and compute of `pretrain.py:demo`), `tiny` (for tests, runs in seconds). A step of `demo`
 costs 37.6 GFLOP, 0.88 times a step of `pretrain.py:demo` (42.5): 790 steps cost as much as the 700 of
-`pretrain.py:demo`, 6,520 steps as much as the 4,200 of `pretrain.py:embedded` (58.3 a step). `--config.model.scale=1.0`
+`pretrain.py:demo`, 4,340 steps as much as the 2,800 of `pretrain.py:embedded` (58.3 a step). `--config.model.scale=1.0`
 is the released width, at ten times the cost.
 """
 

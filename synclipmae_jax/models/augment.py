@@ -181,24 +181,17 @@ def box_jitter(key: Key[Array, ""], boxes: Float[Array, "*n 4"], *, amount: floa
   return jnp.where(known, jnp.clip(jnp.concatenate([centre - half, centre + half], axis=-1), 0.0, 1.0), boxes)
 
 
-def recrop(
-  frames: UInt8[Array, "t s s 3"],
-  boxes: Float[Array, "n t 4"],
-  *,
-  factor: float | Float[Array, ""],
-  moved: Float[Array, " 2"],
+def zoomed(
+  frames: UInt8[Array, "t s s 3"], boxes: Float[Array, "n t 4"], *, factor: float, mirrored: bool = False
 ) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
-  """Enlarges frames about their centre by `factor` and shifts the view by `moved`; maps the boxes accordingly.
+  """Enlarges frames about their centre by `factor`, mirrors them if asked for, and maps the boxes accordingly.
 
-  `moved` is (x, y) in fractions of the side; boxes are in fractions of the image. Pixels beyond an edge repeat the
-  edge. Boxes of -1 (no box) are unchanged.
+  Boxes are in fractions of the image. Pixels beyond an edge repeat the edge. Boxes of -1 (no box) are unchanged.
   """
-  size = frames.shape[1]
-  pixel = jnp.arange(size)
-  seen = ((pixel + 0.5) / size - 0.5) / factor + 0.5 + moved[:, None]  # [2, S]: source position of each new pixel
-  seen = jnp.clip(seen * size - 0.5, 0, size - 1)
-  columns, rows = jnp.maximum(0.0, 1 - jnp.abs(seen[..., None] - pixel))  # bilinear weights [S, S] of each axis
-  frames = jnp.einsum("ij,kl,tjlc->tikc", rows, columns, frames.astype(jnp.float32))
-  there = (boxes - 0.5 - jnp.tile(moved, 2)) * factor + 0.5
+  sign = -1.0 if mirrored else 1.0
+  seen = _warp(frames, jnp.diag(jnp.array([sign, 1.0])) / factor, jnp.zeros(2))
+  left, top, right, bottom = jnp.moveaxis((boxes - 0.5) * factor, -1, 0)
+  left, right = (-right, -left) if mirrored else (left, right)
+  there = jnp.stack([left, top, right, bottom], axis=-1) + 0.5
   known = boxes[..., 2:3] > boxes[..., :1]
-  return jnp.rint(frames).astype(jnp.uint8), jnp.where(known, jnp.clip(there, 0.0, 1.0), boxes)
+  return seen, jnp.where(known, jnp.clip(there, 0.0, 1.0), boxes)

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synclipmae_jax.models.augment import apply_affine, blur_and_light, box_jitter, crop_jitter, jitter_affine, noise
+from synclipmae_jax.models.augment import (
+  apply_affine,
+  blur_and_light,
+  box_jitter,
+  crop_jitter,
+  jitter_affine,
+  noise,
+  zoomed,
+)
 from synclipmae_jax.types import KEYPOINTS
 
 POINTS = jnp.zeros((2, 0, 2))
@@ -202,3 +210,18 @@ def test_left_and_right_change_places_in_a_mirrored_view():
     for left, right in (("left_brow", "right_brow"), ("right_lid_upper", "left_lid_upper")):
       x, y = of(points, right)
       np.testing.assert_allclose(of(at, left), [1 - x, y], atol=1e-6)
+
+
+def test_a_closer_look_and_its_mirror_image():
+  frames, boxes = square_clip()
+  for mirrored in (False, True):
+    seen, there = zoomed(frames, boxes, factor=1.25, mirrored=mirrored)
+    white = np.asarray(seen[0, :, :, 0]) > 127
+    rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
+    found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    np.testing.assert_allclose(found, 32 * np.asarray(there[0, 0]), atol=1.0)
+    assert (found[0] < 10) != mirrored
+    np.testing.assert_array_equal(there[1], boxes[1])
+  same, there = zoomed(frames, boxes, factor=1.0)
+  np.testing.assert_array_equal(same, frames)
+  np.testing.assert_allclose(there, boxes, atol=1e-6)
