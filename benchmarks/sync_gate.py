@@ -107,11 +107,15 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--workers", type=int, default=os.cpu_count())
   flags = parser.parse_args()
+  out = flags.out.resolve()
 
   from synclipmae_jax.pretrained import SyncLipMAE  # here: the processes that cut clips import this file
   from synclipmae_jax.sync.offsets import ClipOffsets
 
-  out = flags.out.resolve()
+  def load() -> ClipOffsets:
+    model = SyncLipMAE.load(flags.sync_model)
+    return ClipOffsets(model.embedder, model.calibration)
+
   items = [item for item in corpora.load("grid")(flags.raw.resolve()) if item.path.exists()]
   spread = lambda some, count: [
     some[k] for k in np.linspace(0, len(some) - 1, min(count, len(some))).round().astype(int)
@@ -127,9 +131,9 @@ def main() -> None:
   for name, on in ARMS.items():
     if on and not (out / name / "clips").exists():  # they are the same: the gate works on finished clips
       shutil.copytree(out / "gate_off" / "clips", out / name / "clips")
-    model = SyncLipMAE.load(flags.sync_model) if on else None
-    judge = ClipOffsets(model.embedder, model.calibration) if on else None
-    manifest = prepare(out / "shifted", out / name, corpus="folder", gates=gates, offset_model=judge, **settings)
+    manifest = prepare(
+      out / "shifted", out / name, corpus="folder", gates=gates, offset_model=load if on else None, **settings
+    )
     report[name] = found_by_gate(manifest, shifts)
   for name in ARMS:
     sources = f"(('{out / name}', 1.0),)"

@@ -11,15 +11,16 @@ Exit status: 0 if at least one clip was made, 1 if none was, 2 for wrong argumen
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from synclipmae_jax.apps.footage import add_audio_track, add_faces, keep_compiled, sentence
 from synclipmae_jax.data import corpora
 from synclipmae_jax.data.corpora.splits import RULES
+from synclipmae_jax.data.offsets import OffsetModel
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.quality import Gates, option
 from synclipmae_jax.types import InputError
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.path.lexists(args.out) and not os.path.isdir(args.out):
       raise InputError(f"{args.out} is not a folder: clips, manifest and records go into one")
     gates = Gates(**{name: getattr(args, name) for name in _GATES})
-    offset_model, remarks = _offset_model(args.sync_model)  # before the work: it may be refused
+    remarks: list[str] = []
+    offset_model = None if args.sync_model == "none" else functools.partial(_offset_model, args.sync_model, remarks)
     manifest = prepare(
       args.raw, args.out, corpus=args.corpus, faces=args.faces, size=args.size, min_seconds=args.min_seconds,
       max_seconds=args.max_seconds, audio_track=args.audio_track, split=args.split, workers=args.workers,
@@ -86,17 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0 if summary["clips"] else 1
 
 
-def _offset_model(checkpoint: str | None) -> tuple[Any, list[str]]:
-  """The model that measures offsets, and what must be known of it; None for `none`. Raises InputError."""
-  if checkpoint == "none":
-    return None, []
+def _offset_model(checkpoint: str | None, remarks: list[str]) -> OffsetModel:
+  """The model that measures offsets; what must be known of it is added to `remarks`. Raises InputError."""
   from synclipmae_jax.pretrained import SyncLipMAE  # slow to import, and no worker may
   from synclipmae_jax.sync.offsets import ClipOffsets
 
   keep_compiled()
   model = SyncLipMAE.load(checkpoint)
-  remarks = [f"offsets are measured by {model.name}: {note}" for note in model.notes]
-  return ClipOffsets(model.embedder, model.calibration), remarks
+  remarks += [f"offsets are measured by {model.name}: {note}" for note in model.notes]
+  return ClipOffsets(model.embedder, model.calibration)
 
 
 def _print(summary: dict, out: str) -> None:

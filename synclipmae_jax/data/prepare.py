@@ -2,9 +2,10 @@
 
 `data.clips` processes one file; this module processes many, each once. The folder with the clips of a file appears in
 one rename. Its `done.json` holds the fingerprint of file and settings: a stopped run continues, and a changed file or
-setting is processed again.
+setting is processed again. `data.offsets` then measures how far picture and sound are apart, and `data.quality` says
+which clips are kept.
 
-  OUT/clips/<file>/NN.{mp4,flac,npz}   OUT/manifest.jsonl   OUT/records/
+  OUT/clips/<file>/NN.{mp4,flac,npz}, offsets.json   OUT/manifest.jsonl   OUT/records/
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,13 @@ class Manifest:
 def prepare(
   raw: str | os.PathLike, out: str | os.PathLike, *, corpus: str = "auto", faces: str = "auto", size: int = 256,
   min_seconds: float = 1.6, max_seconds: float = 10.0, audio_track: int | None = None, split: str = "hash",
-  workers: int = 1, progress: bool = True, gates: Gates | None = None, offset_model: OffsetModel | None = None,
+  workers: int = 1, progress: bool = True, gates: Gates | None = None,
+  offset_model: Callable[[], OffsetModel] | None = None,
 ) -> Manifest:  # fmt: skip
   """Prepares every file below `raw` into `out`, as described above. May be interrupted and repeated.
 
-  Clips beyond the `gates` are refused. `offset_model` measures the offset of picture and sound of every clip, which is
-  then corrected or refused; without it no offset is looked for.
+  Clips beyond the `gates` are refused. The model that `offset_model` returns, before the first file is read, measures the
+  offset of picture and sound of every clip, which is then corrected or refused.
 
   Raises InputError for a wrong argument or a folder without files. A bad file becomes an entry of the manifest.
   """
@@ -88,16 +90,15 @@ def prepare(
   items = [item for item in corpora.load(corpus, split=split)(raw) if ours.isdisjoint((item.path, *item.path.parents))]
   if not items:
     raise InputError(f"there is no file in {raw}")
+  model = offset_model() if offset_model else None
   (out / "clips").mkdir(parents=True, exist_ok=True)
   with _alone(out):
-    return _prepare_items(
-      items, settings, out, workers=workers, progress=progress, gates=gates or Gates(), model=offset_model
-    )
+    return _prepare_items(items, settings, out, workers=workers, progress=progress, gates=gates, model=model)
 
 
 def _prepare_items(
-  items: Sequence[SourceItem], settings: Settings, out: Path, *, workers: int, progress: bool, gates: Gates,
-  model: OffsetModel | None,
+  items: Sequence[SourceItem], settings: Settings, out: Path, *, workers: int, progress: bool,
+  gates: Gates | None = None, model: OffsetModel | None = None,
 ) -> Manifest:  # fmt: skip
   done = {item.key: entry for item in items if (entry := _finished(item, settings, out))}
   with tqdm(total=len(items), initial=len(done), desc="prepare", unit="file", disable=not progress) as bar:
@@ -109,7 +110,9 @@ def _prepare_items(
     done |= _measured(done, model, out, progress=progress)
   shortest = round(settings.min_seconds * FPS)
   entries = [
-    _manifest_line(item, quality.gated(done[item.key], gates, shortest=shortest, known_lag=item.lag is not None))
+    _manifest_line(
+      item, quality.gated(done[item.key], gates or Gates(), shortest=shortest, known_lag=item.lag is not None)
+    )
     for item in items
   ]
   lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)

@@ -60,7 +60,7 @@ def raw(tmp_path_factory):
 def test_offsets_are_measured_corrected_and_stored(raw, model, tmp_path):
   folder, lags = raw
   out = tmp_path / "out"
-  found = {entry["file"]: entry for entry in prepare(folder, out, offset_model=model, **SETTINGS).entries}
+  found = {entry["file"]: entry for entry in prepare(folder, out, offset_model=lambda: model, **SETTINGS).entries}
   for name, lag in lags.items():
     (clip,) = found[name]["clips"]
     assert clip["quality"]["offset"] == pytest.approx(lag, abs=1) and clip["quality"]["offset_confidence"] > 0.5
@@ -72,13 +72,13 @@ def test_offsets_are_measured_corrected_and_stored(raw, model, tmp_path):
   manifest = (out / "manifest.jsonl").read_bytes()
   answers = {path: path.stat().st_mtime_ns for path in out.glob("clips/*/offsets.json")}
   assert len(answers) == 4
-  strict = prepare(folder, out, offset_model=model, gates=Gates(max_offset=2, min_sync=0.5), **SETTINGS)
+  strict = prepare(folder, out, offset_model=lambda: model, gates=Gates(max_offset=2, min_sync=0.5), **SETTINGS)
   outcomes = {entry["file"]: (entry["outcome"], entry["reason"]) for entry in strict.entries}
   for name, lag in lags.items():
     assert (outcomes[name][0] == "rejected") == (abs(lag) > 2 + IN_SYNC or "--max-offset" in outcomes[name][1])
   assert "--min-sync is 0.5" in outcomes["foreign.mp4"][1]
   next(iter(answers)).unlink()  # as if the run had been stopped before this file
-  prepare(folder, out, offset_model=model, **SETTINGS)
+  prepare(folder, out, offset_model=lambda: model, **SETTINGS)
   assert (out / "manifest.jsonl").read_bytes() == manifest
   after = {path: path.stat().st_mtime_ns for path in answers}
   assert sum(after[path] != answers[path] for path in answers) == 1, "the other answers are kept"
@@ -91,8 +91,10 @@ def test_corrected_records_are_in_sync(raw, model, tmp_path):
   only.mkdir()
   for path in folder.glob(f"{late.removesuffix('.mp4')}.*"):
     shutil.copy(path, only)
-  prepare(only, tmp_path / "out", offset_model=model, **SETTINGS)
-  (record,) = list(records.open_records(tmp_path / "out", split="train"))
+  prepare(only, tmp_path / "out", offset_model=lambda: model, **SETTINGS)
+  found = records.open_records(tmp_path / "out", split="train")
+  record = found[0]
+  assert len(found) == 1
   assert record["provenance"]["corrected_offset"] == pytest.approx(lags[late], abs=1)
   stem = tmp_path / "00"
   stem.with_suffix(".mp4").write_bytes(record["mp4"])
