@@ -74,7 +74,7 @@ def prepare(
 ) -> Manifest:  # fmt: skip
   """Prepares every file below `raw` into `out`, as described above. May be interrupted and repeated.
 
-  Clips beyond the `gates` are refused. The model that `offset_model` returns, before the first file is read, measures the
+  Clips beyond the `gates` are refused. `offset_model` is called before the first file is read; its model measures the
   offset of picture and sound of every clip, which is then corrected or refused.
 
   Raises InputError for a wrong argument or a folder without files. A bad file becomes an entry of the manifest.

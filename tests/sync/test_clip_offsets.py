@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -42,13 +43,13 @@ def raw(tmp_path_factory):
     for end in (".mp4", ".faces.npz"):
       shutil.copy(made / f"{clip.key}{end}", raw / f"{index}{end}")
   shutil.copy(raw / "0.faces.npz", raw / "foreign.faces.npz")
-  with (
-    av.open(str(raw / "0.mp4")) as seen,
-    av.open(str(raw / "1.mp4")) as heard,
-    av.open(str(raw / "foreign.mp4"), "w") as out,
-  ):
-    for source in (seen.streams.video[0], heard.streams.audio[0]):
-      stream = out.add_stream_from_template(source)
+  with contextlib.ExitStack() as stack:
+    seen, heard = (stack.enter_context(av.open(str(raw / name))) for name in ("0.mp4", "1.mp4"))
+    out = stack.enter_context(av.open(str(raw / "foreign.mp4"), "w"))
+    streams = {
+      source: out.add_stream_from_template(source) for source in (seen.streams.video[0], heard.streams.audio[0])
+    }
+    for source, stream in streams.items():
       for packet in source.container.demux(source):
         if packet.dts is not None:
           packet.stream = stream

@@ -34,7 +34,7 @@ def test_the_pose_of_a_turned_head(angles):
 def test_directions_are_those_of_the_picture():
   nose, ears = _RIGID.index(30), [_RIGID.index(1), _RIGID.index(15)]
   turned, up, tilted = (seen(*angles)[0, _RIGID] for angles in ((30, 0, 0), (0, 30, 0), (0, 0, 30)))
-  assert turned[nose, 0] > turned[ears, 0].mean() and up[nose, 1] < up[ears, 1].mean() < 320
+  assert turned[nose, 0] > turned[ears, 0].mean() and up[nose, 1] < up[ears, 1].mean()
   assert tilted[ears[0], 1] < tilted[ears[1], 1]  # the ear on the right of the picture is lower
 
 
