@@ -50,9 +50,8 @@ def test_an_interrupted_file_leaves_nothing_and_is_done_next_time(tmp_path, monk
 
   with monkeypatch.context() as patch:
     patch.setattr(video.ClipWriter, "write", interrupt)
-    arguments = (
-      f"--raw {tmp_path / 'raw'} --out {tmp_path / 'out'} --faces full_frame --size 32 --sync-model none".split()
-    )
+    arguments = f"--raw {tmp_path / 'raw'} --out {tmp_path / 'out'} --faces full_frame --size 32".split()
+    arguments += ["--sync-model", "none"]
     assert app.main(arguments) == 130
   assert "the same command continues" in capsys.readouterr().err
   assert not list((tmp_path / "out" / "clips").iterdir()) and not (tmp_path / "out" / "manifest.jsonl").exists()
@@ -80,9 +79,8 @@ def test_what_nobody_foresaw_stops_one_file_and_a_full_disk_stops_the_run(tmp_pa
   assert by_file(run(tmp_path / "raw", tmp_path / "out"))["a.mp4"]["outcome"] == "accepted", "tried again"
   with monkeypatch.context() as patch:
     patch.setattr(video.ClipWriter, "write", fails(OSError(28, "No space left on device")))
-    arguments = (
-      f"--raw {tmp_path / 'raw'} --out {tmp_path / 'full'} --faces full_frame --size 32 --sync-model none".split()
-    )
+    arguments = f"--raw {tmp_path / 'raw'} --out {tmp_path / 'full'} --faces full_frame --size 32 --workers 1".split()
+    arguments += ["--sync-model", "none"]
     assert app.main(arguments) == 2
   assert "No space left" in capsys.readouterr().err and not list((tmp_path / "full" / "clips").iterdir())
 
