@@ -7,7 +7,7 @@ and prepared as footage of unknown lag, once with the gate and once without. A m
 each, with the same seed and steps, and both are measured on the same held-out clips, which are not shifted. Prints one
 JSON object: what the gate found, and Acc and R@1 of both models. Started again it continues.
 
-The embedded model of synthetic faces answers for no GRID clip; --sync-model names one that does.
+The embedded model of synthetic faces answers for no GRID clip; --sync-model names one that does, or `lips`.
 """
 
 import argparse
@@ -110,9 +110,11 @@ def main() -> None:
   out = flags.out.resolve()
 
   from synclipmae_jax.pretrained import SyncLipMAE  # here: the processes that cut clips import this file
-  from synclipmae_jax.sync.offsets import ClipOffsets
+  from synclipmae_jax.sync.offsets import ClipOffsets, LipOffsets
 
-  def load() -> ClipOffsets:
+  def load() -> ClipOffsets | LipOffsets:
+    if flags.sync_model == "lips":
+      return LipOffsets()
     model = SyncLipMAE.load(flags.sync_model)
     return ClipOffsets(model.embedder, model.calibration)
 

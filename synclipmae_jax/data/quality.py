@@ -10,7 +10,7 @@ them when the manifest is written: another threshold needs no new clips. A numbe
   yaw, pitch, roll   `faces.pose`, degrees, median; null without the face mesh
   lips           correlation of lips and sound, `faces.speaker`; null without the face mesh
   loud           share of the frames that are loud enough for speech
-  speech         `media.speech.speech_score`: 0 for silence and steady sound, some tenths for speech; null below 1 s
+  speech         `media.speech.speech_score`: 0 for silence and steady sound, more for speech; null below 1 s
   sharpness      variance of the Laplacian of the crop at 128 pixels, grey levels 0 .. 255, median
   offset, offset_confidence, sync   `data.offsets`; only with a model
 """
@@ -44,7 +44,7 @@ class Gates:
   min_face: float = 16.0  # pixels of `face_pixels`
   min_coverage: float = 0.5
   max_yaw: float = 80.0  # degrees, either side
-  min_speech: float = 0.0  # of `speech`; 0.1 refuses silence, noise and most music
+  min_speech: float = 0.0  # of `speech`, which is 0.06 to 0.14 in sentences of 3 s (GRID)
   min_sharpness: float = 0.0
   max_offset: int = 15  # frames; with a model: a clip with a larger offset is refused, others are corrected
   min_sync: float = 0.0  # with a model: probability that picture and sound belong together

@@ -113,6 +113,24 @@ class LagScorer:
       self._rows.append(rows.astype(np.float16))
 
 
+def compare(audio: np.ndarray, vocal: np.ndarray) -> Scores:
+  """Scores of two signals of one number a frame, float [n] each: s(l, t) is their product in units of their rms."""
+  scaled = [x / max(float(np.sqrt(np.square(x).mean())), 1e-6) for x in (audio, vocal)]
+  partner = np.arange(len(audio))[:, None] + WIDE_LAGS
+  inside = partner.clip(0, len(audio) - 1)
+  exists = partner == inside
+  scores = np.where(exists, scaled[0][:, None] * scaled[1][inside], 0.0)
+  rows, firsts = (
+    np.where(exists[:, _NEAR].all(axis=1, keepdims=True), scores[:, _NEAR], np.nan),
+    range(0, len(audio), BLOCK),
+  )
+  return Scores(
+    scores=rows.astype(np.float16),
+    wide_sum=np.add.reduceat(scores, firsts, axis=0),
+    wide_count=np.add.reduceat(exists.astype(np.int64), firsts, axis=0),
+  )
+
+
 def _from_zero(rows: np.ndarray) -> np.ndarray:
   """Cumulative sums along axis 0, one row longer than `rows`: the sum of [a, b) is out[b] - out[a]."""
   return np.concatenate([np.zeros_like(rows[:1], np.float64), rows.cumsum(axis=0, dtype=np.float64)])

@@ -16,11 +16,13 @@ import pytest
 
 from synclipmae_jax import SyncLipMAE
 from synclipmae_jax.data import records
+from synclipmae_jax.data.media.audio import encode_flac
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.quality import IN_SYNC, Gates
 from synclipmae_jax.data.synthtalk.clip import make_clip
 from synclipmae_jax.data.synthtalk.corpus import write_clip
-from synclipmae_jax.sync.offsets import ClipOffsets
+from synclipmae_jax.sync.offsets import ClipOffsets, LipOffsets
+from synclipmae_jax.types import SAMPLES_PER_FRAME
 
 SETTINGS = dict(corpus="folder", faces="precomputed", size=96, progress=False)
 
@@ -103,6 +105,26 @@ def test_corrected_records_are_in_sync(raw, model, tmp_path):
   np.savez(stem.with_suffix(".npz"), face_box=record["face_box"], mouth_box=record["mouth_box"])
   (answer,) = model([(0, stem)])
   assert abs(answer["offset"]) <= IN_SYNC and answer["offset_confidence"] > 0.5
+
+
+@pytest.mark.parametrize("offset", [6, -9])
+def test_lips_alone_tell_the_offset(tmp_path, offset):
+  """Lips that open with the level of the sound, `offset` frames late; a clip without landmarks is not known."""
+  rng, frames = np.random.default_rng(0), 150
+  level = np.repeat(rng.uniform(0, 1, frames), SAMPLES_PER_FRAME)
+  sound = 0.3 * level * np.sin(2 * np.pi * 1500 * np.arange(len(level)) / 16000)
+  opening = np.roll(level[::SAMPLES_PER_FRAME], offset) + rng.normal(0, 0.3, frames)
+  points = np.full((frames, 68, 2), 0.5, np.float32)
+  points[:, 50:53, 1] = 0.6
+  points[:, 56:59, 1] = 0.65 + 0.05 * opening[:, None]
+  boxes = dict(face_box=np.tile(np.float32([0.2, 0.2, 0.8, 0.8]), (frames, 1)))
+  for name, landmarks, schema in (("00", points, "mediapipe68"), ("01", points[:, :0], "")):
+    (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / f"{name}.flac").write_bytes(encode_flac(sound))
+    np.savez(tmp_path / f"{name}.npz", landmarks=landmarks, landmark_schema=schema, **boxes)
+  told, unknown = LipOffsets()([(0, tmp_path / "00"), (200, tmp_path / "01")])
+  assert told["offset"] == offset and told["offset_confidence"] > 0.5 and told["sync"] > 0.5
+  assert unknown == {"offset": None, "offset_confidence": 0.0, "sync": None}
 
 
 @pytest.mark.slow
