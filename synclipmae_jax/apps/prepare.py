@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--size", type=int, default=256, help="pixels of a side of the square clips (default 256)")
   parser.add_argument("--min-seconds", type=float, default=1.6, help="shortest clip (default 1.6)")
   parser.add_argument("--max-seconds", type=float, default=10.0, help="longest clip (default and most 10)")
-  gates = parser.add_argument_group("quality", "a clip beyond a threshold is refused, with its reason in the manifest")
+  group = parser.add_argument_group("quality", "a clip beyond a threshold is refused, with its reason in the manifest")
   for name, words in _GATES.items():
     default = getattr(Gates, name)
-    gates.add_argument(option(name), type=type(default), default=default, help=f"{words} (default {default:g})")
-  gates.add_argument(
+    group.add_argument(option(name), type=type(default), default=default, help=f"{words} (default {default:g})")
+  group.add_argument(
     "--sync-model", metavar="PATH", help="checkpoint that measures offsets, a workdir or a step (default: the model of "
     "the package); lips: the face mesh against the sound, without a checkpoint; none: nothing is measured or corrected"
   )  # fmt: skip
