@@ -61,8 +61,9 @@ class LipOffsets:
 
   def __call__(self, clips: Sequence[tuple[int, Path]]) -> list[dict[str, Any]]:
     scores = [self._scores(stem) for _, stem in clips]
-    known = [(each, start) for each, (start, _) in zip(scores, clips, strict=True) if each is not None]
-    answers = iter(_answers(*map(list, zip(*known, strict=True)), Calibration.uncalibrated()) if known else ())
+    known = [each for each in scores if each is not None]
+    starts = [start for each, (start, _) in zip(scores, clips, strict=True) if each is not None]
+    answers = iter(_answers(known, starts, Calibration.uncalibrated()) if known else ())
     unknown = {"offset": None, "offset_confidence": 0.0, "sync": None}
     return [unknown if each is None else next(answers) for each in scores]
 
