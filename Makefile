@@ -30,7 +30,7 @@ demo: venv
 # GRID: the folder of the corpus, in any of its layouts (synclipmae_jax/data/corpora/grid.py).
 checkpoint: venv
 	@test -n "$(GRID)" || { echo "say where the GRID corpus lies: make checkpoint GRID=DIR" >&2; exit 2; }
-	$(BIN)/synclipmae prepare --corpus grid --raw $(GRID) --out runs/grid --size 96
+	$(BIN)/synclipmae prepare --corpus grid --raw $(GRID) --out runs/grid --size 96 --sync-model none
 	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:embedded --workdir=runs/embedded \
 	  --config.data.sources="(('runs/grid', 0.7),)"
 	rm -rf runs/calibrated

@@ -1,8 +1,9 @@
 """`synclipmae prepare --raw DIR --out DIR`: a folder of videos -> clean clips, a manifest, and records to train from.
 
 Footage of any frame rate, size, sample rate and number of channels is converted to 25 frames/s and 16 kHz mono on one
-clock, cropped to the face that is visible longest and largest. OUT/manifest.jsonl names every file with its outcome and
-the reason. A repeated run continues, and processes added files; finished files stay.
+clock, cropped to the face that is visible longest and largest; of several faces to the one whose lips move with the
+sound. OUT/manifest.jsonl names every file with its outcome, the reason, and the quality of its clips. A repeated run
+continues, and processes added files; finished files stay, with other thresholds too.
 
 Exit status: 0 if at least one clip was made, 1 if none was, 2 for wrong arguments, 130 after Ctrl-C.
 """
@@ -10,18 +11,30 @@ Exit status: 0 if at least one clip was made, 1 if none was, 2 for wrong argumen
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
 from collections.abc import Sequence
 
-from synclipmae_jax.apps.footage import add_audio_track, add_faces, sentence
+from synclipmae_jax.apps.footage import add_audio_track, add_faces, keep_compiled, sentence
 from synclipmae_jax.data import corpora
 from synclipmae_jax.data.corpora.splits import RULES
+from synclipmae_jax.data.offsets import OffsetModel
 from synclipmae_jax.data.prepare import prepare
+from synclipmae_jax.data.quality import Gates, option
 from synclipmae_jax.types import InputError
 
 _SHOWN = 20  # refusals that are printed; the manifest has all
+_GATES = {
+  "min_face": "pixels of the longer side of a face in the source",
+  "min_coverage": "share of the frames in which the face is found",
+  "max_yaw": "degrees by which a face is turned, where the face mesh is the tracker",
+  "min_speech": "score of the sound: 0 for silence and steady sound, 0.06 to 0.14 for sentences of 3 s",
+  "min_sharpness": "variance of the Laplacian of the crop at 128 pixels",
+  "max_offset": "frames by which picture and sound may be apart; smaller offsets are corrected",
+  "min_sync": "probability that lips and sound belong together, by the sync model",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,16 +51,27 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--size", type=int, default=256, help="pixels of a side of the square clips (default 256)")
   parser.add_argument("--min-seconds", type=float, default=1.6, help="shortest clip (default 1.6)")
   parser.add_argument("--max-seconds", type=float, default=10.0, help="longest clip (default and most 10)")
+  group = parser.add_argument_group("quality", "a clip beyond a threshold is refused, with its reason in the manifest")
+  for name, words in _GATES.items():
+    default = getattr(Gates, name)
+    group.add_argument(option(name), type=type(default), default=default, help=f"{words} (default {default:g})")
+  group.add_argument(
+    "--sync-model", metavar="PATH", help="checkpoint that measures offsets, a workdir or a step (default: the model of "
+    "the package); lips: the face mesh against the sound, without a checkpoint; none: nothing is measured or corrected"
+  )  # fmt: skip
   parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
   parser.add_argument("--json", action="store_true", help="print the summary as one JSON object, and no progress bar")
   args = parser.parse_args(argv)
   try:
     if os.path.lexists(args.out) and not os.path.isdir(args.out):
       raise InputError(f"{args.out} is not a folder: clips, manifest and records go into one")
+    gates = Gates(**{name: getattr(args, name) for name in _GATES})
+    remarks: list[str] = []
+    offset_model = None if args.sync_model == "none" else functools.partial(_offset_model, args.sync_model, remarks)
     manifest = prepare(
       args.raw, args.out, corpus=args.corpus, faces=args.faces, size=args.size, min_seconds=args.min_seconds,
       max_seconds=args.max_seconds, audio_track=args.audio_track, split=args.split, workers=args.workers,
-      progress=not args.json,
+      progress=not args.json, gates=gates, offset_model=offset_model,
     )  # fmt: skip
   except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
     print(f"synclipmae prepare: {sentence(error)}", file=sys.stderr)
@@ -56,11 +80,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\ninterrupted: the finished files are kept, the same command continues", file=sys.stderr)
     return 130
   summary = manifest.summary()
+  summary["notes"] += remarks
   if args.json:
     print(json.dumps(summary))
   else:
     _print(summary, args.out)
   return 0 if summary["clips"] else 1
+
+
+def _offset_model(checkpoint: str | None, remarks: list[str]) -> OffsetModel:
+  """The model that measures offsets; what must be known of it is added to `remarks`. Raises InputError."""
+  from synclipmae_jax.pretrained import SyncLipMAE  # slow to import, and no worker may
+  from synclipmae_jax.sync.offsets import ClipOffsets, LipOffsets
+
+  if checkpoint == "lips":
+    return LipOffsets()
+  keep_compiled()
+  model = SyncLipMAE.load(checkpoint)
+  remarks += [f"offsets are measured by {model.name}: {note}" for note in model.notes]
+  return ClipOffsets(model.embedder, model.calibration)
 
 
 def _print(summary: dict, out: str) -> None:
@@ -71,6 +109,8 @@ def _print(summary: dict, out: str) -> None:
   labelled = [f"{name} {count}" for name, count in summary["labelled"].items() if count and name != "text_source"]
   if labelled:
     print(f"files with labels: {', '.join(labelled)}")
+  if summary["refused_clips"] or summary["corrected_clips"]:
+    print(f"{summary['refused_clips']} clips refused, the offset of {summary['corrected_clips']} corrected")
   if summary["reasons"]:
     print(f"{summary['rejected']} refused:")
   for file, reason in list(summary["reasons"].items())[:_SHOWN]:

@@ -7,6 +7,7 @@ write the clips.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -16,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from synclipmae_jax.data import quality
 from synclipmae_jax.data.corpora import SourceItem
 from synclipmae_jax.data.faces import litert
-from synclipmae_jax.data.faces.sources import BACKENDS, SHORT_SIDE, detector, dominant, open_faces
+from synclipmae_jax.data.faces.sources import BACKENDS, SHORT_SIDE, detector, dominant, open_faces, search_stride
+from synclipmae_jax.data.faces.speaker import choose_speakers
 from synclipmae_jax.data.faces.track import CROP_RULE, FaceTrack, crop_path
 from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.data.media.containers import SUFFIXES
@@ -87,7 +90,10 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
   source, _ = open_faces(path, backend, info=info, sidecar=item.faces_path)
   scenes, damaged = SceneCuts(), []
   small = video.read_frames(path, short_side=SHORT_SIDE.get(backend, _LOOK), notes=notes)
-  track = dominant(source, scenes.watch(_checked(small, check, damaged)))
+  speakers = functools.partial(
+    choose_speakers, info=info, read=audio.Track(path, origin=info.origin, sound=info.sound).read
+  )
+  track = dominant(source, scenes.watch(_checked(small, check, damaged)), speakers=speakers)
   frames = len(track.box)
   heard = _heard(path, info, frames, notes)
   heard[damaged] = False
@@ -115,10 +121,12 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
         raise InputError(f"its truth file has {len(truth['truth'])} rows, fewer than the video has frames")
       arrays |= {"truth": truth["truth"][sources], "truth_names": truth["names"]}
     np.savez(stem.with_suffix(".npz"), landmark_schema=track.schema, **arrays)
-    content = b"".join(stem.with_suffix(end).read_bytes() for end in CLIP_FILES)
+    mp4, *rest = (stem.with_suffix(end).read_bytes() for end in CLIP_FILES)
     clips.append({
-      "key": f"{item.key}#{start}", "start": start, "frames": stop - start, "whole": stop - start >= 0.95 * frames,
-      "upscale": round(max(1.0, settings.size / float(crop[0, 2])), 2), "sha256": hashlib.sha256(content).hexdigest(),
+      "key": f"{item.key}#{start}", "number": len(clips), "start": start, "frames": stop - start,
+      "whole": stop - start >= 0.95 * frames, "upscale": round(max(1.0, settings.size / float(crop[0, 2])), 2),
+      "sha256": hashlib.sha256(b"".join([mp4, *rest])).hexdigest(),
+      "quality": quality.measure(mp4, waveform, track[start:stop], info=info, stride=search_stride(backend)),
     })  # fmt: skip
   if path != item.path:
     path.unlink()

@@ -38,18 +38,19 @@ def check(key: str, known: Mapping[str, Any]) -> None:
         raise InputError(f"{key}: {label!r} is not in the vocabulary of {name} ({known_names})")
 
 
-def cut(known: Mapping[str, Any], *, start: int, frames: int, whole: bool) -> dict[str, Any]:
+def cut(known: Mapping[str, Any], *, start: int, frames: int, whole: bool, offset: int = 0) -> dict[str, Any]:
   """The labels (`NAMES`) of frames [start, start + frames) of a file, its segments shifted and cut to the span.
 
   `known` has the fields of `corpora.SourceItem`; `whole` says that the span is the file but for its edges. A word
   belongs to the span that holds its middle, so no word is in two clips. Where its words have times, the text of a clip
   is that of its words. Without times, only a whole file keeps its text. Where emotions or actions have times, the clip
   has those of its own segments, and no emotion where they differ; without times it has those of the file, as it has the
-  appearance.
+  appearance. Of a clip whose picture is moved by `offset` frames the words are in the sound of `offset` frames before.
   """
   first, last = start / FPS, (start + frames) / FPS
+  heard_from, heard_to = (start - offset) / FPS, (start + frames - offset) / FPS
   all_words = _segments(known["words"])
-  words = [word for word in all_words if first <= (word.start + word.end) / 2 < last]
+  words = [word for word in all_words if heard_from <= (word.start + word.end) / 2 < heard_to]
   timed = {
     name: [segment for segment in _segments(known[field]) if segment.start < last and segment.end > first]
     for name, field in TIMED.items()
@@ -68,7 +69,7 @@ def cut(known: Mapping[str, Any], *, start: int, frames: int, whole: bool) -> di
     "speaker": known["speaker"],
     "text": text,
     "text_source": known["text_source"] if text or all_words else "",
-    "words": _shift(words, first, last),
+    "words": _shift(words, heard_from, heard_to),
     "emotion": emotion,
     "emotion_segments": _shift(timed["emotion"], first, last),
     "actions": None if actions is None else tuple(actions),

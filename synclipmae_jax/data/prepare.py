@@ -2,9 +2,10 @@
 
 `data.clips` processes one file; this module processes many, each once. The folder with the clips of a file appears in
 one rename. Its `done.json` holds the fingerprint of file and settings: a stopped run continues, and a changed file or
-setting is processed again.
+setting is processed again. `data.offsets` then measures how far picture and sound are apart, and `data.quality` says
+which clips are kept.
 
-  OUT/clips/<file>/NN.{mp4,flac,npz}   OUT/manifest.jsonl   OUT/records/
+  OUT/clips/<file>/NN.{mp4,flac,npz}, offsets.json   OUT/manifest.jsonl   OUT/records/
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from synclipmae_jax.data import corpora, labels, records
+from synclipmae_jax.data import corpora, labels, offsets, quality, records
 from synclipmae_jax.data.clips import CLIP_FILES, VERSION, Settings, backend_of, cut_file
 from synclipmae_jax.data.corpora import SourceItem
 from synclipmae_jax.data.faces.sources import detector
 from synclipmae_jax.data.media import watchdog
+from synclipmae_jax.data.offsets import OffsetModel
+from synclipmae_jax.data.quality import Gates
 from synclipmae_jax.types import FPS, InputError
 
 
@@ -55,6 +58,8 @@ class Manifest:
       "seconds": round(sum(clip["frames"] for clip in clips) / FPS, 2),
       "labelled": {name: sum(bool(entry[name]) for entry in accepted) for name in labels.OF_FILE},
       "upscaled_clips": sum(clip["upscale"] > 1 for clip in clips),
+      "refused_clips": sum(len(entry["refused"]) for entry in self.entries),
+      "corrected_clips": sum("offset" in clip for clip in clips),
       "reasons": {entry["file"]: entry["reason"] for entry in self.entries if entry["outcome"] == "rejected"},
       "records": str(self.records) if self.records else None,
       "notes": list(self.notes),
@@ -64,9 +69,13 @@ class Manifest:
 def prepare(
   raw: str | os.PathLike, out: str | os.PathLike, *, corpus: str = "auto", faces: str = "auto", size: int = 256,
   min_seconds: float = 1.6, max_seconds: float = 10.0, audio_track: int | None = None, split: str = "hash",
-  workers: int = 1, progress: bool = True,
+  workers: int = 1, progress: bool = True, gates: Gates | None = None,
+  offset_model: Callable[[], OffsetModel] | None = None,
 ) -> Manifest:  # fmt: skip
   """Prepares every file below `raw` into `out`, as described above. May be interrupted and repeated.
+
+  Clips beyond the `gates` are refused. `offset_model` is called before the first file is read; its model measures the
+  offset of picture and sound of every clip, which is then corrected or refused.
 
   Raises InputError for a wrong argument or a folder without files. A bad file becomes an entry of the manifest.
   """
@@ -81,21 +90,31 @@ def prepare(
   items = [item for item in corpora.load(corpus, split=split)(raw) if ours.isdisjoint((item.path, *item.path.parents))]
   if not items:
     raise InputError(f"there is no file in {raw}")
+  model = offset_model() if offset_model else None
   (out / "clips").mkdir(parents=True, exist_ok=True)
   with _alone(out):
-    return _prepare_items(items, settings, out, workers=workers, progress=progress)
+    return _prepare_items(items, settings, out, workers=workers, progress=progress, gates=gates, model=model)
 
 
 def _prepare_items(
-  items: Sequence[SourceItem], settings: Settings, out: Path, *, workers: int, progress: bool
-) -> Manifest:
+  items: Sequence[SourceItem], settings: Settings, out: Path, *, workers: int, progress: bool,
+  gates: Gates | None = None, model: OffsetModel | None = None,
+) -> Manifest:  # fmt: skip
   done = {item.key: entry for item in items if (entry := _finished(item, settings, out))}
   with tqdm(total=len(items), initial=len(done), desc="prepare", unit="file", disable=not progress) as bar:
     for entry in _run([item for item in items if item.key not in done], settings, out, workers):
       done[entry["file"]] = entry
       bar.update()
 
-  entries = [_manifest_line(item, done[item.key]) for item in items]
+  if model:
+    done |= _measured(done, model, out, progress=progress)
+  shortest = round(settings.min_seconds * FPS)
+  entries = [
+    _manifest_line(
+      item, quality.gated(done[item.key], gates or Gates(), shortest=shortest, known_lag=item.lag is not None)
+    )
+    for item in items
+  ]
   lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
   _write_atomically(out / "manifest.jsonl", lines)
   accepted = any(entry["outcome"] == "accepted" for entry in entries)
@@ -109,7 +128,16 @@ def _manifest_line(item: SourceItem, entry: dict[str, Any]) -> dict[str, Any]:
   known = {name: getattr(item, name) for name in names}
   known["vocabularies"] = dict(item.vocabularies)
   known["provenance"] = {**item.provenance, "file": item.key}
-  return {key: entry[key] for key in ("file", "outcome", "reason", "source", "clips", "folder")} | known
+  return {key: entry[key] for key in ("file", "outcome", "reason", "source", "clips", "refused", "folder")} | known
+
+
+def _measured(
+  done: Mapping[str, dict[str, Any]], model: OffsetModel, out: Path, *, progress: bool
+) -> dict[str, dict[str, Any]]:
+  """The entries that have clips, with the offset of every clip."""
+  cut = {key: entry for key, entry in done.items() if entry["clips"]}
+  bar = tqdm(cut.items(), desc="offsets", unit="file", disable=not progress)
+  return {key: offsets.measured(entry, out / "clips" / entry["folder"], model) for key, entry in bar}
 
 
 @contextlib.contextmanager
@@ -147,7 +175,7 @@ def _fingerprint(item: SourceItem, settings: Settings) -> dict[str, Any]:
   files = [state(path) for path in (item.path, *beside)]
   if (backend := backend_of(item, settings)) != "precomputed":  # the meaning of `auto` depends on the machine
     settings = dataclasses.replace(settings, faces=backend)
-  return {"files": files, "settings": dataclasses.asdict(settings), "version": VERSION}
+  return {"files": files, "settings": dataclasses.asdict(settings), "version": VERSION, "quality": quality.VERSION}
 
 
 def _finished(item: SourceItem, settings: Settings, out: Path) -> dict[str, Any] | None:

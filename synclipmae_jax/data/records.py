@@ -26,6 +26,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from synclipmae_jax.data import labels
+from synclipmae_jax.data.offsets import read_clip
 from synclipmae_jax.types import InputError, Segment
 
 FEATURES = "features"  # the name of the second kind of records
@@ -94,33 +95,32 @@ class Clips(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = (line for line in self._lines if line["split"] == split)
-    clips = ((line, number, clip) for line in lines for number, clip in enumerate(line["clips"]))
-    for index, (line, number, clip) in enumerate(clips):
-      yield index, self._example(line, number, clip)
+    clips = ((line, clip) for line in lines for clip in line["clips"])
+    for index, (line, clip) in enumerate(clips):
+      yield index, self._example(line, clip)
 
-  def _example(self, line: Mapping[str, Any], number: int, clip: Mapping[str, Any]) -> dict[str, Any]:
-    stem = self._prepared / "clips" / line["folder"] / f"{number:02d}"
+  def _example(self, line: Mapping[str, Any], clip: Mapping[str, Any]) -> dict[str, Any]:
+    stem = self._prepared / "clips" / line["folder"] / f"{clip['number']:02d}"
+    frames, start, offset = clip["frames"], clip["start"], clip.get("offset", 0)
     try:
-      with np.load(stem.with_suffix(".npz")) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    except Exception as error:  # a damaged archive raises many kinds of exceptions
+      mp4, flac, arrays = read_clip(stem, offset)
+    except InputError as error:
       raise InputError(f"clip {clip['key']} is damaged ({error}): {_MEND}") from error
-    frames, start = clip["frames"], clip["start"]
-    known = labels.cut(line, start=start, frames=frames, whole=clip["whole"])
+    known = labels.cut(line, start=start, frames=frames, whole=clip["whole"], offset=offset)
     example = {
       "key": clip["key"],
       **{name: line[name] for name in ("corpus", "split", "identity", "split_group")},
       **{name: json.dumps(value) if name in _JSON else value for name, value in known.items()},
       "n_frames": frames,
-      "mp4": stem.with_suffix(".mp4").read_bytes(),
-      "flac": stem.with_suffix(".flac").read_bytes(),
+      "mp4": mp4,
+      "flac": flac,
       **{name: arrays[name] for name in ("face_box", "mouth_box", "landmarks")},
       "landmark_schema": str(arrays["landmark_schema"]),
       "lag": line["lag"] or 0,
       "has_lag": int(line["lag"] is not None),
       "truth": arrays.get("truth", np.zeros((frames, 0), np.float32)),
       "truth_names": json.dumps(arrays.get("truth_names", np.array([])).tolist()),
-      "provenance": json.dumps({**line["provenance"], "start_frame": start}),
+      "provenance": json.dumps({**line["provenance"], "start_frame": start, "corrected_offset": offset}),
       "preprocessing": json.dumps(self._stamp),
     }
     _validate(example)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from synclipmae_jax.data.media.speech import level_db, speech_activity
 from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.inference.stream import Block, FaceBlock, TokenStream, runs
 from synclipmae_jax.metrics.sync import MAX_LAG, smooth
@@ -20,8 +21,6 @@ from synclipmae_jax.sync.estimate import (
   LagScorer,
   Scores,
   estimate,
-  level_db,
-  speech_activity,
 )
 from synclipmae_jax.sync.result import MS_PER_FRAME, FaceResult, FrameResult, SyncResult
 from synclipmae_jax.types import FPS, InputError

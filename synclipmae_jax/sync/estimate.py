@@ -27,7 +27,7 @@ import scipy.stats
 
 from synclipmae_jax.metrics.sync import LAGS, MAX_LAG, smooth, unit
 from synclipmae_jax.sync.calibration import Calibration, Evidence
-from synclipmae_jax.types import FPS, SAMPLES_PER_FRAME
+from synclipmae_jax.types import FPS
 
 WIDE = 60  # frames: largest lag for sampling chance scores
 WIDE_LAGS = np.arange(-WIDE, WIDE + 1)
@@ -38,8 +38,6 @@ PEAK_WIDTH = 3  # frames around the best lag that are excluded from chance
 MIN_SPREAD = 1e-4  # of a mean cosine; smaller spreads are rounding errors
 BLOCK = 64  # frames per block of wide sums
 SMOOTHING = 51  # frames of the window for the lag of a single frame
-SPEECH_FLOOR = -55.0  # dB of full scale
-SPEECH_RANGE = 30.0  # dB below the loud parts of the file
 MIN_SPEECH = 12  # frames, half a second
 DRIFT_WINDOW, DRIFT_HOP = 4, 1  # blocks: 10 s, every 2.6 s
 DRIFT_WINDOWS = 8  # minimum number of windows for a slope
@@ -113,6 +111,24 @@ class LagScorer:
       self._counts.append(exists.sum(axis=0))
       rows = np.where(exists[:, _NEAR].all(axis=1, keepdims=True), scores[:, _NEAR], np.nan)
       self._rows.append(rows.astype(np.float16))
+
+
+def compare(audio: np.ndarray, vocal: np.ndarray) -> Scores:
+  """Scores of two signals of one number a frame, float [n] each: s(l, t) is their product in units of their rms."""
+  scaled = [x / max(float(np.sqrt(np.square(x).mean())), 1e-6) for x in (audio, vocal)]
+  partner = np.arange(len(audio))[:, None] + WIDE_LAGS
+  inside = partner.clip(0, len(audio) - 1)
+  exists = partner == inside
+  scores = np.where(exists, scaled[0][:, None] * scaled[1][inside], 0.0)
+  rows, firsts = (
+    np.where(exists[:, _NEAR].all(axis=1, keepdims=True), scores[:, _NEAR], np.nan),
+    range(0, len(audio), BLOCK),
+  )
+  return Scores(
+    scores=rows.astype(np.float16),
+    wide_sum=np.add.reduceat(scores, firsts, axis=0),
+    wide_count=np.add.reduceat(exists.astype(np.int64), firsts, axis=0),
+  )
 
 
 def _from_zero(rows: np.ndarray) -> np.ndarray:
@@ -243,17 +259,3 @@ def _vertex(curve: np.ndarray) -> float:
   left, middle, right = curve[k - 1 : k + 2]
   bend = left - 2 * middle + right
   return float(np.clip((left - right) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0
-
-
-def level_db(waveform: np.ndarray) -> np.ndarray:
-  """Level of each whole frame of float [640 * n] in [-1, 1]: float32 [n], dB of full scale."""
-  frames = len(waveform) // SAMPLES_PER_FRAME
-  power = np.square(waveform[: frames * SAMPLES_PER_FRAME].reshape(frames, -1), dtype=np.float64).mean(axis=1)
-  return (10 * np.log10(power + 1e-12)).astype(np.float32)
-
-
-def speech_activity(level: np.ndarray) -> np.ndarray:
-  """bool [n]: frames loud enough for speech, above -55 dB and within 30 dB of the loud parts of the file."""
-  if not len(level):
-    return np.zeros(0, bool)
-  return level > max(SPEECH_FLOOR, float(np.percentile(level, 95)) - SPEECH_RANGE)

@@ -77,6 +77,17 @@ def test_labels_that_cannot_be_right_are_one_sentence(wrong, words):
     item(**wrong)
 
 
+@pytest.mark.parametrize("offset", [5, -5])
+def test_words_are_in_the_sound_of_a_corrected_clip(offset):
+  """Frames [10, 60) of the picture under the sound of [10 - offset, 60 - offset): words follow the sound."""
+  begin = (10 - offset) / 25
+  words = tuple(Segment(begin + a, begin + b, label) for a, b, label in ((-0.1, 0.05, "no"), (0.5, 1.0, "yes")))
+  known = vars(item(text="no yes", words=words, emotion_segments=(Segment(0, 1, "joy"), Segment(1, 9, "fear"))))
+  cut = labels.cut(known, start=10, frames=50, whole=False, offset=offset)
+  assert cut["words"] == (Segment(0.5, 1.0, "yes"),) and cut["text"] == "yes"
+  assert cut["emotion_segments"] == (Segment(0, 0.6, "joy"), Segment(0.6, 2.0, "fear")), "they are in the picture"
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
   """A file of 6 s, cut in two, with every label there is, and a short one without any."""

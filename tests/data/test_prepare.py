@@ -80,7 +80,20 @@ EXPECTED = {
 
 
 def test_every_bad_file_is_refused_with_its_reason_and_the_rest_goes_on(bad_folder, tmp_path, capsys):
-  status = app.main(["--raw", str(bad_folder), "--out", str(tmp_path), "--faces", "full_frame", "--size", str(SIZE)])
+  status = app.main(
+    [
+      "--raw",
+      str(bad_folder),
+      "--out",
+      str(tmp_path),
+      "--faces",
+      "full_frame",
+      "--size",
+      str(SIZE),
+      "--sync-model",
+      "none",
+    ]
+  )
   printed = capsys.readouterr().out
   assert status == 0
   lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]

@@ -51,6 +51,7 @@ def test_an_interrupted_file_leaves_nothing_and_is_done_next_time(tmp_path, monk
   with monkeypatch.context() as patch:
     patch.setattr(video.ClipWriter, "write", interrupt)
     arguments = f"--raw {tmp_path / 'raw'} --out {tmp_path / 'out'} --faces full_frame --size 32".split()
+    arguments += ["--sync-model", "none"]
     assert app.main(arguments) == 130
   assert "the same command continues" in capsys.readouterr().err
   assert not list((tmp_path / "out" / "clips").iterdir()) and not (tmp_path / "out" / "manifest.jsonl").exists()
@@ -79,6 +80,7 @@ def test_what_nobody_foresaw_stops_one_file_and_a_full_disk_stops_the_run(tmp_pa
   with monkeypatch.context() as patch:
     patch.setattr(video.ClipWriter, "write", fails(OSError(28, "No space left on device")))
     arguments = f"--raw {tmp_path / 'raw'} --out {tmp_path / 'full'} --faces full_frame --size 32 --workers 1".split()
+    arguments += ["--sync-model", "none"]
     assert app.main(arguments) == 2
   assert "No space left" in capsys.readouterr().err and not list((tmp_path / "full" / "clips").iterdir())
 
@@ -126,7 +128,7 @@ def test_ctrl_c_with_workers_keeps_what_is_done(tmp_path):
   for number in range(12):
     talk(raw / f"{number:02d}.mp4", count=500)
   command = [sys.executable, "-m", "synclipmae_jax.apps.prepare", "--raw", raw, "--out", out, "--faces", "full_frame",
-             "--size", "64", "--workers", "2", "--json"]  # fmt: skip
+             "--size", "64", "--workers", "2", "--json", "--sync-model", "none"]  # fmt: skip
   listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit it ignored
   process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
   while not list(out.glob("clips/*/done.json")):
@@ -162,7 +164,7 @@ def test_a_killed_run_leaves_no_worker(tmp_path):
   for name in ("a.mp4", "b.mp4"):
     talk(raw / name, count=500)
   command = [sys.executable, "-m", "synclipmae_jax.apps.prepare", "--raw", raw, "--out", out, "--faces", "full_frame",
-             "--size", "64", "--workers", "2"]  # fmt: skip
+             "--size", "64", "--workers", "2", "--sync-model", "none"]  # fmt: skip
   process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
   deadline = time.monotonic() + 60
   while not list(out.glob("clips/.*")) and time.monotonic() < deadline:

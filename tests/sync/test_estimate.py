@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
+from synclipmae_jax.data.media.speech import level_db, speech_activity
 from synclipmae_jax.metrics.sync import LAGS, MAX_LAG, lag_scores
 from synclipmae_jax.sync import estimate as module
 from synclipmae_jax.sync.calibration import Calibration
-from synclipmae_jax.sync.estimate import BLOCK, NO_LAG, LagScorer, estimate, evidence_of, level_db, speech_activity
+from synclipmae_jax.sync.estimate import BLOCK, NO_LAG, LagScorer, estimate, evidence_of
 
 WIDTH = 12
 BELIEVER = Calibration.uncalibrated()

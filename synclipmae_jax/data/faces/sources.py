@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +44,11 @@ class FaceSource(Protocol):
     Blocks must be contiguous. All frames before `stop` + LOOKAHEAD that exist must have been seen.
     """
     ...
+
+
+def search_stride(backend: str) -> int:
+  """Frames between searches for a face; the boxes between them are interpolated."""
+  return getattr(_DETECTORS.get(backend), "stride", 1)
 
 
 @functools.cache
@@ -84,11 +89,17 @@ def open_faces(
   raise InputError(f"unknown face backend {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
 
 
-def dominant(source: FaceSource, frames: Iterable[Frame]) -> FaceTrack:
+Speakers = Callable[[Sequence[np.ndarray], Sequence[FaceTrack], int], np.ndarray]
+
+
+def dominant(source: FaceSource, frames: Iterable[Frame], *, speakers: Speakers | None = None) -> FaceTrack:
   """Shows all frames to `source` and selects one face per frame.
 
   The tracks are split at gaps. The parts are used in order of duration x width, and each takes the frames that are not
   yet taken. In `track` every part has its own number.
+
+  `speakers(times, rows, count)` is asked where several faces are visible at a time: of the frames of each face and
+  their rows, it returns for each of `count` frames the face that must be taken, -1 where any may.
   """
   times: dict[int, list[np.ndarray]] = {}  # by face, a list over blocks: the frames in which it is visible
   rows: dict[int, list[FaceTrack]] = {}  # the rows of these frames
@@ -109,19 +120,24 @@ def dominant(source: FaceSource, frames: Iterable[Frame]) -> FaceTrack:
       take(start + _BLOCK)
   while start < seen:
     take(min(start + _BLOCK, seen))
-  return _longest(seen, [np.concatenate(face) for face in times.values()], [*itertools.chain(*rows.values())])
+  shown = [np.concatenate(face) for face in times.values()]
+  speaking = np.full(seen, -1)
+  if speakers and np.bincount(np.concatenate([[], *shown]).astype(int)).max(initial=0) > 1:
+    speaking = speakers(shown, [joined(face) for face in rows.values()], seen)
+  return _longest(seen, shown, [*itertools.chain(*rows.values())], speaking)
 
 
-def _longest(count: int, times: list[np.ndarray], rows: list[FaceTrack]) -> FaceTrack:
+def _longest(count: int, times: list[np.ndarray], rows: list[FaceTrack], speaking: np.ndarray) -> FaceTrack:
   """The result of `dominant` for `count` frames.
 
   Args:
     times: the frames of each face.
     rows: the rows of these frames, in the same order.
+    speaking: int [count], the face that must be taken, -1 where any may.
   """
   like = rows[0] if rows else nowhere(0)
   known = joined([*rows, nowhere(1, landmarks=like.count, mouth=like.mouth, schema=like.schema)])
-  bounds, end = [], 0
+  bounds, end, face_of = [], 0, np.repeat(np.arange(len(times)), [*map(len, times)])
   for face in times:
     cuts = [0, *(np.flatnonzero(np.diff(face) > 1) + 1).tolist(), len(face)]
     bounds += [(end + a, end + b) for a, b in itertools.pairwise(cuts) if a < b]
@@ -130,7 +146,8 @@ def _longest(count: int, times: list[np.ndarray], rows: list[FaceTrack]) -> Face
   frame = np.concatenate([*times, [0]]).astype(int)
   row, owner = np.full(count, -1), np.full(count, -1)  # -1 is the last row of `known`: no face
   for number, (a, b) in enumerate(sorted(bounds, key=lambda bound: -width[slice(*bound)].sum())):
-    mine = np.arange(a, b)[owner[frame[a:b]] < 0]
+    there = frame[a:b]
+    mine = np.arange(a, b)[(owner[there] < 0) & np.isin(speaking[there], (-1, face_of[a]))]
     row[frame[mine]], owner[frame[mine]] = mine, number
   return dataclasses.replace(known[row], track=owner)
 

@@ -153,7 +153,7 @@ def packed(tmp_path):
 
 def test_from_the_packed_layout_to_a_batch(packed, tmp_path, capsys):
   arguments = ["--raw", packed, "--out", tmp_path / "out", "--faces", "full_frame", "--size", "32", "--workers", "1"]
-  assert app.main([*map(str, arguments), "--corpus", "grid"]) == 0
+  assert app.main([*map(str, arguments), "--corpus", "grid", "--sync-model", "none"]) == 0
   assert "3 of 3 files accepted" in (printed := capsys.readouterr().out)
   assert "files with labels: speaker 3, text 3, words 2" in printed
   expected = {"train": ("s1", "bin blue", WORDS), "val": ("s1", "lay", (Segment(0.25, 0.5, "lay"),)),

@@ -61,6 +61,7 @@ def test_refuses_a_damaged_model(damaged, film):
 def test_prepare_reports_the_fallback_once_without_litert(afresh, film, tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
   arguments = ["--raw", str(film), "--out", str(tmp_path / "out"), "--size", "64", "--workers", "1"]
+  arguments += ["--sync-model", "none"]
   assert app.main(arguments) == 0
   printed = capsys.readouterr().out
   assert printed.count("skimage_lbp") == 1 and "ai-edge-litert is not installed" in printed
