@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from synclipmae_jax.apps.footage import add_audio_track, add_faces, sentence
-from synclipmae_jax.data import corpora
+from synclipmae_jax.data import corpora, engines, storage
 from synclipmae_jax.data.corpora.splits import RULES
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.types import InputError
@@ -26,8 +26,8 @@ _SHOWN = 20  # refusals that are printed; the manifest has all
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser("synclipmae prepare", description=__doc__.split("\n\n")[0])
-  parser.add_argument("--raw", required=True, help="folder of video files, searched to any depth")
-  parser.add_argument("--out", required=True, help="folder for clips, manifest and records")
+  parser.add_argument("--raw", required=True, help="folder or URL (gs://, s3://) of video files, searched to any depth")
+  parser.add_argument("--out", required=True, help="folder or URL for clips, manifest and records")
   parser.add_argument("--corpus", default="auto", choices=("auto", *corpora.NAMES), help="how the files are arranged")
   parser.add_argument(
     "--split", default="hash", choices=RULES,
@@ -38,16 +38,22 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--size", type=int, default=256, help="pixels of a side of the square clips (default 256)")
   parser.add_argument("--min-seconds", type=float, default=1.6, help="shortest clip (default 1.6)")
   parser.add_argument("--max-seconds", type=float, default=10.0, help="longest clip (default and most 10)")
-  parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+  parser.add_argument("--workers", type=int, help="processes at once (default: one a core, of the cluster with ray)")
+  parser.add_argument(
+    "--engine", default="local", choices=engines.NAMES,
+    help="where the processes are: on this machine (default), or on Ray, by default one started here for the run",
+  )  # fmt: skip
+  parser.add_argument("--ray-address", metavar="ADDR", help="a Ray cluster: auto, HOST:6379 or ray://HOST:10001")
   parser.add_argument("--json", action="store_true", help="print the summary as one JSON object, and no progress bar")
   args = parser.parse_args(argv)
   try:
-    if os.path.lexists(args.out) and not os.path.isdir(args.out):
+    if not storage.is_url(args.out) and os.path.lexists(args.out) and not os.path.isdir(args.out):
       raise InputError(f"{args.out} is not a folder: clips, manifest and records go into one")
     manifest = prepare(
       args.raw, args.out, corpus=args.corpus, faces=args.faces, size=args.size, min_seconds=args.min_seconds,
-      max_seconds=args.max_seconds, audio_track=args.audio_track, split=args.split, workers=args.workers,
-      progress=not args.json,
+      max_seconds=args.max_seconds, audio_track=args.audio_track, split=args.split, engine=args.engine,
+      ray_address=args.ray_address, progress=not args.json,
+      workers=os.cpu_count() if args.workers is None and args.engine == "local" else args.workers,
     )  # fmt: skip
   except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
     print(f"synclipmae prepare: {sentence(error)}", file=sys.stderr)
