@@ -75,12 +75,11 @@ def prepare(
   """
   settings = Settings(size=size, faces=faces, min_seconds=min_seconds, max_seconds=max_seconds, audio_track=audio_track)
   with contextlib.ExitStack() as stack:
-    places = stack.enter_context(storage.places(raw, out))
+    places = stack.enter_context(storage.places(raw, out, one_process=engine == "local" and workers in (None, 1)))
     if not places.raw.is_dir():
       raise InputError(f"{places.raw} is not a folder")
     ours = {places.out_in_raw / name for name in ("clips", "records", "manifest.jsonl")}  # `out` may lie inside `raw`
-    found = corpora.load(corpus, split=split)(places.raw)
-    items = [item for item in found if ours.isdisjoint((item.path, *item.path.parents))]
+    items = list(corpora.load(corpus, split=split, without=ours)(places.raw))
     if not items:
       raise InputError(f"there is no file in {places.raw}")
     (places.out / "clips").mkdir(parents=True, exist_ok=True)

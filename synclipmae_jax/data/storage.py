@@ -78,16 +78,19 @@ def _version(facts: Mapping[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def places(raw: str | os.PathLike, out: str | os.PathLike) -> Iterator[Places]:
-  """The places of a run while the block lasts."""
+def places(raw: str | os.PathLike, out: str | os.PathLike, *, one_process: bool) -> Iterator[Places]:
+  """The places of a run while the block lasts. Raises InputError if a store cannot be read."""
+  raw_url, out_url = (os.fspath(each).rstrip("/") if is_url(each) else "" for each in (raw, out))
+  if not one_process and "memory" in (raw_url.partition(":")[0], out_url.partition(":")[0]):
+    raise InputError("memory:// is the memory of one process: use the local engine with one worker")
   with contextlib.ExitStack() as stack:
-    raw_url, out_url = (os.fspath(each).rstrip("/") if is_url(each) else "" for each in (raw, out))
     # Path.resolve raises RuntimeError for a loop of links
-    raw = stack.enter_context(mirror(raw_url, read=TABLES)) if raw_url else Path(os.path.realpath(raw))
-    inside = raw / out_url[len(raw_url) + 1 :] if raw_url and f"{out_url}/".startswith(f"{raw_url}/") else None
-    out = stack.enter_context(mirror(out_url, read=(".json", ".jsonl"))) if out_url else Path(out)
-    inside = inside or Path(os.path.realpath(out))
-    yield Places(raw=raw, out=out, raw_url=raw_url, out_url=out_url, out_in_raw=inside)
+    read = stack.enter_context(mirror(raw_url, read=TABLES)) if raw_url else Path(os.path.realpath(raw))
+    made = stack.enter_context(mirror(out_url, read=(".json", ".jsonl"))) if out_url else Path(out)
+    inside = Path(os.path.realpath(made))
+    if raw_url and out_url.startswith(f"{raw_url}/"):
+      inside = read / out_url.removeprefix(f"{raw_url}/")
+    yield Places(raw=read, out=made, raw_url=raw_url, out_url=out_url, out_in_raw=inside)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,10 @@ def test_a_file_that_kills_its_worker_is_refused_and_the_others_are_done(tmp_pat
   items = [item for item in corpora.load("folder")(tmp_path / "raw")]
   items[1] = corpora.SourceItem(**{**vars(items[1]), "path": kind(items[1].path)})
   settings = clips.Settings(size=SIZE, faces="full_frame")
-  with storage.places(tmp_path / "raw", tmp_path / "out") as places, engines.engine("local", workers=2) as run:
+  with (
+    storage.places(tmp_path / "raw", tmp_path / "out", one_process=False) as places,
+    engines.engine("local", workers=2) as run,
+  ):
     found = {entry["file"]: entry for entry in prepare._run(items, settings, places, run)}
   assert {name: entry["outcome"] for name, entry in found.items()} == {
     "a.mp4": "accepted", "b.mp4": "rejected", "c.mp4": "accepted",

@@ -21,7 +21,7 @@ Unit, Result = TypeVar("Unit"), TypeVar("Result")
 FRESH = "local"  # the address of a Ray that is started for the run
 _TRIES = 3  # of a unit whose process ended: the process may have been killed for another reason
 _LOOK = 5.0  # seconds between looks at the cluster, which may grow or shrink
-_EMPTY = 120.0  # seconds that a cluster may be without processors
+_EMPTY = 900.0  # seconds that a cluster may be without processors: a cloud takes minutes to bring the first
 _GENTLY = 10.0  # seconds that units have to clean up when they are stopped
 
 
