@@ -187,6 +187,8 @@ def send(source: Path, url: str, *, last: str = "", replace: bool = True) -> Non
       return
     if replace and files.exists(root):
       with contextlib.suppress(FileNotFoundError):
+        if files.cat_file(f"{root}/{last}") == (source / last).read_bytes():
+          return  # sent by a worker that was lost before it could say so
         files.rm_file(f"{root}/{last}")
       files.rm(root, recursive=True)
     for path in sorted(source.iterdir(), key=lambda path: (path.name == last, path.name)):

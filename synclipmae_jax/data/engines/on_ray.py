@@ -9,6 +9,7 @@ import collections
 import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -102,14 +103,15 @@ def run(
 
 def _do(work: Callable[[Unit], Result], unit: Unit) -> Result:
   """In a process of Ray, which does one unit after another."""
-  global _watched
-  if not _watched:
+  global _prepared
+  if not _prepared:
     watchdog.end_process_after(watchdog.NO_END)
-    _watched = True
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background hands on that it is ignored
+    _prepared = True
   return work(unit)
 
 
-_watched = False
+_prepared = False
 
 
 def _stop(running: list) -> None:
