@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from synclipmae_jax.data import labels, storage
 from synclipmae_jax.data.engines import Engine
@@ -138,6 +139,7 @@ def _write_shard(
   """
   name, lines = unit
   features, sizes = _features(), []
+  serializer = ExampleSerializer(features.get_serialized_info())
   with contextlib.ExitStack() as stack:
     if storage.is_url(target):
       path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="synclipmae-")), name)
@@ -148,7 +150,9 @@ def _write_shard(
       for line in lines:
         with storage.fetched(f"{source}/clips/{line['folder']}") as folder:
           for number, clip in enumerate(line["clips"]):
-            content = features.serialize_example(_example(folder / f"{number:02d}", line, clip, stamp))
+            example = features.encode_example(_example(folder / f"{number:02d}", line, clip, stamp))
+            # Otherwise the order of the fields differs from process to process.
+            content = serializer.get_tf_example(example).SerializeToString(deterministic=True)
             writer.write(content)
             sizes.append(len(content))
       writer.close()
