@@ -28,3 +28,10 @@ def test_ray_is_an_extra(tmp_path, monkeypatch, capsys):
   (tmp_path / "a.mp4").touch()
   assert app.main(["--raw", str(tmp_path), "--out", str(tmp_path / "out"), "--engine", "ray"]) == 2
   assert "pip install 'synclipmae_jax[ray]'" in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_not_there_is_one_sentence():
+  pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
+  with pytest.raises(InputError, match="Ray at 127.0.0.1:1 does not answer .*refused"):
+    with engines.engine("ray", ray_address="127.0.0.1:1"):
+      pass

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ FRESH = "local"  # the address of a Ray that is started for the run
 _TRIES = 3  # of a unit whose process ended: the process may have been killed for another reason
 _LOOK = 5.0  # seconds between looks at the cluster, which may grow or shrink
 _EMPTY = 900.0  # seconds that a cluster may be without processors: a cloud takes minutes to bring the first
+_ANSWER = 10.0  # seconds that a cluster has to answer
 _GENTLY = 10.0  # seconds that units have to clean up when they are stopped
 
 
@@ -42,10 +44,14 @@ def connected(address: str, workers: int | None) -> Iterator[int | None]:
     return
   fresh = {"num_cpus": workers, "include_dashboard": False} if address == FRESH else {}
   try:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():  # Ray itself tries for minutes
+      socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **fresh)
   except Exception as error:  # Ray raises half a dozen kinds, some of them plain Exceptions
     ray.shutdown()
-    raise InputError(f"there is no Ray at {address} ({_line(error)})") from error
+    place = "cannot be started on this machine" if address == FRESH else f"at {address} does not answer"
+    raise InputError(f"Ray {place} ({_line(error)})") from error
   try:
     yield None if fresh else workers
   finally:
