@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from synclipmae_jax.apps.footage import add_audio_track, add_faces, keep_compiled, sentence
-from synclipmae_jax.data import corpora
+from synclipmae_jax.data import corpora, engines, storage
 from synclipmae_jax.data.corpora.splits import RULES
 from synclipmae_jax.data.offsets import OffsetModel
 from synclipmae_jax.data.prepare import prepare
@@ -39,8 +39,8 @@ _GATES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser("synclipmae prepare", description=__doc__.split("\n\n")[0])
-  parser.add_argument("--raw", required=True, help="folder of video files, searched to any depth")
-  parser.add_argument("--out", required=True, help="folder for clips, manifest and records")
+  parser.add_argument("--raw", required=True, help="folder or URL (gs://, s3://) of video files, searched to any depth")
+  parser.add_argument("--out", required=True, help="folder or URL for clips, manifest and records")
   parser.add_argument("--corpus", default="auto", choices=("auto", *corpora.NAMES), help="how the files are arranged")
   parser.add_argument(
     "--split", default="hash", choices=RULES,
@@ -59,19 +59,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--sync-model", metavar="PATH", help="checkpoint that measures offsets, a workdir or a step (default: the model of "
     "the package); lips: the face mesh against the sound, without a checkpoint; none: nothing is measured or corrected"
   )  # fmt: skip
-  parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+  parser.add_argument("--workers", type=int, help="processes at once (default: one a core, of the cluster with ray)")
+  parser.add_argument(
+    "--engine", default="local", choices=engines.NAMES,
+    help="where the processes are: on this machine (default), or on Ray, by default one started here for the run",
+  )  # fmt: skip
+  parser.add_argument("--ray-address", metavar="ADDR", help="a Ray cluster: auto, HOST:6379 or ray://HOST:10001")
   parser.add_argument("--json", action="store_true", help="print the summary as one JSON object, and no progress bar")
   args = parser.parse_args(argv)
   try:
-    if os.path.lexists(args.out) and not os.path.isdir(args.out):
+    if not storage.is_url(args.out) and os.path.lexists(args.out) and not os.path.isdir(args.out):
       raise InputError(f"{args.out} is not a folder: clips, manifest and records go into one")
     gates = Gates(**{name: getattr(args, name) for name in _GATES})
     remarks: list[str] = []
     offset_model = None if args.sync_model == "none" else functools.partial(_offset_model, args.sync_model, remarks)
     manifest = prepare(
       args.raw, args.out, corpus=args.corpus, faces=args.faces, size=args.size, min_seconds=args.min_seconds,
-      max_seconds=args.max_seconds, audio_track=args.audio_track, split=args.split, workers=args.workers,
-      progress=not args.json, gates=gates, offset_model=offset_model,
+      max_seconds=args.max_seconds, audio_track=args.audio_track, split=args.split, engine=args.engine,
+      ray_address=args.ray_address, progress=not args.json, gates=gates, offset_model=offset_model,
+      workers=os.cpu_count() if args.workers is None and args.engine == "local" else args.workers,
     )  # fmt: skip
   except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be written
     print(f"synclipmae prepare: {sentence(error)}", file=sys.stderr)

@@ -41,32 +41,37 @@ class OffsetModel(Protocol):
     ...
 
 
-def measured(entry: Mapping[str, Any], folder: Path, model: OffsetModel) -> dict[str, Any]:
-  """The entry of a file with the offsets of its clips among their `quality`; read from `folder`, or measured now."""
-  wanted = {"model": model.fingerprint, "clips": [clip["sha256"] for clip in entry["clips"]]}
-  path = folder / ANSWERS
+def known(entry: Mapping[str, Any], folder: Path, model: OffsetModel) -> dict[str, Any] | None:
+  """The entry of a file with the offsets of its clips among their `quality`, if `folder` has those of this model."""
   try:
-    stored = json.loads(path.read_text())
+    stored = json.loads((folder / ANSWERS).read_text())
   except (OSError, ValueError):
-    stored = {}
-  if stored.get("fingerprint") != wanted:
-    try:
-      answers = model([(clip["start"], folder / f"{clip['number']:02d}") for clip in entry["clips"]])
-    except (InputError, OSError):  # a checkpoint that does not fit, a full disk: not an error of the file
-      raise
-    except Exception as error:  # an unforeseen error affects one file, which is tried again in the next run
-      unknown = {
-        "offset": None,
-        "offset_confidence": 0.0,
-        "sync": 0.0,
-        "offset_error": f"{type(error).__name__}: {error}",
-      }
-      return _with(entry, [unknown] * len(entry["clips"]))
-    stored = {"fingerprint": wanted, "answers": answers}
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(stored))
-    unfinished.rename(path)
-  return _with(entry, stored["answers"])
+    return None
+  return _with(entry, stored["answers"]) if stored.get("fingerprint") == _fingerprint(entry, model) else None
+
+
+def measured(entry: Mapping[str, Any], folder: Path, model: OffsetModel) -> dict[str, Any]:
+  """As `known`, measured now from the clips in `folder`, and stored there."""
+  try:
+    answers = model([(clip["start"], folder / f"{clip['number']:02d}") for clip in entry["clips"]])
+  except (InputError, OSError):  # a checkpoint that does not fit, a full disk: not an error of the file
+    raise
+  except Exception as error:  # an unforeseen error affects one file, which is tried again in the next run
+    unknown = {
+      "offset": None,
+      "offset_confidence": 0.0,
+      "sync": 0.0,
+      "offset_error": f"{type(error).__name__}: {error}",
+    }
+    return _with(entry, [unknown] * len(entry["clips"]))
+  unfinished = folder / f".{ANSWERS}"
+  unfinished.write_text(json.dumps({"fingerprint": _fingerprint(entry, model), "answers": answers}))
+  unfinished.rename(folder / ANSWERS)
+  return _with(entry, answers)
+
+
+def _fingerprint(entry: Mapping[str, Any], model: OffsetModel) -> dict[str, Any]:
+  return {"model": model.fingerprint, "clips": [clip["sha256"] for clip in entry["clips"]]}
 
 
 def _with(entry: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

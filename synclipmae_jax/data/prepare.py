@@ -6,34 +6,33 @@ setting is processed again. `data.offsets` then measures how far picture and sou
 which clips are kept.
 
   OUT/clips/<file>/NN.{mp4,flac,npz}, offsets.json   OUT/manifest.jsonl   OUT/records/
+
+`data.engines` says in which processes, `data.storage` what is different in object storage.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from synclipmae_jax.data import corpora, labels, offsets, quality, records
+from synclipmae_jax.data import corpora, engines, labels, offsets, quality, records, storage
 from synclipmae_jax.data.clips import CLIP_FILES, VERSION, Settings, backend_of, cut_file
 from synclipmae_jax.data.corpora import SourceItem
+from synclipmae_jax.data.engines.local import check
 from synclipmae_jax.data.faces.sources import detector
-from synclipmae_jax.data.media import watchdog
 from synclipmae_jax.data.offsets import OffsetModel
 from synclipmae_jax.data.quality import Gates
 from synclipmae_jax.types import FPS, InputError
@@ -44,7 +43,7 @@ class Manifest:
   """The outcome of every file: `entries` as in manifest.jsonl, and the records of accepted files."""
 
   entries: Sequence[dict[str, Any]]
-  records: Path | None
+  records: Path | str | None  # a URL if `out` is one
   notes: tuple[str, ...] = ()  # for the user
 
   def summary(self) -> dict[str, Any]:
@@ -69,45 +68,49 @@ class Manifest:
 def prepare(
   raw: str | os.PathLike, out: str | os.PathLike, *, corpus: str = "auto", faces: str = "auto", size: int = 256,
   min_seconds: float = 1.6, max_seconds: float = 10.0, audio_track: int | None = None, split: str = "hash",
-  workers: int = 1, progress: bool = True, gates: Gates | None = None,
-  offset_model: Callable[[], OffsetModel] | None = None,
+  engine: str = "local", ray_address: str | None = None, workers: int | None = None, progress: bool = True,
+  gates: Gates | None = None, offset_model: Callable[[], OffsetModel] | None = None,
 ) -> Manifest:  # fmt: skip
   """Prepares every file below `raw` into `out`, as described above. May be interrupted and repeated.
 
-  Clips beyond the `gates` are refused. `offset_model` is called before the first file is read; its model measures the
-  offset of picture and sound of every clip, which is then corrected or refused.
+  `raw` and `out` are folders, or URLs that fsspec opens. `engine`, `workers`, `ray_address`: see `data.engines.engine`;
+  they do not change the output. Clips beyond the `gates` are refused. `offset_model` is called before the first file is
+  read; its model measures, in this process, the offset of picture and sound of every clip, which is then corrected or
+  refused.
 
-  Raises InputError for a wrong argument or a folder without files. A bad file becomes an entry of the manifest.
+  Raises InputError for a wrong argument or a folder without files, and if the engine or the storage fails. A bad file
+  becomes an entry of the manifest.
   """
   settings = Settings(size=size, faces=faces, min_seconds=min_seconds, max_seconds=max_seconds, audio_track=audio_track)
-  raw, out = Path(os.path.realpath(raw)), Path(out)  # Path.resolve raises RuntimeError for a loop of links
-  if not raw.is_dir():
-    raise InputError(f"{raw} is not a folder")
-  if workers < 1:
-    raise InputError(f"the number of workers must be at least 1, not {workers}")
-  made = ("clips", "records", "manifest.jsonl")  # excluded from the search: `out` may lie inside `raw`
-  ours = {Path(os.path.realpath(out)) / name for name in made}
-  items = [item for item in corpora.load(corpus, split=split)(raw) if ours.isdisjoint((item.path, *item.path.parents))]
-  if not items:
-    raise InputError(f"there is no file in {raw}")
-  model = offset_model() if offset_model else None
-  (out / "clips").mkdir(parents=True, exist_ok=True)
-  with _alone(out):
-    return _prepare_items(items, settings, out, workers=workers, progress=progress, gates=gates, model=model)
+  with contextlib.ExitStack() as stack:
+    places = stack.enter_context(storage.places(raw, out, one_process=engine == "local" and workers in (None, 1)))
+    if not places.raw.is_dir():
+      raise InputError(f"{places.raw} is not a folder")
+    ours = {places.out_in_raw / name for name in ("clips", "records", "manifest.jsonl")}  # `out` may lie inside `raw`
+    items = list(corpora.load(corpus, split=split, without=ours)(places.raw))
+    if not items:
+      raise InputError(f"there is no file in {places.raw}")
+    model = offset_model() if offset_model else None
+    (places.out / "clips").mkdir(parents=True, exist_ok=True)
+    stack.enter_context(_alone(places.out))
+    stack.enter_context(_without_leftovers(places.out))
+    run = stack.enter_context(engines.engine(engine, workers=workers, ray_address=ray_address))
+    return _prepare_items(items, settings, places, run=run, progress=progress, gates=gates, model=model)
 
 
 def _prepare_items(
-  items: Sequence[SourceItem], settings: Settings, out: Path, *, workers: int, progress: bool,
+  items: Sequence[SourceItem], settings: Settings, places: storage.Places, *, run: engines.Engine, progress: bool,
   gates: Gates | None = None, model: OffsetModel | None = None,
 ) -> Manifest:  # fmt: skip
+  out = places.out
   done = {item.key: entry for item in items if (entry := _finished(item, settings, out))}
   with tqdm(total=len(items), initial=len(done), desc="prepare", unit="file", disable=not progress) as bar:
-    for entry in _run([item for item in items if item.key not in done], settings, out, workers):
+    for entry in _run([item for item in items if item.key not in done], settings, places, run):
       done[entry["file"]] = entry
       bar.update()
 
   if model:
-    done |= _measured(done, model, out, progress=progress)
+    done |= _measured(done, model, places, progress=progress)
   shortest = round(settings.min_seconds * FPS)
   entries = [
     _manifest_line(
@@ -118,7 +121,8 @@ def _prepare_items(
   lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
   _write_atomically(out / "manifest.jsonl", lines)
   accepted = any(entry["outcome"] == "accepted" for entry in entries)
-  written = records.write_records(out, stamp=settings.stamp) if accepted else None
+  written = records.write_records(out, stamp=settings.stamp, url=places.out_url, run=run) if accepted else None
+  places.send_files()
   looked_for = settings.faces == "auto" and any(backend_of(item, settings) != "precomputed" for item in items)
   return Manifest(entries=entries, records=written, notes=detector()[1] if looked_for else ())
 
@@ -132,12 +136,20 @@ def _manifest_line(item: SourceItem, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(
-  done: Mapping[str, dict[str, Any]], model: OffsetModel, out: Path, *, progress: bool
+  done: Mapping[str, dict[str, Any]], model: OffsetModel, places: storage.Places, *, progress: bool
 ) -> dict[str, dict[str, Any]]:
   """The entries that have clips, with the offset of every clip."""
   cut = {key: entry for key, entry in done.items() if entry["clips"]}
   bar = tqdm(cut.items(), desc="offsets", unit="file", disable=not progress)
-  return {key: offsets.measured(entry, out / "clips" / entry["folder"], model) for key, entry in bar}
+  return {key: _measured_file(entry, model, places) for key, entry in bar}
+
+
+def _measured_file(entry: dict[str, Any], model: OffsetModel, places: storage.Places) -> dict[str, Any]:
+  name = f"clips/{entry['folder']}"
+  if known := offsets.known(entry, places.out / name, model):
+    return known
+  with places.kept(name, offsets.ANSWERS) as folder:
+    return offsets.measured(entry, folder, model)
 
 
 @contextlib.contextmanager
@@ -153,7 +165,22 @@ def _alone(out: Path) -> Iterator[None]:
     yield
 
 
-# -- which files, in which processes --
+@contextlib.contextmanager
+def _without_leftovers(out: Path) -> Iterator[None]:
+  """Removes unfinished folders, at the beginning those of a killed run, at the end those of killed workers."""
+
+  def remove() -> None:
+    for folder in (out / "clips").glob(".*"):
+      shutil.rmtree(folder, ignore_errors=True)
+
+  remove()
+  try:
+    yield
+  finally:
+    remove()
+
+
+# -- which files --
 
 
 def _folder(item: SourceItem, out: Path) -> Path:
@@ -191,72 +218,25 @@ def _finished(item: SourceItem, settings: Settings, out: Path) -> dict[str, Any]
   return entry if all(file.exists() for file in files) else None
 
 
-def _run(items: Sequence[SourceItem], settings: Settings, out: Path, workers: int) -> Iterator[dict[str, Any]]:
-  """Yields the entry of every item when it is finished.
-
-  A file that ends its process, or whose decoder does not return, is tried once more, alone, and then refused. Other
-  files are not affected. With one worker there is no other process.
-  """
-  if workers == 1 or len(items) <= 1:
-    for item in items:
-      yield _prepare_file(item, settings, out)
-    return
-  context = multiprocessing.get_context("spawn")
-  stop = context.Event()
-  waiting, alone = list(reversed(items)), []
-  while waiting or alone:
-    limit = 1 if alone else workers
-    queue = alone if alone else waiting
-    with concurrent.futures.ProcessPoolExecutor(limit, context, _start_worker, (stop,)) as pool:
-      running: dict[concurrent.futures.Future, SourceItem] = {}
-      try:
-        while queue or running:
-          while queue and len(running) < 2 * limit and not (queue is alone and running):
-            running[pool.submit(_prepare_file, queue[-1], settings, out)] = queue[-1]
-            queue.pop()  # not earlier: a pool that broke meanwhile accepts nothing
-          finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-          for future in finished:
-            entry = future.result()  # BrokenProcessPool: the item stays a suspect
-            running.pop(future)
-            yield entry
-      except BrokenProcessPool:
-        if queue is alone:
-          for item in running.values():
-            reason = f"reading it ended the process that read it ({watchdog.REASONS})"
-            yield _refuse(item, out, reason)
-        else:
-          alone.extend(running.values())
-      except BaseException:  # Ctrl-C, or the consumer has stopped
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-        raise
+def _run(
+  items: Sequence[SourceItem], settings: Settings, places: storage.Places, run: engines.Engine
+) -> Iterator[dict[str, Any]]:
+  """Yields the entry of every item when it is finished. A file that ends its process again and again is refused."""
+  work = functools.partial(_prepare_unit, settings=settings, places=places)
+  yield from run(work, [(item, places.times(item)) for item in items], lost=functools.partial(_lost, places=places))
 
 
-_stop = None  # in a worker: set by the parent to stop the current file
+_Unit = tuple[SourceItem, Mapping[str, int]]
 
 
-def _start_worker(stop) -> None:
-  global _stop
-  _stop = stop
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-  watchdog.end_process_after(watchdog.NO_END)
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
-  os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is one process a core
+def _prepare_unit(unit: _Unit, *, settings: Settings, places: storage.Places) -> dict[str, Any]:
+  with places.at_hand(*unit) as (item, out):
+    return _prepare_file(item, settings, out)
 
 
-def _end_with_parent() -> None:
-  """Ends this worker if its parent was killed: a killed parent sets no event, and the worker would wait forever."""
-  multiprocessing.parent_process().join()
-  os._exit(1)
-
-
-class _Stopped(BaseException):
-  """Stops a worker. Not an Exception: the file is not refused."""
-
-
-def _check() -> None:
-  if _stop is not None and _stop.is_set():
-    raise _Stopped
+def _lost(unit: _Unit, reason: str, *, places: storage.Places) -> dict[str, Any]:
+  with places.at_hand(unit[0], {}) as (item, out):
+    return _refuse(item, out, f"reading it ended the process that read it ({reason})")
 
 
 # -- one file and its folder --
@@ -264,16 +244,20 @@ def _check() -> None:
 
 def _prepare_file(item: SourceItem, settings: Settings, out: Path) -> dict[str, Any]:
   """Makes the clips of one file, or its refusal; the folder appears in one rename."""
+  if entry := _finished(item, settings, out):
+    return entry  # by a worker that was lost before it could say so
   fingerprint = _fingerprint(item, settings)
   unfinished = _empty_folder(item, out)
   try:
-    cut = cut_file(item, settings, unfinished, check=_check)
+    cut = cut_file(item, settings, unfinished, check=check)
   except InputError as error:
+    shutil.rmtree(unfinished, ignore_errors=True)
     return _refuse(item, out, str(error), fingerprint=fingerprint)
   except OSError:  # a full disk is not an error of the file
     shutil.rmtree(unfinished, ignore_errors=True)
     raise
   except Exception as error:  # an unforeseen error affects one file, which is tried again in the next run
+    shutil.rmtree(unfinished, ignore_errors=True)
     return _refuse(item, out, f"unexpected {type(error).__name__}: {error}")
   except BaseException:
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -289,9 +273,9 @@ def _refuse(item: SourceItem, out: Path, reason: str, *, fingerprint: dict[str, 
 
 
 def _empty_folder(item: SourceItem, out: Path) -> Path:
+  """A new folder, that no other worker has: one that counts as lost may still be at work on the same file."""
   folder = _folder(item, out)
-  unfinished = folder.with_name(f".{folder.name}")
-  shutil.rmtree(unfinished, ignore_errors=True)
+  unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
   unfinished.mkdir()
   return unfinished
 

@@ -12,24 +12,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from synclipmae_jax.data import labels
+from synclipmae_jax.data import labels, storage
+from synclipmae_jax.data.engines import Engine
 from synclipmae_jax.data.offsets import read_clip
 from synclipmae_jax.types import InputError, Segment
 
 FEATURES = "features"  # the name of the second kind of records
+SHARD_FRAMES = 90_000  # one hour: the file that fills it is the last of a shard, so that only the manifest decides
 _HASH = 12  # characters of the hash of the manifest
 _MEND = "delete its folder under clips/ and prepare it again"
 
@@ -60,14 +66,18 @@ def _features() -> tfds.features.FeaturesDict:
   )
 
 
-class Clips(tfds.core.GeneratorBasedBuilder):
-  """The clips of one manifest in its order, with one TFDS split for each of its splits."""
+class Clips(tfds.core.dataset_builder.FileReaderBuilder):
+  """The clips of one manifest in its order, with one TFDS split for each of its splits.
+
+  TFDS's own builders write one shard after another, in one process. Here `run`, an engine, writes several at once.
+  Where the clips are in object storage, `prepared` is the mirror of `url`, and shards are read and written there.
+  """
 
   VERSION = tfds.core.Version("2.0.0")  # version 1: labels were numbers; no words, segments, speaker
   name = "clips"
 
-  def __init__(self, *, prepared: Path, stamp: Mapping[str, Any], **kwargs):
-    self._prepared, self._stamp = prepared, stamp
+  def __init__(self, *, prepared: Path, stamp: Mapping[str, Any], url: str = "", run: Engine | None = None, **kwargs):
+    self._prepared, self._stamp, self._url, self._run = prepared, stamp, url, run
     self._lines = [json.loads(line) for line in (prepared / "manifest.jsonl").read_text().splitlines()]
     self._lines = [line for line in self._lines if line["outcome"] == "accepted"]
     super().__init__(**kwargs)
@@ -90,41 +100,102 @@ class Clips(tfds.core.GeneratorBasedBuilder):
     )  # fmt: skip
     return tfds.core.DatasetInfo(builder=self, features=_features(), disable_shuffling=True, metadata=metadata)
 
-  def _split_generators(self, dl_manager):
-    return {split: self._generate_examples(split) for split in dict.fromkeys(line["split"] for line in self._lines)}
-
-  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = (line for line in self._lines if line["split"] == split)
-    clips = ((line, clip) for line in lines for clip in line["clips"])
-    for index, (line, clip) in enumerate(clips):
-      yield index, self._example(line, clip)
-
-  def _example(self, line: Mapping[str, Any], clip: Mapping[str, Any]) -> dict[str, Any]:
-    stem = self._prepared / "clips" / line["folder"] / f"{clip['number']:02d}"
-    frames, start, offset = clip["frames"], clip["start"], clip.get("offset", 0)
-    try:
-      mp4, flac, arrays = read_clip(stem, offset)
-    except InputError as error:
-      raise InputError(f"clip {clip['key']} is damaged ({error}): {_MEND}") from error
-    known = labels.cut(line, start=start, frames=frames, whole=clip["whole"], offset=offset)
-    example = {
-      "key": clip["key"],
-      **{name: line[name] for name in ("corpus", "split", "identity", "split_group")},
-      **{name: json.dumps(value) if name in _JSON else value for name, value in known.items()},
-      "n_frames": frames,
-      "mp4": mp4,
-      "flac": flac,
-      **{name: arrays[name] for name in ("face_box", "mouth_box", "landmarks")},
-      "landmark_schema": str(arrays["landmark_schema"]),
-      "lag": line["lag"] or 0,
-      "has_lag": int(line["lag"] is not None),
-      "truth": arrays.get("truth", np.zeros((frames, 0), np.float32)),
-      "truth_names": json.dumps(arrays.get("truth_names", np.array([])).tolist()),
-      "provenance": json.dumps({**line["provenance"], "start_frame": start, "corrected_offset": offset}),
-      "preprocessing": json.dumps(self._stamp),
+  def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+    lines: dict[str, list[list[dict[str, Any]]]] = {}  # of the shards of a split
+    for line in self._lines:
+      shards = lines.setdefault(line["split"], [[]])
+      if sum(clip["frames"] for each in shards[-1] for clip in each["clips"]) >= SHARD_FRAMES:
+        shards.append([])
+      shards[-1].append(line)
+    templates = {split: self._get_filename_template(split_name=split) for split in lines}
+    paths = {
+      split: [templates[split].sharded_filepath(shard_index=k, num_shards=len(shards)) for k in range(len(shards))]
+      for split, shards in lines.items()
     }
-    _validate(example)
-    return example
+    units = [(path.name, part) for split in lines for path, part in zip(paths[split], lines[split], strict=True)]
+    places = {"source": self._url or str(self._prepared), "target": str(self.data_dir)}
+    if self._url:
+      places["target"] = f"{self._url}/{_place(self._prepared).as_posix()}"
+    work = functools.partial(_write_shard, stamp=self._stamp, **places)
+    # Of little footage every split is one shard, for which no process is started.
+    several = self._run is not None and len(units) > len(lines)
+    written = dict(self._run(work, units, lost=_lost_shard) if several else map(work, units))
+    infos = []
+    for split in lines:
+      counts, sizes = zip(*(written[path.name] for path in paths[split]), strict=True)
+      infos.append(
+        tfds.core.SplitInfo(
+          name=split, shard_lengths=list(counts), num_bytes=sum(sizes), filename_template=templates[split]
+        )
+      )
+    self.info.set_splits(tfds.core.splits.SplitDict(infos))
+
+
+def _write_shard(
+  unit: tuple[str, Sequence[Mapping[str, Any]]], *, stamp: Mapping[str, Any], source: str, target: str
+) -> tuple[str, tuple[int, int]]:
+  """Writes the clips of some lines of the manifest from `source` into `target`, which are folders or URLs.
+
+  `unit`: the name of the shard, and the lines. Returns the name, and how many records and bytes of them it has.
+  """
+  name, lines = unit
+  features, sizes = _features(), []
+  serializer = ExampleSerializer(features.get_serialized_info())
+  with contextlib.ExitStack() as stack:
+    if storage.is_url(target):
+      path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="synclipmae-")), name)
+    else:
+      path = stack.enter_context(tfds.core.utils.incomplete_file(epath.Path(target, name)))
+    try:
+      writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+      for line in lines:
+        with storage.fetched(f"{source}/clips/{line['folder']}") as folder:
+          for clip in line["clips"]:
+            example = features.encode_example(_example(folder / f"{clip['number']:02d}", line, clip, stamp))
+            # Otherwise the order of the fields differs from process to process.
+            content = serializer.get_tf_example(example).SerializeToString(deterministic=True)
+            writer.write(content)
+            sizes.append(len(content))
+      writer.close()
+    except InputError:
+      raise
+    except (RuntimeError, ValueError) as error:  # of ArrayRecord, on a full disk too
+      raise InputError(f"{target}/{name} cannot be written ({error})") from error
+    if storage.is_url(target):
+      storage.send(path, f"{target}/{name}")
+  return name, (len(sizes), sum(sizes))
+
+
+def _lost_shard(unit: tuple[str, Any], reason: str) -> None:
+  raise InputError(f"writing {unit[0]} ended the process that wrote it ({reason})")
+
+
+def _example(stem: Path, line: Mapping[str, Any], clip: Mapping[str, Any], stamp: Mapping[str, Any]) -> dict[str, Any]:
+  """The record of one clip; `stem`: its files without suffix."""
+  frames, start, offset = clip["frames"], clip["start"], clip.get("offset", 0)
+  try:
+    mp4, flac, arrays = read_clip(stem, offset)
+  except InputError as error:
+    raise InputError(f"clip {clip['key']} is damaged ({error}): {_MEND}") from error
+  known = labels.cut(line, start=start, frames=frames, whole=clip["whole"], offset=offset)
+  example = {
+    "key": clip["key"],
+    **{name: line[name] for name in ("corpus", "split", "identity", "split_group")},
+    **{name: json.dumps(value) if name in _JSON else value for name, value in known.items()},
+    "n_frames": frames,
+    "mp4": mp4,
+    "flac": flac,
+    **{name: arrays[name] for name in ("face_box", "mouth_box", "landmarks")},
+    "landmark_schema": str(arrays["landmark_schema"]),
+    "lag": line["lag"] or 0,
+    "has_lag": int(line["lag"] is not None),
+    "truth": arrays.get("truth", np.zeros((frames, 0), np.float32)),
+    "truth_names": json.dumps(arrays.get("truth_names", np.array([])).tolist()),
+    "provenance": json.dumps({**line["provenance"], "start_frame": start, "corrected_offset": offset}),
+    "preprocessing": json.dumps(stamp),
+  }
+  _validate(example)
+  return example
 
 
 def _validate(example: Mapping[str, Any]) -> None:
@@ -141,12 +212,26 @@ def _validate(example: Mapping[str, Any]) -> None:
     raise InputError(f"clip {example['key']} is empty: {_MEND}")
 
 
-def write_records(prepared: str | os.PathLike, *, stamp: Mapping[str, Any]) -> Path:
-  """Writes the accepted clips of `prepared`/manifest.jsonl, unless written already, and returns their folder."""
+def write_records(
+  prepared: str | os.PathLike, *, stamp: Mapping[str, Any], url: str = "", run: Engine | None = None
+) -> Path | str:
+  """Writes the accepted clips of `prepared`/manifest.jsonl, unless written already, and returns their folder.
+
+  `run`: an engine (`data.engines`), which writes several shards at once. `url`: what `prepared` is the mirror of
+  (`data.storage`); the records go there.
+  """
   prepared = Path(prepared)
+  place = _place(prepared)
   folder = prepared / "records" / _manifest_hash(prepared)
-  builder = Clips(prepared=prepared, stamp=stamp, data_dir=folder, file_format="array_record")
-  return write(builder, folder)
+  if made := not (prepared / place / "features.json").exists():
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
+  builder = Clips(prepared=prepared, stamp=stamp, url=url, run=run, data_dir=folder, file_format="array_record")
+  written = write(builder, folder)
+  if not url:
+    return written
+  if made:
+    storage.send(written, f"{url}/{place.as_posix()}", last="features.json", replace=False)
+  return f"{url}/{place.as_posix()}"
 
 
 def write(builder: tfds.core.DatasetBuilder, folder: Path) -> Path:
@@ -158,6 +243,11 @@ def write(builder: tfds.core.DatasetBuilder, folder: Path) -> Path:
   with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
     builder.download_and_prepare(download_dir=downloads)
   return Path(builder.data_dir)
+
+
+def _place(prepared: Path) -> Path:
+  """Where below `prepared` the records of its manifest are."""
+  return Path("records", _manifest_hash(prepared), Clips.name, str(Clips.VERSION))
 
 
 def _manifest_hash(prepared: Path) -> str:

@@ -24,3 +24,9 @@ def run(raw, out, **kwargs):
 
 def by_file(manifest):
   return {entry["file"]: entry for entry in manifest.entries}
+
+
+def contents(folder):
+  """Every file below a folder, hidden ones too, and its bytes, without the lock."""
+  files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+  return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -14,7 +14,7 @@ import pytest
 from preparing import SIZE, by_file, run, talk
 
 from synclipmae_jax.apps import prepare as app
-from synclipmae_jax.data import clips, corpora, prepare, records
+from synclipmae_jax.data import clips, corpora, engines, prepare, records, storage
 from synclipmae_jax.data.media import video, watchdog
 from synclipmae_jax.types import InputError
 
@@ -114,7 +114,11 @@ def test_a_file_that_kills_its_worker_is_refused_and_the_others_are_done(tmp_pat
   items = [item for item in corpora.load("folder")(tmp_path / "raw")]
   items[1] = corpora.SourceItem(**{**vars(items[1]), "path": kind(items[1].path)})
   settings = clips.Settings(size=SIZE, faces="full_frame")
-  found = {entry["file"]: entry for entry in prepare._run(items, settings, tmp_path / "out", workers=2)}
+  with (
+    storage.places(tmp_path / "raw", tmp_path / "out", one_process=False) as places,
+    engines.engine("local", workers=2) as run,
+  ):
+    found = {entry["file"]: entry for entry in prepare._run(items, settings, places, run)}
   assert {name: entry["outcome"] for name, entry in found.items()} == {
     "a.mp4": "accepted", "b.mp4": "rejected", "c.mp4": "accepted",
   }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,11 @@ def file_key(relative: Path) -> str:
   return os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def load(name: str, *, split: str = "hash") -> Callable[[Path], Iterator[SourceItem]]:
+def load(name: str, *, split: str = "hash", without: Collection[Path] = ()) -> Callable[[Path], Iterator[SourceItem]]:
   """The function that lists the files of a corpus, with the split of each; `auto` looks at the folder.
 
-  `split` is the rule for corpora without official splits (`splits.assign`). Raises InputError for an unknown name.
+  `split` is the rule for corpora without official splits (`splits.assign`). Files below `without` are left out, before
+  the splits are assigned: they would move the files of others. Raises InputError for an unknown name.
   """
   if name != "auto" and name not in NAMES:
     raise InputError(f"unknown corpus {name!r}: choose one of auto, {', '.join(NAMES)}")
@@ -77,6 +78,7 @@ def load(name: str, *, split: str = "hash") -> Callable[[Path], Iterator[SourceI
   def items(raw: Path) -> Iterator[SourceItem]:
     modules = (importlib.import_module(f"{__name__}.{each}") for each in (NAMES if name == "auto" else (name,)))
     found = list(next(module for module in modules if name != "auto" or module.recognises(raw)).items(raw))
+    found = [item for item in found if not {item.path, *item.path.parents} & set(without)]
     chosen = splits.assign([(item.split_group, item.split) for item in found], rule=split)
     return (dataclasses.replace(item, split=each) for item, each in zip(found, chosen, strict=True))
 

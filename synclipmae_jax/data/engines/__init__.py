@@ -1,0 +1,40 @@
+"""Where the units of a large piece of work are done: in processes of this machine, or on a Ray cluster.
+
+An engine is a function `run(work, units, lost=lost)`. It yields `work(unit)` for every unit, in any order, and keeps
+only a few units in flight. An exception of `work` stops it: no unit is left at work, and the exception is raised here.
+For a unit whose process ends again and again it yields `lost(unit, reason)`, and the other units are done. `work` and
+the units are pickled, unless the engine has a single local worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from synclipmae_jax.data.engines import local, on_ray
+from synclipmae_jax.types import InputError
+
+NAMES = ("local", "ray")
+Engine = Callable[..., Iterator[Any]]
+
+
+@contextlib.contextmanager
+def engine(name: str, *, workers: int | None = None, ray_address: str | None = None) -> Iterator[Engine]:
+  """The engine of a name while the block lasts. `workers`: processes at once; None: one (local), all of Ray's (ray).
+
+  Raises InputError for a wrong argument, for `ray` without Ray, and for a cluster that does not answer.
+  """
+  if name not in NAMES:
+    raise InputError(f"unknown engine {name!r}: choose one of {', '.join(NAMES)}")
+  if workers is not None and workers < 1:
+    raise InputError(f"the number of workers must be at least 1, not {workers}")
+  if name == "local":
+    if ray_address is not None:
+      raise InputError("an address of Ray is given, but the engine is local: choose the engine ray")
+    yield functools.partial(local.run, workers=workers or 1)
+    return
+  with on_ray.connected(ray_address or os.environ.get("RAY_ADDRESS") or on_ray.FRESH, workers) as most:
+    yield functools.partial(on_ray.run, workers=most)
