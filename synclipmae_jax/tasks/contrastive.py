@@ -68,6 +68,7 @@ class ContrastiveTask(Task):
       "face_box": ((self.clip_frames, 4), jnp.float32),
       "mouth_box": ((self.clip_frames, 4), jnp.float32),
       "subject": ((), jnp.uint32),
+      "source": ((), jnp.int32),
       "index": ((), jnp.uint32),
     }
     return [{name: jax.ShapeDtypeStruct((batch_size, *dims), dtype) for name, (dims, dtype) in shape.items()}]
