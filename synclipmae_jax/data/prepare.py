@@ -89,6 +89,7 @@ def prepare(
 def _prepare_items(
   items: Sequence[SourceItem], settings: Settings, out: Path, *, workers: int, progress: bool
 ) -> Manifest:
+  _refuse_other_size(out, settings.size)
   done = {item.key: entry for item in items if (entry := _finished(item, settings, out))}
   with tqdm(total=len(items), initial=len(done), desc="prepare", unit="file", disable=not progress) as bar:
     for entry in _run([item for item in items if item.key not in done], settings, out, workers):
@@ -126,6 +127,18 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 # -- which files, in which processes --
+
+
+def _refuse_other_size(out: Path, size: int) -> None:
+  """Raises InputError if `out` holds clips of another size, whose work would be lost."""
+  for path in (out / "clips").glob("*/done.json"):
+    try:
+      known = json.loads(path.read_text())["fingerprint"]["settings"]["size"]
+    except (OSError, ValueError, LookupError, TypeError):  # also a refusal that held for its run only
+      continue
+    if known != size:
+      raise InputError(f"{out} holds clips of {known} pixels, not {size}: name another folder, or delete it first")
+    return
 
 
 def _folder(item: SourceItem, out: Path) -> Path:

@@ -80,7 +80,7 @@ def test_means_over_some_examples_are_logged_over_all_steps_since_the_last_line(
   train(tmp_path, 4, task=Mixed(), log_every=2)
   places = [{name: value for name, value in line.items() if name.startswith("place/")} for line in log_of(tmp_path)]
   assert places == [{"place/rare": 20.0, "place/all": 15.5}, {"place/all": 47.5}]
-  assert "rare: place 20 | all: place 15.5\n" in capsys.readouterr().out
+  assert "\nall: place 15.5 | rare: place 20\n" in capsys.readouterr().out
 
 
 def test_four_steps_are_two_and_two_bit_for_bit(tmp_path):
