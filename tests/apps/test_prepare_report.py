@@ -13,12 +13,14 @@ from trees import MAKERS
 
 from synclipmae_jax.apps import cli
 from synclipmae_jax.apps.prepare_report import page, write_report
+from synclipmae_jax.data import corpora
+from synclipmae_jax.data.clips import Settings
 from synclipmae_jax.data.prepare import Manifest
 from synclipmae_jax.data.probe import probe
 
 HOSTILE = (
-  "<script>alert(1)<", 'a" onerror="alert(1)" x="', "b & c 'q'", "Ж “ü” 漢字", "new\nline", "rtl \u202e4pm", "$x^2_$ %s {0}",
-  "]]><!--", "\x1b[31mred\x07",
+  "<script>alert(1)<", 'a" onerror="alert(1)" x="', "b & c 'q'", "Ж “ü” 漢字", "new\nline", "rtl \u202e4pm",
+  "$x^2_$ %s {0}", "]]><!--", "\x1b[31mred\x07",
 )  # fmt: skip
 
 
@@ -56,14 +58,8 @@ def test_the_report_has_all_names_as_text_and_nothing_from_outside(prepared):
   assert not {"script", "iframe", "link", "i", "b"} & set(found.tags)
   assert not any(name.startswith("on") for name in found.attributes)
   assert all(source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for source in found.sources)
-  for name in (
-    "<script>alert(1)<.mp4",
-    "b & c 'q'.mp4",
-    "Ж “ü” 漢字.mp4",
-    "<img src=x onerror=alert(1)>.mp4",
-    "]]><!--.mp4",
-  ):
-    assert name in found.text
+  for name in ("<script>alert(1)<", "b & c 'q'", "Ж “ü” 漢字", "<img src=x onerror=alert(1)>", "]]><!--"):
+    assert f"{name}.mp4" in found.text
   assert "\x1b" not in found.text and "\u202e" not in found.text
   assert found.tags.count("figure") == len(HOSTILE) and "the file is empty" in found.text
 
@@ -114,25 +110,19 @@ def test_a_probe_says_what_prepare_will_find_and_writes_nothing(prepared, tmp_pa
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_probe_counts_what_it_can_read_of_every_corpus(name, tmp_path):
   raw = MAKERS[name](tmp_path / "raw")
-  first = next(path for path in sorted(raw.rglob("*")) if path.suffix in (".mp4", ".mpg", ".flv"))
-  talk(tmp_path / "a.mp4", count=50)
-  shutil.copy(tmp_path / "a.mp4", first)
-  found = probe(raw, progress=False)
-  assert found["corpus"] == name and found["readable"] <= 1 < found["files"]
-  assert len(found["reasons"]) == found["files"] - found["readable"]
-  assert set(found["reasons"].values()) <= {
-    "the file is empty (0 bytes)",
-    "the file is missing",
-    "it is not a video file",
-  }
+  items = list(corpora.load("auto")(raw))
+  chosen = next(item for item in items if item.path.exists())
+  shutil.copy(talk(tmp_path / "a.mp4", count=50), chosen.path)
+  found = probe(raw, settings=Settings(size=32), progress=False)
+  assert (found["corpus"], found["files"], found["readable"]) == (name, len(items), 1)
+  assert found["splits"].keys() == {chosen.split} and found["seconds"] == pytest.approx(2, abs=0.1)
+  assert found["reasons"].keys() == {item.key for item in items} - {chosen.key}
+  assert set(found["reasons"].values()) <= {"the file is empty (0 bytes)", "the file is missing"}
 
 
 def test_the_commands_of_a_wrong_probe_are_one_sentence(tmp_path, capsys):
-  for arguments, words in (
-    (["--raw", str(tmp_path / "none")], "is not a folder"),
-    (["--raw", str(tmp_path)], "no file"),
-  ):
-    assert cli.main(["prepare", *arguments, "--probe"]) == 2
+  for raw, words in ((tmp_path / "none", "is not a folder"), (tmp_path, "there is no file in")):
+    assert cli.main(["prepare", "--raw", str(raw), "--probe"]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
   with pytest.raises(SystemExit):
