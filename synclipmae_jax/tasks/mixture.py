@@ -50,10 +50,11 @@ def by_source(
   if len(names) < 2:
     return {}
   terms["share"] = jnp.ones(source.shape), jnp.ones(source.shape)
-  own = (source[:, None] == jnp.arange(len(names))).astype(jnp.float32)  # [b, source]
+  own = source[:, None] == jnp.arange(len(names))  # [b, source]
+  of_each = lambda values: jnp.where(own, values[:, None], 0.0).sum(axis=0)  # no matrix product: it would be rounded
   entries = {}
   for term, (total, weight) in terms.items():
-    weights = weight.sum(keepdims=True) if term == "share" else jnp.einsum("b,bs->s", weight, own)
-    sums = jnp.stack(jnp.broadcast_arrays(jnp.einsum("b,bs->s", total, own), weights), axis=-1)  # [source, 2]
+    weights = jnp.full(len(names), weight.sum()) if term == "share" else of_each(weight)
+    sums = jnp.stack([of_each(total), weights], axis=-1)  # [source, 2]
     entries |= {f"{term}/{name}": sums[number] for number, name in enumerate(names)}
   return entries
