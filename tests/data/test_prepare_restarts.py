@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader
 from preparing import run, talk
+from tensorflow_datasets.proto.tf_example_pb2 import Example
 
 from synclipmae_jax.types import InputError
 
@@ -45,6 +47,14 @@ def test_four_hosts_with_a_quarter_of_the_files_each_give_the_records_of_one(raw
   run(raw, whole)
   assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), "no clip is made again"
   assert contents(whole) == contents(one)
+
+
+def test_the_fields_of_a_record_have_one_order_in_every_process(tmp_path):
+  talk((tmp_path / "raw").mkdir() or tmp_path / "raw" / "a.mp4")
+  (shard,) = run(tmp_path / "raw", tmp_path / "out").records.glob("*.array_record*")
+  content = ArrayRecordReader(str(shard)).read([0])[0]
+  fields = Example.FromString(content)
+  assert len(fields.features.feature) > 20 and content == fields.SerializeToString(deterministic=True)
 
 
 @pytest.mark.slow
