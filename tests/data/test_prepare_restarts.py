@@ -11,7 +11,7 @@ import time
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 from preparing import run, talk
-from tensorflow_datasets.proto.tf_example_pb2 import Example
+from tensorflow_datasets.proto import tf_example_pb2
 
 from synclipmae_jax.types import InputError
 
@@ -53,7 +53,7 @@ def test_the_fields_of_a_record_have_one_order_in_every_process(tmp_path):
   talk((tmp_path / "raw").mkdir() or tmp_path / "raw" / "a.mp4")
   (shard,) = run(tmp_path / "raw", tmp_path / "out").records.glob("*.array_record*")
   content = ArrayRecordReader(str(shard)).read([0])[0]
-  fields = Example.FromString(content)
+  fields = tf_example_pb2.Example.FromString(content)
   assert len(fields.features.feature) > 20 and content == fields.SerializeToString(deterministic=True)
 
 

@@ -32,7 +32,7 @@ CASES = [(fps, start, next(SOUNDS), suffix) for start in STARTS for fps in RATES
 def picture_times(fps: str, seconds: float) -> list[Fraction]:
   if RATES[fps]:
     return [k / Fraction(RATES[fps]) for k in range(int(seconds * RATES[fps]))]
-  steps = np.random.default_rng(0).integers(900, 6300, int(seconds * 25))  # of 1/90,000 s: 10 to 70 ms
+  steps = np.random.default_rng(0).integers(900, 6300, int(seconds * 30))  # of 1/90,000 s: 10 to 70 ms
   times = [Fraction(int(step), 90_000) for step in np.cumsum(steps) - steps[0]]
   return [time for time in times if time < seconds]
 
