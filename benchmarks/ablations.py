@@ -53,6 +53,25 @@ def table(rows: list[dict]) -> str:
   return "\n".join(markdown(head, body))
 
 
+def run_all(out: Path, commands: dict[str, list[str]], settings: dict) -> list[dict]:
+  """Runs every command that has no line in OUT/rows.jsonl yet, prints and returns the lines of all."""
+  out.mkdir(parents=True, exist_ok=True)
+  done, rows = out / "rows.jsonl", []
+  lines = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
+  if any(line["settings"] != settings for line in lines):
+    sys.exit(f"{out} holds runs of other settings ({lines[0]['settings']}): choose another folder")
+  for name, words in commands.items():
+    found = next((line for line in lines if line["name"] == name), None)
+    if found is None:
+      subprocess.run(words, cwd=ROOT, check=True, stdout=sys.stderr)
+      found = {**row(name, json.loads((out / name / "eval.json").read_text())), "settings": settings}
+      with done.open("a") as file:
+        file.write(json.dumps(found) + "\n")
+    print(json.dumps(found), flush=True)
+    rows.append(found)
+  return rows
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("out", type=Path)
@@ -61,24 +80,13 @@ def main() -> None:
   parser.add_argument("--only", nargs="+", choices=PAPER, default=list(PAPER), metavar="NAME")
   parser.add_argument("more", nargs="*", help="behind --: further arguments of every run")
   flags = parser.parse_args()
-  out, rows = flags.out.resolve(), []
+  out = flags.out.resolve()
   settings = {"preset": flags.preset, "steps": flags.steps, "arguments": flags.more}
-  out.mkdir(parents=True, exist_ok=True)
-  done = out / "rows.jsonl"
-  lines = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
-  if any(line["settings"] != settings for line in lines):
-    sys.exit(f"{out} holds runs of other settings ({lines[0]['settings']}): choose another folder")
-  for name in sorted({WHOLE, *flags.only}, key=lambda name: (name != WHOLE, name)):
-    found = next((line for line in lines if line["name"] == name), None)
-    if found is None:
-      words = command(out, name, preset=flags.preset, steps=flags.steps, more=flags.more)
-      subprocess.run(words, cwd=ROOT, check=True, stdout=sys.stderr)
-      found = {**row(name, json.loads((out / name / "eval.json").read_text())), "settings": settings}
-      with done.open("a") as file:
-        file.write(json.dumps(found) + "\n")
-    print(json.dumps(found), flush=True)
-    rows.append(found)
-  print(table(rows))
+  commands = {
+    name: command(out, name, preset=flags.preset, steps=flags.steps, more=flags.more)
+    for name in sorted({WHOLE, *flags.only}, key=lambda name: (name != WHOLE, name))
+  }
+  print(table(run_all(out, commands, settings)))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from synclipmae_jax.types import KEYPOINTS
 
 PATCHES = ("masked", "all")
 FORMS = ("log_sum", "mean_log")
@@ -260,3 +263,62 @@ def cross_covariance(
   else:
     squared = jnp.sum(jnp.square(jnp.matmul(x.T, y, precision=highest)))
   return squared / (float(count - 1) ** 2 * width)  # as an integer the square exceeds 32 bits
+
+
+def head_motion(
+  ambient: Float[Array, "b t d"], keypoints: Float[Array, "b t p 2"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Squared error of what the ambient token says of the pose, the lids and the brows; and its R². Not in the paper.
+
+  `keypoints` are those of `types.KEYPOINTS`, found by the tracker; frames where they are unknown (-1) do not count. The
+  token is read through a fixed orthonormal matrix, so that the term has no parameters. Reconstruction alone teaches
+  pose in tens of thousands of steps; this term in hundreds. The targets have zero mean and unit variance over the
+  (micro-)batch.
+  """
+  known = (keypoints > -0.5).all(axis=(-1, -2))  # those that are known lie in the picture or near it
+  target = _pose(jnp.where(known[..., None, None], keypoints, jnp.asarray(_UPRIGHT)))
+  lids = target[..., _STILL:]
+  pairs = rearrange(lids, "(r w) t k -> r (w t) k", w=2)
+  seen = rearrange(known, "(r w) t -> r (w t) 1", w=2).astype(jnp.float32)
+  usual = (pairs * seen).sum(axis=1, keepdims=True) / jnp.maximum(seen.sum(axis=1, keepdims=True), 1)
+  # How wide open an eye is, and where a brow lies, is the person's: what counts is the change.
+  target = jnp.concatenate([target[..., :_STILL], rearrange(pairs - usual, "r (w t) k -> (r w) t k", w=2)], axis=-1)
+  weight = known[..., None].astype(jnp.float32)
+  count = jnp.maximum(weight.sum(), 1)
+  mean = (target * weight).sum(axis=(0, 1)) / count
+  deviation = jnp.sqrt((jnp.square(target - mean) * weight).sum(axis=(0, 1)) / count + 1e-8)
+  target = jnp.clip((target - mean) / deviation, -4, 4)
+  directions = np.linalg.qr(np.random.default_rng(0).normal(size=(ambient.shape[-1], target.shape[-1])))[0]
+  said = ambient.astype(jnp.float32) @ jnp.asarray(directions, jnp.float32)
+  error = (jnp.square(said - target) * weight).sum() / (count * target.shape[-1])
+  return error, 1 - error
+
+
+# Any face, in the place of an unknown one, so that gradients stay finite.
+_UPRIGHT = np.array([
+  (0.2, 0.45), (0.8, 0.45), (0.3, 0.4), (0.44, 0.4), (0.37, 0.38), (0.37, 0.42), (0.7, 0.4), (0.56, 0.4), (0.63, 0.38),
+  (0.63, 0.42), (0.37, 0.3), (0.63, 0.3),
+], np.float32)  # fmt: skip
+_STILL = 3  # the first numbers of `_pose` are those of the pose
+
+
+def _pose(points: Float[Array, "b t p 2"]) -> Float[Array, "b t k"]:
+  """Roll, temples right of the eyes (yaw) and below them (pitch); gaps of the lids, heights of the brows.
+
+  Lengths are in units of the distance between the eyes, along and across the line through them.
+  """
+  at = {name: points[..., k, :] for k, name in enumerate(KEYPOINTS)}
+  left, right = ((at[f"{side}_outer"] + at[f"{side}_inner"]) / 2 for side in ("left", "right"))
+  line, middle, temples = right - left, (left + right) / 2, (at["left_temple"] + at["right_temple"]) / 2
+  distance = jnp.sqrt(jnp.square(line).sum(axis=-1, keepdims=True) + 1e-6)
+  along = line / distance
+  across = jnp.stack([-along[..., 1], along[..., 0]], axis=-1)
+  measure = lambda vector, axis: (vector * axis).sum(axis=-1) / distance[..., 0]
+  return jnp.stack([
+    jnp.arctan2(line[..., 1], jnp.maximum(line[..., 0], 1e-3)),
+    measure(temples - middle, along),
+    measure(temples - middle, across),
+    *(measure(at[f"{side}_lid_lower"] - at[f"{side}_lid_upper"], across) for side in ("left", "right")),
+    measure(left - at["left_brow"], across),
+    measure(right - at["right_brow"], across),
+  ], axis=-1)  # fmt: skip

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -37,6 +37,13 @@ def audio_context_samples(audio_frames: int) -> int:
 Batch = Mapping[str, Any]
 
 
+# Points of a face, left and right as in the picture, of the optional `keypoints` of a batch (data/faces/keypoints.py).
+KEYPOINTS = (
+  "left_temple", "right_temple", "left_outer", "left_inner", "left_lid_upper", "left_lid_lower", "right_outer",
+  "right_inner", "right_lid_upper", "right_lid_lower", "left_brow", "right_brow",
+)  # fmt: skip
+
+
 class ClipBatch(TypedDict):
   """The batch of pretraining. Clips 2r and 2r+1 show one subject in different motion (the identity-shuffle pair)."""
 
@@ -47,6 +54,7 @@ class ClipBatch(TypedDict):
   subject: np.ndarray  # uint32 [B] hash of corpus and identity: equal for clips of one subject
   source: np.ndarray  # int32 [B] number of the source in the mixture
   index: np.ndarray  # uint32 [B] global stream index of the clip: seeds masks, jitter and shuffle
+  keypoints: NotRequired[np.ndarray]  # float32 [B, T, KEYPOINTS, 2] x, y as fractions of the image; -1: unknown
 
 
 class Segment(NamedTuple):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from synclipmae_jax import losses
+from synclipmae_jax.types import KEYPOINTS
 
 
 def unit(x):
@@ -227,3 +228,53 @@ def test_independent_factors_have_almost_no_cross_covariance():
   random = np.random.default_rng(5)
   x, y = (jnp.float32(random.normal(size=(64, 64, 8))) for _ in range(2))
   assert losses.cross_covariance(x, y) < 0.02 * losses.cross_covariance(x, x)
+
+
+def faces(frames, seed=0):
+  """Points of one face in `frames` postures: float32 [frames, P, 2]."""
+  rng = np.random.default_rng(seed)
+  upright = losses._UPRIGHT + rng.normal(size=losses._UPRIGHT.shape) * 0.01
+  return np.float32([turned(upright, angle) for angle in rng.normal(size=frames) * 0.2])
+
+
+def turned(points, angle, scale=1.0, shift=0.0):
+  cos, sin = np.cos(angle), np.sin(angle)
+  return (points - 0.5) @ np.array([[cos, sin], [-sin, cos]]) * scale + 0.5 + shift
+
+
+def test_the_pose_is_roll_and_lengths_in_the_units_of_the_face():
+  face = faces(1)[0]
+  before = np.asarray(losses._pose(jnp.asarray(face[None, None])))[0, 0]
+  after = np.asarray(losses._pose(jnp.float32(turned(face, 0.3, 0.7, 0.1))[None, None]))[0, 0]
+  np.testing.assert_allclose(after[0] - before[0], 0.3, atol=1e-4)
+  np.testing.assert_allclose(after[1:], before[1:], atol=1e-4)
+  closed = face.copy()
+  closed[KEYPOINTS.index("left_lid_upper")] = closed[KEYPOINTS.index("left_lid_lower")]
+  shut = np.asarray(losses._pose(jnp.asarray(closed[None, None])))[0, 0]
+  assert abs(shut[3]) < 1e-5 < abs(before[3])
+  np.testing.assert_array_equal(np.delete(shut, 3), np.delete(before, 3))
+
+
+def test_head_motion_is_learned_from_the_token():
+  keypoints = jnp.asarray(np.stack([faces(6, seed) for seed in range(4)]))
+  tokens = jnp.zeros((4, 6, 16))
+  error, explained = losses.head_motion(tokens, keypoints)
+  np.testing.assert_allclose(error, 1, atol=0.35)  # a token that says nothing; some of the targets do not vary
+  step = jax.jit(lambda x: x - 20 * jax.grad(lambda y: losses.head_motion(y, keypoints)[0])(x))
+  for _ in range(300):
+    tokens = step(tokens)
+  error, explained = losses.head_motion(tokens, keypoints)
+  assert error < 1e-3 and explained > 0.999
+
+
+def test_frames_without_a_face_do_not_count():
+  keypoints = np.stack([faces(6, seed) for seed in range(2)])
+  keypoints[1, 2:] = -1
+  rng = np.random.default_rng(0)
+  tokens = np.float32(rng.normal(size=(2, 6, 16)))
+  other = tokens.copy()
+  other[1, 2:] = rng.normal(size=(4, 16))
+  of = lambda x: losses.head_motion(jnp.asarray(x), jnp.asarray(keypoints))[0]
+  np.testing.assert_allclose(of(tokens), of(other), rtol=1e-6)
+  gradient = jax.grad(lambda x: losses.head_motion(x, jnp.full_like(keypoints, -1))[0])(jnp.asarray(tokens))
+  np.testing.assert_array_equal(gradient, 0)

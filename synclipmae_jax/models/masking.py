@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 # Default boxes for callers without boxes: the face in a crop made by `data.prepare`, and the mouth in a face box.
 FACE_PRIOR = (0.15, 0.15, 0.85, 0.9)
@@ -123,3 +123,9 @@ def take_patches(patches: Array, indices: Int[Array, "*b k"]) -> Array:
 def visibility(indices: Int[Array, "*b k"], patches: int) -> Float[Array, "*b n"]:
   """1 where a patch is visible, 0 where it is masked."""
   return jax.nn.one_hot(indices, patches).sum(axis=-2)
+
+
+def motion_of(patches: UInt8[Array, "b t n p"]) -> Float[Array, "b n"]:
+  """Standard deviation over the clip of the pixels of each patch, relative to the mean over the patches."""
+  change = jnp.std(patches.astype(jnp.float32), axis=1).mean(axis=-1)
+  return change / (change.mean(axis=-1, keepdims=True) + 1e-6)

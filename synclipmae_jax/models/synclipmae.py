@@ -20,9 +20,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from synclipmae_jax.models import masking
+from synclipmae_jax.models import augment, masking
 from synclipmae_jax.models.audio_adapter import AudioAdapter
-from synclipmae_jax.models.augment import LUMA, apply_affine, crop_jitter, jitter_affine
 from synclipmae_jax.models.decoder import Decoder
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.layers import rematerialise
@@ -58,6 +57,7 @@ class Outputs:
   predicted: Float[Array, "b f q n p"]  # normalised pixels; q = video-driven, audio-driven
   target: Float[Array, "b f n p"]  # normalised pixels of the un-jittered frame
   masked: Float[Array, "b f n"]  # 1 where the decoder did not see the patch
+  keypoints: Float[Array, "b t p 2"] | None  # of the batch, moved by the crop jitter
   motion: Float[Array, "b n"]  # how much each patch changes within the clip, relative to the other patches
   motion_view: Float[Array, "b f n p"]  # jittered input of the motion view, masked patches at 0; for pictures only
 
@@ -86,6 +86,8 @@ class SyncLipMAEModel:
     views: str,
     jitter: Mapping[str, float] | None,
     crop_jitter: Mapping[str, float] | None = None,
+    camera_jitter: Mapping[str, float] | None = None,
+    box_jitter: float = 0.0,
     shuffle_probability: float,
     embed_visible: str,
     faceless_context: float = 0.0,
@@ -108,6 +110,7 @@ class SyncLipMAEModel:
     self.clip_frames, self.audio_frames, self.decode_frames = clip_frames, audio_frames, decode_frames
     self.views, self.embed_visible = views, embed_visible
     self.jitter, self.crop_jitter = jitter, crop_jitter
+    self.camera_jitter, self.box_jitter = camera_jitter, box_jitter
     self.face_weight, self.mouth_weight = face_weight, mouth_weight
     self.shuffle_probability, self.faceless_context = shuffle_probability, faceless_context
     self.image_size, self.patch, self.width = (visual_encoder[k] for k in ("image_size", "patch", "width"))
@@ -146,20 +149,17 @@ class SyncLipMAEModel:
   def apply(self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> Outputs:
     """Training forward pass. The random choices of a clip depend on `key` and its stream index only."""
     frames = self.clip_frames
-    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 7))(batch["index"])
-    uniform_key, face_key, jitter_key, frame_key, shuffle_key, crop_key, faceless_key = (keys[:, i] for i in range(7))
+    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 9))(batch["index"])
+    uniform_key, face_key, jitter_key, frame_key, shuffle_key, crop_key, faceless_key, camera_key, box_key = (
+      keys[:, i] for i in range(9)
+    )
     if self.crop_jitter is not None:
-      batch = self._recrop(crop_key, batch)
+      batch = augment.crop_jitter_of_pairs(crop_key, batch, **self.crop_jitter)
     patches = masking.patchify(batch["frames"], self.patch)
     decoded = _choose_frames(frame_key, frames=frames, chosen=self.decode_frames)
 
-    motion_indices = self._motion_mask(face_key, batch)
-    motion_pixels = _to_unit(masking.take_patches(patches, motion_indices))
-    if self.jitter is not None:
-      mean_luma = batch["frames"].mean(axis=(1, 2, 3), dtype=jnp.float32) @ LUMA / 255
-      affine = jax.vmap(lambda k, m: jitter_affine(k, m, **self.jitter))(jitter_key, mean_luma)
-      motion_pixels = apply_affine(motion_pixels, *affine)
-    motion_pixels = normalise_pixels(motion_pixels)
+    motion_indices = self._motion_mask(face_key, box_key, batch)
+    motion_pixels = self._motion_pixels(jitter_key, camera_key, batch["frames"], motion_indices)
 
     encoder = self._visual.bind(trainable["visual_encoder"])
     target = _take_frames(patches, decoded)
@@ -213,7 +213,8 @@ class SyncLipMAEModel:
       predicted=predicted,
       target=normalise_pixels(_to_unit(target)),
       masked=1 - masking.visibility(context_indices, self.patches),
-      motion=_motion(patches),
+      keypoints=batch.get("keypoints"),
+      motion=masking.motion_of(patches),
       motion_view=_scatter(_take_frames(motion_pixels, decoded), _take_frames(motion_indices, decoded), self.patches),
     )
 
@@ -301,23 +302,37 @@ class SyncLipMAEModel:
     )
     return 3 * trained + speech.flops(self.audio_frames)
 
-  def _recrop(self, keys: Key[Array, " b"], batch: Batch) -> Batch:
-    """Applies `crop_jitter` to the batch: the same to both clips of a pair, which exchange their identity tokens."""
-    keys = jnp.repeat(rearrange(keys, "(r w) -> r w", w=2)[:, 0], 2)
-    boxes = jnp.stack([batch["face_box"], batch["mouth_box"]], axis=1)
-    frames, boxes = jax.vmap(lambda k, f, b: crop_jitter(k, f, b, **self.crop_jitter))(keys, batch["frames"], boxes)
-    return {**batch, "frames": frames, "face_box": boxes[:, 0], "mouth_box": boxes[:, 1]}
-
-  def _motion_mask(self, keys: Key[Array, " b"], batch: Batch) -> Int[Array, "b t k"]:
+  def _motion_mask(self, keys: Key[Array, " b"], box_keys: Key[Array, " b"], batch: Batch) -> Int[Array, "b t k"]:
     """Visible patches of the motion view: face-preserving, or uniform in ablation A1."""
     weights = None
     if self.views != "uniform":
-      weights = masking.keep_weights(
-        batch["face_box"], batch["mouth_box"], grid=self.grid, face=self.face_weight, mouth=self.mouth_weight
-      )
+      face, mouth = batch["face_box"], batch["mouth_box"]
+      if self.box_jitter:
+        jitter = jax.vmap(lambda k, boxes: augment.box_jitter(k, boxes, amount=self.box_jitter))
+        face, mouth = jitter(box_keys, jnp.stack([face, mouth], axis=1)).swapaxes(0, 1)
+      weights = masking.keep_weights(face, mouth, grid=self.grid, face=self.face_weight, mouth=self.mouth_weight)
     return masking.sample_visible(
       keys, frames=self.clip_frames, patches=self.patches, visible=self.visible, weights=weights
     )
+
+  def _motion_pixels(
+    self, keys: Key[Array, " b"], camera_keys: Key[Array, " b"], frames: Frames, indices: Int[Array, "b t k"]
+  ) -> Float[Array, "b t k p"]:
+    """Jittered and normalised pixels of the motion view."""
+    camera = self.camera_jitter
+    if camera is not None:
+      strengths = dict(blur=camera["blur"], light=camera["light"])
+      frames = jax.vmap(lambda k, x: augment.blur_and_light(k, x, **strengths))(camera_keys, frames)
+    pixels = _to_unit(masking.take_patches(masking.patchify(frames, self.patch), indices))
+    if self.jitter is not None:
+      mean_luma = frames.mean(axis=(1, 2, 3), dtype=jnp.float32) @ augment.LUMA
+      mean_luma = mean_luma / (255 if frames.dtype == jnp.uint8 else 1)
+      affine = jax.vmap(lambda k, m: augment.jitter_affine(k, m, **self.jitter))(keys, mean_luma)
+      pixels = augment.apply_affine(pixels, *affine)
+    if camera is not None:
+      noisy = jax.vmap(lambda k, x: augment.noise(jax.random.fold_in(k, 0), x, amount=camera["noise"]))
+      pixels = noisy(camera_keys, pixels)
+    return normalise_pixels(pixels)
 
   def _hidden_states(self, frozen: Params, waveform: Float[Array, "b n"]) -> Float[Array, "b t l c"]:
     return self._speech.bind(frozen["speech_encoder"])(waveform)
@@ -369,12 +384,6 @@ def _take_frames(x: Array, decoded: Int[Array, "b f"]) -> Array:
   if decoded.shape[1] == x.shape[1]:
     return x
   return jax.vmap(lambda x, index: x[index])(x, decoded)
-
-
-def _motion(patches: UInt8[Array, "b t n p"]) -> Float[Array, "b n"]:
-  """Standard deviation over the clip of the pixels of each patch, relative to the mean over the patches."""
-  change = jnp.std(patches.astype(jnp.float32), axis=1).mean(axis=-1)
-  return change / (change.mean(axis=-1, keepdims=True) + 1e-6)
 
 
 def _scatter(pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"], patches: int) -> Float[Array, "b f n p"]:

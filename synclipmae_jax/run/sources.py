@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from synclipmae_jax.data import pipeline
+from synclipmae_jax.data.faces.keypoints import keypoints
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.records import open_records
 from synclipmae_jax.data.samplers import WindowPair
@@ -47,6 +48,7 @@ class Clips:
       sampler=WindowPair(config.data.clip_frames, across=config.data.get("across_clips", 0.0)),
       audio_context_frames=config.data.audio_frames,
       image_size=config.data.image_size,
+      targets=keypoints if config.loss.get("weights", {}).get("head") else None,
       start_step=step,
       workers=config.data.workers,
       host_index=host_index,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from synclipmae_jax.types import Batch, InputError, Params, Task, audio_context_samples
+from synclipmae_jax.types import KEYPOINTS, Batch, InputError, Params, Task, audio_context_samples
 
 
 class ContrastiveTask(Task):
@@ -24,6 +24,7 @@ class ContrastiveTask(Task):
   examples_per_record = 2  # two disjoint windows
   item = "frames"
   best_metric: str | None = "sync/r_precision/top1"
+  keypoints = False  # whether batches carry the points of the face
 
   def __init__(
     self,
@@ -71,6 +72,8 @@ class ContrastiveTask(Task):
       "source": ((), jnp.int32),
       "index": ((), jnp.uint32),
     }
+    if self.keypoints:
+      shape["keypoints"] = ((self.clip_frames, len(KEYPOINTS), 2), jnp.float32)
     return [{name: jax.ShapeDtypeStruct((batch_size, *dims), dtype) for name, (dims, dtype) in shape.items()}]
 
   def count_items(self, batch: Batch) -> int:

@@ -20,9 +20,9 @@ from synclipmae_jax.types import Batch, InputError, Params
 class Pretrain(ContrastiveTask):
   """The pretraining task (`types.Task`).
 
-  `weights` are the weights of the terms `reconstruction`, `contrast`, `covariance`, `subject`, `frame` and `spread`.
-  With several `sources`, by name, the metrics have the terms that are means over clips for each of them (`by_source`).
-  The other keyword arguments are those of `losses` and `ContrastiveTask`. Raises InputError for an unknown value.
+  `weights` are the weights of the terms, as in configs/pretrain.py. With several `sources`, by name, the metrics have
+  the terms that are means over clips for each of them (`by_source`). The other keyword arguments are those of `losses`
+  and `ContrastiveTask`. Raises InputError for an unknown value.
   """
 
   name = "pretrain"
@@ -69,6 +69,7 @@ class Pretrain(ContrastiveTask):
     self.motion_weight, self.structure_weight = motion_weight, structure_weight
     self.normalised_covariance, self.token_temperature = normalised_covariance, token_temperature
     self.spread, self.sources = spread, sources
+    self.keypoints = bool(self.weights["head"])
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
     trainable, frozen = self.model.init(key)
@@ -134,6 +135,8 @@ class Pretrain(ContrastiveTask):
       terms["frame"], metrics["frame_accuracy"] = losses.frame_contrast(
         *beyond, outputs.decoded, temperature=self.token_temperature
       )
+    if self.weights["head"]:
+      terms["head"], metrics["head_r2"] = losses.head_motion(outputs.ambient, outputs.keypoints)
     if self.weights["spread"]:
       tokens = (outputs.identity, outputs.vocal, outputs.ambient)
       terms["spread"] = sum(losses.missing_spread(x, spread=self.spread) for x in tokens)

@@ -1,6 +1,7 @@
 """The shared functions of the benchmarks, and that their configurations are valid; nothing is timed."""
 
 import importlib
+import importlib.util
 from pathlib import Path
 
 import jax
@@ -87,3 +88,28 @@ def test_ablations_share_their_data_and_are_told_apart(load, tmp_path):
     "30.0",
     "12.7",
   ]
+
+
+def test_every_trial_of_the_paper_s_recipe_differs_from_it_and_can_be_built(load):
+  recipe, change, resolved = load("paper_recipe"), load("train_step").change, set()
+  specification = importlib.util.spec_from_file_location("pretrain", BENCHMARKS.parent / "configs" / "pretrain.py")
+  presets = importlib.util.module_from_spec(specification)
+  specification.loader.exec_module(presets)
+  for changes in recipe.TRIALS.values():
+    config = change(presets.get_config("scaled"), changes)
+    training_job_of(config).build_task(config)
+    resolved.add(str(config))
+  assert len(resolved) == len(recipe.TRIALS)
+
+
+def test_the_table_of_trials_has_scores_and_factors(load):
+  row = {
+    "name": "as_written",
+    "acc": {"k1": 0.1, "k5": 0.25, "k15": 0.5},
+    "r_precision": {"top1": 0.125},
+    "factors": {"vocal": {"mouth": 0.6, "ambient": 0.01}, "ambient": {"mouth": 0.1, "ambient": 0.2}},
+  }
+  text = load("paper_recipe").table([row, {**row, "name": "contrast_1", "factors": None}])
+  _, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+  scores = ["10.0", "25.0", "50.0", "12.5"]
+  assert rows == [["as_written", *scores, "0.60/0.01, 0.10/0.20"], ["contrast_1", *scores, "-"]]
