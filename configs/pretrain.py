@@ -39,8 +39,10 @@ def _paper() -> ConfigDict:
   # Input frames and sound; stored in checkpoints.
   config.data = ConfigDict(
     dict(
-      # [(directory of records, weight)]; the paper mixes seven corpora (section 5) and gives no weights.
+      # [(directory of records, weight)]; the paper mixes seven corpora (section 5) and gives no weights. With None
+      # instead of a weight: hours ** (1 / temperature), scaled so that these weights have a mean of 1.
       sources=config_dict.placeholder(tuple),
+      temperature=2.0,  # borrowed from XLSR (alpha 0.5): 1 is by size, large values make all sources alike
       # SynthTalk: dict(train=, val=, test= clips, seconds=, size=, seed=, weight=). With a weight it is mixed with
       # `sources`; without one (None) it is used where there are no sources.
       synthtalk=None,

@@ -21,6 +21,7 @@ class Contrast:
   """The contrastive loss and its diagnostics."""
 
   loss: Float[Array, ""]
+  per_clip: Float[Array, " b"]  # the loss of the anchors of each clip
   accuracy: Float[Array, ""]  # fraction of audio anchors whose best vocal token is a positive
   positives: Float[Array, ""]  # mean number of positives per anchor
 
@@ -50,6 +51,24 @@ def reconstruction(
   The number of masked patches varies by chance only, so the mean over a batch is nearly that over its micro-batches.
   Raises ValueError for another value of `patches`.
   """
+  total, weight = reconstruction_per_clip(
+    predicted, target, masked, patches=patches, motion=motion, motion_weight=motion_weight,
+    structure_weight=structure_weight,
+  )  # fmt: skip
+  return total.sum(axis=0) / weight.sum(axis=0)
+
+
+def reconstruction_per_clip(
+  predicted: Float[Array, "b f q n p"],
+  target: Float[Array, "b f n p"],
+  masked: Float[Array, "b f n"],
+  *,
+  patches: str = "masked",
+  motion: Float[Array, "b n"] | None = None,
+  motion_weight: float = 0.0,
+  structure_weight: float = 1.0,
+) -> tuple[Float[Array, "b q"], Float[Array, "b q"]]:
+  """The numerator and the denominator of `reconstruction` for every clip."""
   if patches not in PATCHES:
     raise ValueError(f"unknown reconstruction patches {patches!r}: masked or all")
   difference = predicted.astype(jnp.float32) - target[:, :, None].astype(jnp.float32)
@@ -63,7 +82,7 @@ def reconstruction(
     error = error * ((1 + motion_weight * motion) / (1 + motion_weight))[:, None, None]
   weight = masked[:, :, None].astype(jnp.float32) if patches == "masked" else jnp.ones_like(error)
   weight = jnp.broadcast_to(weight, error.shape)
-  return (error * weight).sum(axis=(0, 1, 3)) / weight.sum(axis=(0, 1, 3))
+  return (error * weight).sum(axis=(1, 3)), weight.sum(axis=(1, 3))
 
 
 def contrast(
@@ -109,13 +128,15 @@ def contrast(
   def anchored(logits):
     log_p = jax.nn.log_softmax(logits, axis=-1)
     if form == "log_sum":
-      return -jax.nn.logsumexp(jnp.where(positive, log_p, -jnp.inf), axis=-1).mean()
-    return -(jnp.where(positive, log_p, 0.0).sum(-1) / positive.sum(-1)).mean()
+      return -jax.nn.logsumexp(jnp.where(positive, log_p, -jnp.inf), axis=-1)
+    return -(jnp.where(positive, log_p, 0.0).sum(-1) / positive.sum(-1))
 
   best = jnp.argmax(logits, axis=-1)
   hit = jnp.take_along_axis(positive, best[..., None], axis=-1)
+  anchors = 0.5 * (anchored(logits) + anchored(jnp.swapaxes(logits, 1, 2)))  # [G, M]
   return Contrast(
-    loss=0.5 * (anchored(logits) + anchored(jnp.swapaxes(logits, 1, 2))),
+    loss=anchors.mean(),
+    per_clip=rearrange(anchors, "g (c t) -> (g c) t", c=group).mean(axis=-1),
     accuracy=hit.mean(dtype=jnp.float32),
     positives=positive.sum(-1).mean(dtype=jnp.float32),
   )

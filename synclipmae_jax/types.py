@@ -52,6 +52,7 @@ class ClipBatch(TypedDict):
   face_box: np.ndarray  # float32 [B, T, 4] x0, y0, x1, y1 as fractions of the image
   mouth_box: np.ndarray  # float32 [B, T, 4], as above; a row of -1 without known landmarks
   subject: np.ndarray  # uint32 [B] hash of corpus and identity: equal for clips of one subject
+  source: np.ndarray  # int32 [B] number of the source in the mixture
   index: np.ndarray  # uint32 [B] global stream index of the clip: seeds masks, jitter and shuffle
   keypoints: NotRequired[np.ndarray]  # float32 [B, T, KEYPOINTS, 2] x, y as fractions of the image; -1: unknown
 
@@ -135,7 +136,11 @@ class Task(Protocol):
     ...
 
   def loss(self, trainable: Params, frozen: Params, batch: Batch, key) -> tuple[Any, Mapping[str, Any]]:
-    """(scalar loss, scalar metrics) of one micro-batch; `key` is already folded with the step."""
+    """(scalar loss, metrics) of one micro-batch; `key` is already folded with the step.
+
+    A metric is a scalar, or (total, weight), float [2]: a mean over some of the examples, which is logged as the sum of
+    the totals divided by the sum of the weights over all steps since the last line of the log.
+    """
     ...
 
   def constrain_params(self, trainable: Params) -> Params:

@@ -33,7 +33,7 @@ FACES = ("auto", *BACKENDS)
 CLIP_FILES = (".mp4", ".flac", ".npz")  # of clip NN of a folder: NN.mp4, NN.flac, NN.npz
 VERSION = 1  # of the output of this file: raising it makes prepared clips again
 _LOOK = 256  # pixels of the short side, for finding faces and cuts
-_MAX_UPSCALE = 2.0  # a crop of fewer source pixels than half the size is refused
+MAX_UPSCALE = 2.0  # a crop of fewer source pixels than half the size is refused
 _UNHEARD = 2  # frames at an end that may lack sound: encoders trim it
 
 
@@ -101,7 +101,7 @@ def cut_file(item: SourceItem, settings: Settings, folder: Path, *, check: Calla
 
   scale = np.tile([info.width, info.height], 2)
   crops = [crop_path(track.box[a:b] * scale, width=info.width, height=info.height).round() for a, b in segments]
-  large = [settings.size <= _MAX_UPSCALE * crop[0, 2] for crop in crops]
+  large = [settings.size <= MAX_UPSCALE * crop[0, 2] for crop in crops]
   if not any(large):
     side = max(crop[0, 2] for crop in crops)
     raise InputError(f"its face is too small: a crop of {side:.0f} pixels, for clips of {settings.size}")

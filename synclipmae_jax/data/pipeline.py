@@ -25,7 +25,15 @@ import numpy as np
 from synclipmae_jax.data import labels, records
 from synclipmae_jax.data.media import audio, video
 from synclipmae_jax.data.samplers import Sampler, WindowPair
-from synclipmae_jax.types import AUDIO_MARGIN, SAMPLES_PER_FRAME, Batch, EvalClip, InputError, audio_context_samples
+from synclipmae_jax.types import (
+  AUDIO_MARGIN,
+  FPS,
+  SAMPLES_PER_FRAME,
+  Batch,
+  EvalClip,
+  InputError,
+  audio_context_samples,
+)
 
 PARTNER = "partner"
 _AHEAD = 2  # batches decoded ahead, by each worker
@@ -41,6 +49,19 @@ class Source:
 
   directory: str | os.PathLike
   weight: float = 1.0
+
+
+def size_weights(directories: Sequence[str | os.PathLike], *, temperature: float, split: str = "train") -> list[float]:
+  """Weights of sources by size: h ** (1 / temperature) for h hours of footage in `split`, with a mean of 1.
+
+  At 1 every hour of footage is as likely as any other; the higher the temperature, the more alike the sources. Their
+  mean is 1, so that a weight given beside them is relative to an average source. Raises InputError.
+  """
+  if not temperature > 0:
+    raise InputError(f"the temperature of a mixture must be above 0, not {temperature}")
+  hours = [records.open_records(directory, split=split).n_frames.sum() / FPS / 3600 for directory in directories]
+  weights = np.power(hours, 1 / temperature)
+  return (weights / weights.mean()).tolist()
 
 
 def train_batches(
@@ -94,19 +115,19 @@ def train_batches(
 
   import grain  # local import: it imports jax, which reading alone does not need
 
-  opened = [_Sorted.open(source, split=split, sampler=sampler) for source in sources]
+  opened = [_Sorted.open(number, source, split=split, sampler=sampler) for number, source in enumerate(sources)]
   for one in opened:
     check_size(one.records, image_size)
   streams, shares = [], []
   for bucket, length in enumerate(sampler.lengths):
-    found = [(number, one) for number, one in enumerate(opened) if len(one.chosen(bucket))]
+    found = [one for one in opened if len(one.chosen(bucket))]
     if not found:
       continue
     datasets = []
-    for number, one in found:
+    for one in found:
       chosen = _Chosen(one, one.chosen(bucket))
-      datasets.append(grain.MapDataset.source(chosen).seed(_seed(seed, number, bucket)).shuffle().repeat())
-    weights = [sources[number].weight * one.share(bucket) for number, one in found]
+      datasets.append(grain.MapDataset.source(chosen).seed(_seed(seed, one.number, bucket)).shuffle().repeat())
+    weights = [sources[one.number].weight * one.share(bucket) for one in found]
     cut = _CutWindows(
       seed=seed, sampler=sampler, frames=length, audio_frames=audio_context_frames or length, size=image_size,
       targets=targets,
@@ -199,19 +220,20 @@ def eval_clip(record: dict[str, Any], image_size: int) -> EvalClip:
 class _Sorted:
   """The records of a source, sorted into the buckets of a sampler."""
 
+  number: int  # of the source
   records: records.Records
   buckets: np.ndarray  # int [records], -1: left out
   partners: np.ndarray | None  # int [records]: another usable record of the same subject, or the record itself
 
   @classmethod
-  def open(cls, source: Source, *, split: str, sampler: Sampler) -> _Sorted:
+  def open(cls, number: int, source: Source, *, split: str, sampler: Sampler) -> _Sorted:
     opened = records.open_records(source.directory, split=split)
     buckets = sampler.bucket(opened.n_frames)
     if (buckets < 0).all():
       longest = opened.n_frames.max(initial=0)
       found = f"the shortest has {opened.n_frames.min(initial=longest)}, the longest has {longest}"
       raise InputError(f"no {split} clip in {source.directory} has {sampler.needs}: {found}")
-    return cls(opened, buckets, _partners(opened, buckets) if sampler.across else None)
+    return cls(number, opened, buckets, _partners(opened, buckets) if sampler.across else None)
 
   def chosen(self, bucket: int) -> np.ndarray:
     return np.flatnonzero(self.buckets == bucket)
@@ -247,9 +269,9 @@ class _Chosen:
 
   def __getitem__(self, position: int) -> dict[str, Any]:
     index = self.indices[position]
-    record = self.source.records[index]
+    record = self.source.records[index] | {"source": self.source.number}
     if self.source.partners is not None and (partner := self.source.partners[index]) != index:
-      record[PARTNER] = self.source.records[partner]
+      record[PARTNER] = self.source.records[partner] | {"source": self.source.number}
     return record
 
 
@@ -291,6 +313,7 @@ class _CutWindows:
     }
     subject = f"{record['corpus']}/{record['identity'] or record['key']}".encode("utf-8", "surrogateescape")
     out["subject"] = np.full(len(starts), zlib.crc32(subject), np.uint32)
+    out["source"] = np.full(len(starts), record["source"], np.int32)
     if self.sampler.padded:
       out |= {name: _pad(out[name], self.frames, fill) for name, fill in _FILL.items()}
       out["length"] = np.full(len(starts), count, np.int32)

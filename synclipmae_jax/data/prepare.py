@@ -37,6 +37,8 @@ from synclipmae_jax.data.offsets import OffsetModel
 from synclipmae_jax.data.quality import Gates
 from synclipmae_jax.types import FPS, InputError
 
+MADE = ("clips", "records", "manifest.jsonl", "report.html")  # in `out`
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -65,18 +67,22 @@ class Manifest:
     }
 
 
+# (the outcome, what returns the content of a file of `out` or raises OSError) -> content
+Report = Callable[[Manifest, Callable[[str], bytes]], bytes]
+
+
 def prepare(
   raw: str | os.PathLike, out: str | os.PathLike, *, corpus: str = "auto", faces: str = "auto", size: int = 256,
   min_seconds: float = 1.6, max_seconds: float = 10.0, audio_track: int | None = None, split: str = "hash",
   engine: str = "local", ray_address: str | None = None, workers: int | None = None, progress: bool = True,
-  gates: Gates | None = None, offset_model: Callable[[], OffsetModel] | None = None,
+  gates: Gates | None = None, offset_model: Callable[[], OffsetModel] | None = None, report: Report | None = None,
 ) -> Manifest:  # fmt: skip
   """Prepares every file below `raw` into `out`, as described above. May be interrupted and repeated.
 
   `raw` and `out` are folders, or URLs that fsspec opens. `engine`, `workers`, `ray_address`: see `data.engines.engine`;
   they do not change the output. Clips beyond the `gates` are refused. `offset_model` is called before the first file is
   read; its model measures, in this process, the offset of picture and sound of every clip, which is then corrected or
-  refused.
+  refused. `report` makes the content of OUT/report.html.
 
   Raises InputError for a wrong argument or a folder without files, and if the engine or the storage fails. A bad file
   becomes an entry of the manifest.
@@ -86,7 +92,7 @@ def prepare(
     places = stack.enter_context(storage.places(raw, out, one_process=engine == "local" and workers in (None, 1)))
     if not places.raw.is_dir():
       raise InputError(f"{places.raw} is not a folder")
-    ours = {places.out_in_raw / name for name in ("clips", "records", "manifest.jsonl")}  # `out` may lie inside `raw`
+    ours = {places.out_in_raw / name for name in MADE}  # `out` may lie inside `raw`
     items = list(corpora.load(corpus, split=split, without=ours)(places.raw))
     if not items:
       raise InputError(f"there is no file in {places.raw}")
@@ -95,14 +101,15 @@ def prepare(
     stack.enter_context(_alone(places.out))
     stack.enter_context(_without_leftovers(places.out))
     run = stack.enter_context(engines.engine(engine, workers=workers, ray_address=ray_address))
-    return _prepare_items(items, settings, places, run=run, progress=progress, gates=gates, model=model)
+    return _prepare_items(items, settings, places, run=run, progress=progress, gates=gates, model=model, report=report)
 
 
 def _prepare_items(
   items: Sequence[SourceItem], settings: Settings, places: storage.Places, *, run: engines.Engine, progress: bool,
-  gates: Gates | None = None, model: OffsetModel | None = None,
+  gates: Gates | None = None, model: OffsetModel | None = None, report: Report | None = None,
 ) -> Manifest:  # fmt: skip
   out = places.out
+  _refuse_other_size(out, settings.size)
   done = {item.key: entry for item in items if (entry := _finished(item, settings, out))}
   with tqdm(total=len(items), initial=len(done), desc="prepare", unit="file", disable=not progress) as bar:
     for entry in _run([item for item in items if item.key not in done], settings, places, run):
@@ -119,12 +126,15 @@ def _prepare_items(
     for item in items
   ]
   lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
-  _write_atomically(out / "manifest.jsonl", lines)
+  _write_atomically(out / "manifest.jsonl", lines.encode())
   accepted = any(entry["outcome"] == "accepted" for entry in entries)
   written = records.write_records(out, stamp=settings.stamp, url=places.out_url, run=run) if accepted else None
-  places.send_files()
   looked_for = settings.faces == "auto" and any(backend_of(item, settings) != "precomputed" for item in items)
-  return Manifest(entries=entries, records=written, notes=detector()[1] if looked_for else ())
+  manifest = Manifest(entries=entries, records=written, notes=detector()[1] if looked_for else ())
+  if report:
+    _write_atomically(out / "report.html", report(manifest, places.read))
+  places.send_files("manifest.jsonl", *(["report.html"] if report else []))
+  return manifest
 
 
 def _manifest_line(item: SourceItem, entry: dict[str, Any]) -> dict[str, Any]:
@@ -181,6 +191,18 @@ def _without_leftovers(out: Path) -> Iterator[None]:
 
 
 # -- which files --
+
+
+def _refuse_other_size(out: Path, size: int) -> None:
+  """Raises InputError if `out` holds clips of another size, whose work would be lost."""
+  for path in (out / "clips").glob("*/done.json"):
+    try:
+      known = json.loads(path.read_text())["fingerprint"]["settings"]["size"]
+    except (OSError, ValueError, LookupError, TypeError):  # also a refusal that held for its run only
+      continue
+    if known != size:
+      raise InputError(f"{out} holds clips of {known} pixels, not {size}: name another folder, or delete it first")
+    return
 
 
 def _folder(item: SourceItem, out: Path) -> Path:
@@ -289,7 +311,7 @@ def _finish(item: SourceItem, out: Path, unfinished: Path, entry: dict[str, Any]
   return entry
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
   unfinished = path.with_name(f".{path.name}")
-  unfinished.write_text(text)
+  unfinished.write_bytes(content)
   unfinished.rename(path)

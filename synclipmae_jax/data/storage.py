@@ -163,11 +163,10 @@ class Places:
         raise FileNotFoundError(f"{self.out_url}/{name}")
       return path.read_bytes()
 
-  def send_files(self) -> None:
-    """Sends the files that stand in the mirror of `out` itself: the manifest, a report."""
-    for path in sorted(self.out.iterdir()) if self.out_url else ():
-      if path.is_file() and not path.name.startswith("."):
-        send(path, f"{self.out_url}/{path.name}")
+  def send_files(self, *names: str) -> None:
+    """Sends files that were made in the mirror of `out` itself."""
+    for name in names if self.out_url else ():
+      send(self.out / name, f"{self.out_url}/{name}")
 
 
 def fetch(url: str, path: Path) -> bool:

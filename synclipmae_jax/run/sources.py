@@ -20,6 +20,7 @@ from synclipmae_jax.data.records import open_records
 from synclipmae_jax.data.samplers import WindowPair
 from synclipmae_jax.data.synthtalk.corpus import write_corpus
 from synclipmae_jax.run.clock import Clock
+from synclipmae_jax.tasks.mixture import given_sources
 from synclipmae_jax.types import Batch, EvalClip, HeldOut, InputError
 
 REFERENCE_CLIPS = 500  # maximum number of training clips for fitting the linear baseline and the factors
@@ -85,17 +86,12 @@ def open_clips(config: ConfigDict, workdir: Path, clock: Clock) -> Clips:
 
 
 def find_sources(config: ConfigDict, workdir: Path, clock: Clock) -> list[pipeline.Source]:
-  """The records to train on: `data.sources`, and SynthTalk without sources or with a `data.synthtalk.weight`.
+  """The records to train on: `data.sources`, and SynthTalk without sources or with a `data.synthtalk.weight`, first.
 
   SynthTalk is written and prepared first, unless it exists. Raises InputError, also for records that were prepared
   in different ways.
   """
-  try:
-    given = [pipeline.Source(directory=str(path), weight=float(weight)) for path, weight in config.data.sources or ()]
-  except (TypeError, ValueError):
-    raise InputError(
-      f"data.sources is a tuple of (directory, weight), like (('DIR', 1.0),), not {config.data.sources!r}"
-    ) from None
+  given = _weighted(config)
   corpus = config.data.synthtalk
   if not given and not corpus:
     raise InputError(
@@ -112,6 +108,20 @@ def find_sources(config: ConfigDict, workdir: Path, clock: Clock) -> list[pipeli
   if mixed:
     _check_alike(sources)
   return sources
+
+
+def _weighted(config: ConfigDict) -> list[pipeline.Source]:
+  """`data.sources`. Those without a weight have one by their size and `data.temperature` (`pipeline.size_weights`)."""
+  given = given_sources(config)
+  unweighted = [directory for directory, weight in given if weight is None]
+  by_size = dict.fromkeys(unweighted, 1.0)  # one alone needs no size
+  if len(given) > 1 and unweighted:
+    weights = pipeline.size_weights(unweighted, temperature=config.data.get("temperature", 2.0))
+    by_size = dict(zip(unweighted, weights, strict=True))
+  return [
+    pipeline.Source(directory=directory, weight=by_size[directory] if weight is None else weight)
+    for directory, weight in given
+  ]
 
 
 def _synthtalk(config: ConfigDict, workdir: Path, clock: Clock) -> Path:

@@ -69,6 +69,7 @@ class ContrastiveTask(Task):
       "face_box": ((self.clip_frames, 4), jnp.float32),
       "mouth_box": ((self.clip_frames, 4), jnp.float32),
       "subject": ((), jnp.uint32),
+      "source": ((), jnp.int32),
       "index": ((), jnp.uint32),
     }
     if self.keypoints:

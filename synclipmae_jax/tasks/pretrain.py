@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from synclipmae_jax import losses
 from synclipmae_jax.models import flops
 from synclipmae_jax.models.synclipmae import Outputs, SyncLipMAEModel, build_model
 from synclipmae_jax.sharding import RULES, Rules
 from synclipmae_jax.tasks.contrastive import ContrastiveTask, negatives_of
+from synclipmae_jax.tasks.mixture import by_source, source_names
 from synclipmae_jax.types import Batch, InputError, Params
 
 
 class Pretrain(ContrastiveTask):
   """The pretraining task (`types.Task`).
 
-  `weights` are the weights of the terms, as in configs/pretrain.py. The other keyword arguments are those of `losses`
+  `weights` are the weights of the terms, as in configs/pretrain.py. With several `sources`, by name, the metrics have
+  the terms that are means over clips for each of them (`by_source`). The other keyword arguments are those of `losses`
   and `ContrastiveTask`. Raises InputError for an unknown value.
   """
 
@@ -43,6 +45,7 @@ class Pretrain(ContrastiveTask):
     spread: float,
     temperature_init: float,
     temperature_range: tuple[float, float],
+    sources: Sequence[str] = (),
   ):
     super().__init__(
       frame_size=model.image_size,
@@ -65,7 +68,7 @@ class Pretrain(ContrastiveTask):
     self.positive_similarity = positive_similarity
     self.motion_weight, self.structure_weight = motion_weight, structure_weight
     self.normalised_covariance, self.token_temperature = normalised_covariance, token_temperature
-    self.spread = spread
+    self.spread, self.sources = spread, sources
     self.keypoints = bool(self.weights["head"])
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
@@ -74,19 +77,19 @@ class Pretrain(ContrastiveTask):
 
   def loss(
     self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
-  ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
+  ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""] | Float[Array, " 2"]]]:
     """Weighted sum of the terms, and each term."""
-    return self.objective(trainable, self.model.apply(trainable, frozen, batch, key), batch["subject"])
+    return self.objective(trainable, self.model.apply(trainable, frozen, batch, key), batch["subject"], batch["source"])
 
   def objective(
-    self, trainable: Params, outputs: Outputs, subject: UInt32[Array, " b"]
-  ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    self, trainable: Params, outputs: Outputs, subject: UInt32[Array, " b"], source: Int[Array, " b"]
+  ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""] | Float[Array, " 2"]]]:
     """The losses of one forward pass.
 
     The covariance uses the identity tokens before the shuffle. Its two pairs with identity use the decoded frames only
     (in the paper, all frames are decoded).
     """
-    video, audio = losses.reconstruction(
+    error, counted = losses.reconstruction_per_clip(
       outputs.predicted,
       outputs.target,
       outputs.masked,
@@ -95,6 +98,7 @@ class Pretrain(ContrastiveTask):
       motion_weight=self.motion_weight,
       structure_weight=self.structure_weight,
     )
+    video, audio = error.sum(axis=0) / counted.sum(axis=0)
     temperature = self.temperature(trainable)
     contrast = losses.contrast(
       outputs.audio,
@@ -136,6 +140,12 @@ class Pretrain(ContrastiveTask):
     if self.weights["spread"]:
       tokens = (outputs.identity, outputs.vocal, outputs.ambient)
       terms["spread"] = sum(losses.missing_spread(x, spread=self.spread) for x in tokens)
+    metrics |= by_source(
+      self.sources,
+      source,
+      reconstruction=(error.sum(axis=1), counted[:, 0]),  # both passes decode the same patches
+      contrast=(contrast.per_clip, jnp.ones_like(contrast.per_clip)),
+    )
     total = sum(self.weights[name] * term for name, term in terms.items())
     return total, {"loss": total, **metrics, **{name: term for name, term in terms.items() if name != "reconstruction"}}
 
@@ -151,4 +161,5 @@ class Pretrain(ContrastiveTask):
 
 def from_config(config: Mapping[str, Any]) -> Pretrain:
   """Builds the task of a configuration (configs/pretrain.py), given as nested dicts."""
-  return Pretrain(build_model(config), **{**config["loss"], "negatives_clips": negatives_of(config)})
+  options = {**config["loss"], "negatives_clips": negatives_of(config), "sources": source_names(config)}
+  return Pretrain(build_model(config), **options)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from synclipmae_jax.train import accelerators
@@ -50,6 +51,7 @@ class Steps:
     self._pending: _Step | None = None
     self._last_read = 0.0
     self._costs: list[_Cost] = []  # since the last log line
+    self._sums: dict[str, np.ndarray] = {}  # likewise: of the metrics that are (total, weight)
     self._counted: dict[tuple, tuple[int, float]] = {}  # shapes of a batch -> number of items, model FLOPs
 
   def push(self, step: int, metrics, batch: Batch, *, started: float, wait: float) -> None:
@@ -72,7 +74,10 @@ class Steps:
     step = entry.step
     metrics, vote = jax.device_get((entry.metrics, entry.vote))
     self._interrupt.read_vote(vote)
-    values = {name: float(value) for name, value in metrics.items()}
+    values = {name: float(value) for name, value in metrics.items() if not value.shape}
+    for name, value in metrics.items():
+      if value.shape:
+        self._sums[name] = self._sums.get(name, 0.0) + value.astype(np.float64)
     if not values.pop("finite"):
       self._log.scalars(step, values)
       raise NonFiniteLoss(
@@ -89,10 +94,13 @@ class Steps:
     self._last_read, self.latest = now, values
     due = step == self._total or bool(self._every and step % self._every == 0)
     speed = self._speed()
+    means = {name: float(total / weight) for name, (total, weight) in self._sums.items() if weight} if due else {}
     if due:
-      self._log.scalars(step, values | speed)
-      self._costs = []
+      self._log.scalars(step, values | means | speed)
+      self._costs, self._sums = [], {}
     self._log.progress(step, self._summary(values, speed), line=due)
+    if means:
+      self._log.say(_by_name(means))
 
   def _speed(self) -> dict[str, float]:
     """Means since the last log line; empty if only the first step (compilation) was read."""
@@ -115,3 +123,12 @@ class Steps:
       text += f" | {speed['step_seconds'] * 1e3:.0f} ms/step, {speed[f'{item}_per_second']:.0f} {item}/s"
       text += f", data wait {speed['data_wait_seconds'] * 1e3:.0f} ms"
     return text + (f", MFU {speed['mfu']:.1%}" if "mfu" in speed else "")
+
+
+def _by_name(means: Mapping[str, float]) -> str:
+  """One line for `TERM/NAME` -> value: for each name its terms."""
+  names: dict[str, list[str]] = {}
+  for key, value in means.items():
+    term, _, name = key.partition("/")
+    names.setdefault(name, []).append(f"{term} {value:.4g}")
+  return " | ".join(f"{name}: {' '.join(terms)}" for name, terms in names.items())

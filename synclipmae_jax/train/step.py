@@ -51,10 +51,10 @@ def batch_unit(task: Task, *, ways: int, accumulation: int = 1, processes: int =
 def make_train_step(task: Task, optimizer: Optimizer, *, mesh: Mesh, accumulation: int = 1):
   """Jitted `(state, frozen, batch, key) -> (state, metrics)`; the state is donated, all shardings are explicit.
 
-  `key` is the run's base key; the step number is folded in here. `metrics` are replicated float32 scalars: the
-  task's own, `loss`, `grad_norm` (before clipping), `learning_rate`, and the bool `finite`. An update with a
-  non-finite loss or gradient is not applied: the state is returned unchanged. Every shape of batch (length bucket) is
-  compiled once.
+  `key` is the run's base key; the step number is folded in here. `metrics` are replicated and float32: the task's own
+  (`types.Task.loss`), the scalars `loss`, `grad_norm` (before clipping), `learning_rate`, and the bool `finite`. An
+  update with a non-finite loss or gradient is not applied: the state is returned unchanged. Every shape of batch
+  (length bucket) is compiled once.
 
   With `accumulation` A, groups of `task.group` examples are not split: the batch is reshaped to [groups, A, examples of
   a group] and micro-batch a is [:, a]. Each device therefore keeps its examples, and every group has the same members

@@ -9,7 +9,7 @@ import pytest
 from footage import number_of, numbered, write_video
 
 from synclipmae_jax.data import prepare
-from synclipmae_jax.data.pipeline import Source, eval_clips, train_batches
+from synclipmae_jax.data.pipeline import Source, eval_clips, size_weights, train_batches
 from synclipmae_jax.data.samplers import SingleWindow, WholeClip, WindowPair
 from synclipmae_jax.types import InputError
 
@@ -91,7 +91,7 @@ def test_pretraining_draws_what_it_always_drew(corpus, other):
   clips that are left for training since folders have a split `val`). Pixels may vary with the codec."""
   digest = hashlib.sha256()
   for batch in batches([corpus, other], 6):
-    assert sorted(batch) == ["face_box", "frames", "index", "mouth_box", "subject", "waveform"]
+    assert sorted(batch) == ["face_box", "frames", "index", "mouth_box", "source", "subject", "waveform"]
     digest.update(np.array([[number_of(image) for image in clip] for clip in batch["frames"]]).tobytes())
     for name in ("waveform", "face_box", "mouth_box", "index"):
       digest.update(batch[name].tobytes())
@@ -140,10 +140,24 @@ def test_sources_are_mixed_by_weight_and_each_record_comes_once_an_epoch(corpus,
   drawn = batches([corpus, other], 30, weights=(1.0, 3.0))
   files = np.array([number_of(clip[0]) // 256 for batch in drawn for clip in batch["frames"][::2]])
   assert (files >= 100).mean() == pytest.approx(0.75, abs=0.02)
+  assert [int(source) for batch in drawn for source in batch["source"][::2]] == (files >= 100).astype(int).tolist()
   mine = files[files < 100]
   kept = {number_of(clip.frames[0]) // 256 for clip in eval_clips(corpus, split="train", image_size=SIZE)}
   assert set(mine[: len(kept)]) == kept
   assert mine[: len(kept)].tolist() != mine[len(kept) : 2 * len(kept)].tolist()
+
+
+def test_weights_by_size_lie_between_those_of_hours_and_equal_ones(corpus, other):
+  frames = [len(clip.frames) for place in (corpus, other) for clip in eval_clips(place, split="train", image_size=SIZE)]
+  count = sum(1 for _ in eval_clips(corpus, split="train", image_size=SIZE))
+  ratio = sum(frames[:count]) / sum(frames[count:])
+  assert ratio > 1.3
+  for temperature, power in ((1.0, 1.0), (2.0, 0.5), (1e9, 0.0)):
+    weights = size_weights([corpus, other], temperature=temperature)
+    assert weights[0] / weights[1] == pytest.approx(ratio**power) and sum(weights) == pytest.approx(2)
+  for wrong in (0.0, -1.0, float("nan")):
+    with pytest.raises(InputError, match="the temperature of a mixture must be above 0"):
+      size_weights([corpus, other], temperature=wrong)
 
 
 def test_windows_fall_everywhere_and_short_records_are_left_out(corpus):

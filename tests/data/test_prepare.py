@@ -141,7 +141,7 @@ def test_small_faces_are_refused_and_enlarged_ones_flagged(tmp_path):
   talk(tmp_path / "raw" / "a.mp4")  # 64 pixels
   summary = run(tmp_path / "raw", tmp_path / "out", size=96).summary()
   assert json.loads(json.dumps(summary))["upscaled_clips"] == 1
-  assert "too small" in run(tmp_path / "raw", tmp_path / "out", size=256).entries[0]["reason"]
+  assert "too small" in run(tmp_path / "raw", tmp_path / "large", size=256).entries[0]["reason"]
 
 
 def test_splits_follow_groups_and_never_divide_one(tmp_path):

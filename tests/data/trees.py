@@ -152,6 +152,14 @@ def lrs3(raw: Path) -> Path:
   return raw
 
 
+def grid(raw: Path) -> Path:
+  for speaker in range(1, 25):
+    for sentence in ("bbaf2n", "lwbf2n"):
+      write(raw / f"s{speaker}" / f"{sentence}.mpg")
+      write(raw / "align" / f"s{speaker}" / f"{sentence}.align", "0 12500 sil\n12500 25000 bin\n25000 50000 sil\n")
+  return raw
+
+
 def folder(raw: Path) -> Path:
   for video in YOUTUBE:
     for n in (0, 1, 2):
@@ -161,5 +169,5 @@ def folder(raw: Path) -> Path:
 
 MAKERS = {
   make.__name__: make
-  for make in (celebvhq, celebvtext, hdtf, vfhq, hallo3, mead, ravdess, cremad, lrs2, lrs3, folder)
+  for make in (grid, celebvhq, celebvtext, hdtf, vfhq, hallo3, mead, ravdess, cremad, lrs2, lrs3, folder)
 }  # fmt: skip

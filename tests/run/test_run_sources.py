@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from footage import write_video
 
+from synclipmae_jax.data.pipeline import eval_clips
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.records import find_records
 from synclipmae_jax.run import sources
 from synclipmae_jax.run.clock import Clock
+from synclipmae_jax.tasks.mixture import source_names
 from synclipmae_jax.types import InputError
 
 SPEC = importlib.util.spec_from_file_location("pretrain", Path(__file__).parents[2] / "configs" / "pretrain.py")
@@ -60,11 +62,27 @@ def test_synthtalk_and_other_records_are_mixed_and_both_measured(given, tmp_path
   assert set(corpora(clips.shown)) == set(corpora(clips.train_clips())) == {"synthtalk", "folder"}
   batches = list(itertools.islice(clips.train_batches(0, host_index=0, host_count=1), 2))
   assert batches[0]["frames"].shape[0] == config.train.batch_clips
+  assert {int(source) for batch in batches for source in batch["source"]} == {0, 1}
+  assert source_names(config.to_dict()) == ("synthtalk", "mine")
   shares = [
     list(sources.read_clips(config, sources.find_splits(clips.sources, "val"), host_index=host, host_count=2))
     for host in range(2)
   ]
   assert [clip.key for share in shares for clip in share] == [clip.key for clip in clips.val.clips]
+
+
+def test_sources_without_a_weight_have_one_by_their_size(given, tmp_path):
+  small = records(tmp_path / "small", 3)
+  config = config_of(given, small)
+  config.data.sources = ((str(given), None), (str(small), None), (str(small), 3.0))
+  weights = lambda: [one.weight for one in sources.find_sources(config, tmp_path / "run", Clock())]
+  hours = [sum(len(clip.frames) for clip in eval_clips(each, split="train", image_size=32)) for each in (given, small)]
+  assert weights()[0] / weights()[1] == pytest.approx((hours[0] / hours[1]) ** 0.5)
+  assert sum(weights()[:2]) == pytest.approx(2) and weights()[2] == 3.0
+  config.data.temperature = 1.0
+  assert weights()[0] / weights()[1] == pytest.approx(hours[0] / hours[1])
+  config.data.sources = ((str(given), None),)
+  assert weights() == [1.0]
 
 
 def test_without_a_weight_the_given_records_stand_alone(given, tmp_path):

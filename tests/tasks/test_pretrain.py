@@ -34,6 +34,7 @@ def a_batch(task, clips=16, seed=0):
     "face_box": np.broadcast_to(np.float32([0.1, 0.1, 0.9, 0.9]), shapes["face_box"].shape),
     "mouth_box": np.full(shapes["mouth_box"].shape, -1, np.float32),
     "subject": np.arange(clips, dtype=np.uint32) // 2,
+    "source": np.arange(clips, dtype=np.int32) // 4 % 3 % 2,  # of the groups of four: 0 1 0 0 1 0 ...
     "index": np.arange(clips, dtype=np.uint32),
   }
 
@@ -85,6 +86,46 @@ def test_accumulation_on_eight_devices(reference):
   metrics, _ = one_step(CONFIG.get_config("tiny"), mesh=mesh_of(8, data=8), accumulation=2)
   for term in TERMS[:3]:
     np.testing.assert_allclose(metrics[term], reference[0][term], rtol=2e-5, err_msg=term)
+
+
+@pytest.fixture(scope="module")
+def of_each_source():
+  """Name of a source -> the metrics of its clips alone, and their number; a source fills whole groups."""
+  config = CONFIG.get_config("tiny")
+  task = build_task(config)
+  key = jax.random.fold_in(jax.random.key(1), 0)
+  state, frozen = init_state(task, make_optimizer(**config.optimizer, total_steps=4), mesh_of(1, data=1),
+                             jax.random.key(0))  # fmt: skip
+  batch, loss = a_batch(task), jax.jit(task.loss)
+  alone = {}
+  for number, name in enumerate(("hdtf", "mead")):
+    part = {field: value[batch["source"] == number] for field, value in batch.items()}
+    alone[name] = loss(state.trainable, frozen, part, key)[1], len(part["index"])
+  return alone
+
+
+@pytest.mark.parametrize(
+  ("axes", "accumulation"),
+  [(dict(data=1), 1), (dict(data=1), 4), (dict(data=2, fsdp=4), 1), (dict(data=8), 2)],
+  ids=str,
+)
+def test_the_losses_of_a_source_are_those_of_its_clips_alone(of_each_source, axes, accumulation):
+  config = CONFIG.get_config("tiny")
+  config.data.sources = (("data/hdtf", None), ("data/mead", 1.0))
+  mesh = mesh_of(int(np.prod(list(axes.values()))), **axes)
+  metrics, _ = one_step(config, mesh=mesh, accumulation=accumulation)
+  means = {name: value[0] / value[1] for name, value in metrics.items() if value.shape}
+  assert means.keys() == {
+    f"{term}/{name}" for term in ("reconstruction", "contrast", "share") for name in of_each_source
+  }
+  for name, (alone, clips) in of_each_source.items():
+    assert means[f"share/{name}"] == clips / 16
+    expected = alone["reconstruction_video"] + alone["reconstruction_audio"]
+    np.testing.assert_allclose(means[f"reconstruction/{name}"], expected, rtol=2e-5)
+    np.testing.assert_allclose(means[f"contrast/{name}"], alone["contrast"], rtol=2e-5)
+  # Their mean by share is the loss of the whole.
+  whole = sum(metrics[f"contrast/{name}"][0] for name in of_each_source) * accumulation / 16
+  np.testing.assert_allclose(whole, metrics["contrast"], rtol=2e-5)
 
 
 @pytest.mark.parametrize("alignment", ["waveform", "feature", "pool2"])

@@ -11,6 +11,7 @@ import textwrap
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_task import ToyTask, toy_batches
@@ -62,6 +63,24 @@ class Score:
     assert "projection" in frozen and "head" in trainable
     self.calls.append((step, final))
     return {"acc": 0.0 if final else 1.0 / step, "clips": 3}
+
+
+class Mixed(ToyTask):
+  """It also logs the mean index of two kinds of examples, of which one is in a single step, and one in none."""
+
+  def loss(self, trainable, frozen, batch, key):
+    loss, metrics = super().loss(trainable, frozen, batch, key)
+    index = batch["index"].astype(jnp.float32)
+    for name, own in {"rare": index == 20, "all": index >= 0, "none": index < 0}.items():
+      metrics[f"place/{name}"] = jnp.stack([(index * own).sum(), own.sum()])
+    return loss, metrics
+
+
+def test_means_over_some_examples_are_logged_over_all_steps_since_the_last_line(tmp_path, capsys):
+  train(tmp_path, 4, task=Mixed(), log_every=2)
+  places = [{name: value for name, value in line.items() if name.startswith("place/")} for line in log_of(tmp_path)]
+  assert places == [{"place/rare": 20.0, "place/all": 15.5}, {"place/all": 47.5}]
+  assert "\nall: place 15.5 | rare: place 20\n" in capsys.readouterr().out
 
 
 def test_four_steps_are_two_and_two_bit_for_bit(tmp_path):

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from synclipmae_jax.data.corpora import SourceItem, file_key
-from synclipmae_jax.data.corpora.reading import walk
+from synclipmae_jax.data.corpora.reading import complete, walk
 from synclipmae_jax.types import InputError, Segment
 
 _VIDEOS = (".mpg", ".mpeg", ".mp4", ".mov", ".mkv", ".avi", ".webm")
@@ -96,7 +96,7 @@ def _distributed(raw: Path) -> Iterator[SourceItem]:
 
 
 def _videos(raw: Path) -> Iterator[Path]:
-  return (path for path in walk(raw) if path.name.lower().endswith(_VIDEOS))
+  return (path for path in walk(raw) if path.name.lower().endswith(_VIDEOS) and complete(path))
 
 
 def _speaker(relative: Path) -> str:

@@ -52,11 +52,16 @@ def walk(raw: Path) -> Iterator[Path]:
         yield Path(folder, name)
 
 
+def complete(path: Path) -> bool:
+  """False for what a downloader leaves of a video that it has not finished."""
+  return not _PARTIAL.search(path.stem)
+
+
 def videos(raw: Path) -> list[Path]:
   """Every complete video below `raw` in order. Raises InputError if there are only archives."""
   found, archives = [], []
   for path in walk(raw):
-    if path.suffix.lower() in SUFFIXES and not _PARTIAL.search(path.stem):
+    if path.suffix.lower() in SUFFIXES and complete(path):
       found.append(path)
     elif _ARCHIVE.search(path.name):
       archives.append(path)

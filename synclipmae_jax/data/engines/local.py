@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from synclipmae_jax.data.media import watchdog
 
-Unit, Result = TypeVar("Unit"), TypeVar("Result")
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
 
 
 def run(

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from synclipmae_jax.data.media import watchdog
 from synclipmae_jax.types import InputError
 
-Unit, Result = TypeVar("Unit"), TypeVar("Result")
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
 
 FRESH = "local"  # the address of a Ray that is started for the run
 _TRIES = 3  # of a unit whose process ended: the process may have been killed for another reason
