@@ -88,6 +88,7 @@ def prepare(
   becomes an entry of the manifest.
   """
   settings = Settings(size=size, faces=faces, min_seconds=min_seconds, max_seconds=max_seconds, audio_track=audio_track)
+  chosen = engines.engine(engine, workers=workers, ray_address=ray_address)
   with contextlib.ExitStack() as stack:
     places = stack.enter_context(storage.places(raw, out, one_process=engine == "local" and workers in (None, 1)))
     if not places.raw.is_dir():
@@ -100,7 +101,7 @@ def prepare(
     (places.out / "clips").mkdir(parents=True, exist_ok=True)
     stack.enter_context(_alone(places.out))
     stack.enter_context(_without_leftovers(places.out))
-    run = stack.enter_context(engines.engine(engine, workers=workers, ray_address=ray_address))
+    run = stack.enter_context(chosen)
     return _prepare_items(items, settings, places, run=run, progress=progress, gates=gates, model=model, report=report)
 
 

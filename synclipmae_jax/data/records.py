@@ -121,10 +121,9 @@ class Clips(tfds.core.dataset_builder.FileReaderBuilder):
       for split, shards in lines.items()
     }
     units = [(path.name, part) for split in lines for path, part in zip(paths[split], lines[split], strict=True)]
-    places = {"source": self._url or str(self._prepared), "target": str(self.data_dir)}
-    if self._url:
-      places["target"] = f"{self._url}/{_place(self._prepared).as_posix()}"
-    work = functools.partial(_write_shard, stamp=self._stamp, **places)
+    target = f"{self._url}/{_place(self._prepared).as_posix()}" if self._url else str(self.data_dir)
+    source = self._url or str(self._prepared)
+    work = functools.partial(_write_shard, stamp=self._stamp, source=source, target=target)
     # Of little footage every split is one shard, for which no process is started.
     several = self._run is not None and len(units) > len(lines)
     written = dict(self._run(work, units, lost=_lost_shard) if several else map(work, units))

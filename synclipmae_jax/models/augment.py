@@ -121,7 +121,7 @@ def crop_jitter_of_pairs(keys: Key[Array, " b"], batch: Batch, **strengths: floa
   keys = jnp.repeat(rearrange(keys, "(r w) -> r w", w=2)[:, 0], 2)
   boxes = jnp.stack([batch["face_box"], batch["mouth_box"]], axis=1)
   points = batch.get("keypoints", jnp.zeros((*batch["frames"].shape[:2], 0, 2)))
-  jitter = jax.vmap(lambda *clip: crop_jitter(*clip, **strengths))
+  jitter = jax.vmap(lambda key, frames, boxes, points: crop_jitter(key, frames, boxes, points, **strengths))
   frames, boxes, points = jitter(keys, batch["frames"], boxes, points)
   moved = dict(frames=frames, face_box=boxes[:, 0], mouth_box=boxes[:, 1], keypoints=points)
   return {**batch, **{name: value for name, value in moved.items() if name in batch}}

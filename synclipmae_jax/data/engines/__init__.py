@@ -21,11 +21,13 @@ NAMES = ("local", "ray")
 Engine = Callable[..., Iterator[Any]]
 
 
-@contextlib.contextmanager
-def engine(name: str, *, workers: int | None = None, ray_address: str | None = None) -> Iterator[Engine]:
-  """The engine of a name while the block lasts. `workers`: processes at once; None: one (local), all of Ray's (ray).
+def engine(
+  name: str, *, workers: int | None = None, ray_address: str | None = None
+) -> contextlib.AbstractContextManager[Engine]:
+  """The engine of a name while a block lasts. `workers`: processes at once; None: one (local), all of Ray's (ray).
 
-  Raises InputError for a wrong argument, for `ray` without Ray, and for a cluster that does not answer.
+  Raises InputError for a wrong argument at once; when the block begins, for `ray` without Ray, and for a cluster that
+  does not answer.
   """
   if name not in NAMES:
     raise InputError(f"unknown engine {name!r}: choose one of {', '.join(NAMES)}")
@@ -34,7 +36,11 @@ def engine(name: str, *, workers: int | None = None, ray_address: str | None = N
   if name == "local":
     if ray_address is not None:
       raise InputError("an address of Ray is given, but the engine is local: choose the engine ray")
-    yield functools.partial(local.run, workers=workers or 1)
-    return
-  with on_ray.connected(ray_address or os.environ.get("RAY_ADDRESS") or on_ray.FRESH, workers) as most:
+    return contextlib.nullcontext(functools.partial(local.run, workers=workers or 1))
+  return _on_ray(ray_address or os.environ.get("RAY_ADDRESS") or on_ray.FRESH, workers)
+
+
+@contextlib.contextmanager
+def _on_ray(address: str, workers: int | None) -> Iterator[Engine]:
+  with on_ray.connected(address, workers) as most:
     yield functools.partial(on_ray.run, workers=most)

@@ -43,7 +43,7 @@ def connected(address: str, workers: int | None) -> Iterator[int | None]:
   if ray.is_initialized():
     yield workers
     return
-  fresh = {"num_cpus": workers, "include_dashboard": False} if address == FRESH else {}
+  fresh: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == FRESH else {}
   try:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():  # Ray itself tries for minutes
