@@ -184,7 +184,7 @@ def _demo() -> ConfigDict:
   config = _paper()
   config.data.update(
     dict(
-      synthtalk=dict(train=240, val=48, test=64, seconds=6.0, size=112, seed=0, weight=config_dict.placeholder(float)),
+      synthtalk=dict(train=240, val=48, test=64, seconds=6.0, size=112, seed=0, weight=config_dict.placeholder(float), heads="flat"),  # fmt: skip
       image_size=96,
       across_clips=0.5,
       workers=0,
