@@ -184,13 +184,14 @@ def _demo() -> ConfigDict:
   config = _paper()
   config.data.update(
     dict(
-      synthtalk=dict(train=240, val=48, test=64, seconds=6.0, size=112, seed=0, weight=config_dict.placeholder(float), heads="flat"),  # fmt: skip
+      synthtalk=dict(train=240, val=48, test=64, seconds=6.0, size=112, seed=0, weight=config_dict.placeholder(float)),
       image_size=96,
       across_clips=0.5,
       workers=0,
       eval_clips=64,
     )
   )
+  config.data.synthtalk.heads = "flat"  # "3d", "mixed": MakeHuman's head for every or every other person
   # Two blocks learn as much per step as four narrower ones in 3/4 of the time.
   # Heads of width 32: width 16 doubles the attention scores and makes a step 10 % slower.
   config.model.visual_encoder = dict(patch=8, width=128, depth=2, heads=4, mlp_width=512, class_token=False)

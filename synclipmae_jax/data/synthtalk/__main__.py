@@ -20,7 +20,7 @@ def main() -> int:
   parser.add_argument("--seconds", type=float, default=6.0, help="length of a clip (default: %(default)s)")
   parser.add_argument("--size", type=int, default=112, help="width and height in pixels (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--heads", choices=HEADS, default="flat", help="drawn faces or heads in 3D (default: %(default)s)")
+  parser.add_argument("--heads", choices=HEADS, default="flat", help="how people look (default: %(default)s)")
   parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
   parser.add_argument("--quiet", action="store_true", help="no progress bar")
   flags = parser.parse_args()

@@ -152,7 +152,7 @@ def is_solid(clip: Clip, heads: str) -> bool:
 
 
 def before_camera(clip: Clip) -> Clip:
-  """The clip seen from an angle, as talks are: up to 45 degrees of yaw. The angle is part of the motion and the truth."""
+  """The clip seen from an angle, as talks are: up to 45 degrees of yaw. The angle is part of motion and truth."""
   rng = _stream(clip.seed, clip.split, _CAMERA, clip.index)
   ambient = clip.ambient.copy()
   for name, spread, limit in (("yaw", 0.36, 0.8), ("pitch", 0.08, 0.4)):

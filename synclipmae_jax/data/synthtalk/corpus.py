@@ -16,10 +16,9 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from synclipmae_jax.data.synthtalk import clip as parameters
 from synclipmae_jax.data.synthtalk import geometry, phones
-from synclipmae_jax.data.synthtalk.clip import (
-  HEADS, SCENE, SPLITS, TRUTH_NAMES, Clip, before_camera, clip_key, is_solid, make_clip, parameter_hash,
-)  # fmt: skip
+from synclipmae_jax.data.synthtalk.clip import SCENE, SPLITS, TRUTH_NAMES, Clip, clip_key, make_clip, parameter_hash
 from synclipmae_jax.data.synthtalk.identity import IDENTITY
 from synclipmae_jax.data.synthtalk.motion import ACTIONS, AMBIENT, EXPRESSIONS
 from synclipmae_jax.types import FPS, SAMPLE_RATE, InputError
@@ -49,7 +48,7 @@ def write_corpus(
     clips: number of clips of "train", "val" and "test".
     seconds: length of a clip, 2 to 600; rounded to whole frames at 25 per second.
     size: width and height in pixels, even.
-    heads: "flat": drawn faces; "3d": MakeHuman's head, seen from angles of up to 45 degrees; "mixed": every other person.
+    heads: "flat": drawn faces; "3d": MakeHuman's head, from angles of up to 45 degrees; "mixed": every other person.
     workers: number of processes; None uses one per core, 1 uses this process only.
 
   Raises:
@@ -66,8 +65,8 @@ def write_corpus(
     )
   if seed < 0:
     raise InputError(f"The seed of SynthTalk is 0 or more, not {seed}.")
-  if heads not in HEADS:
-    raise InputError(f"The heads of SynthTalk are {', '.join(HEADS)}, not {heads!r}.")
+  if heads not in parameters.HEADS:
+    raise InputError(f"The heads of SynthTalk are {', '.join(parameters.HEADS)}, not {heads!r}.")
   out = Path(out)
   description: dict[str, Any] = {
     "name": "synthtalk",
@@ -140,8 +139,8 @@ def _start_worker() -> None:
 def _write_job(job: tuple[str, int], *, out: Path, seed: int, seconds: float, size: int, heads: str) -> None:
   split, index = job
   clip = make_clip(index, seed=seed, split=split, seconds=seconds)
-  solid = is_solid(clip, heads)
-  write_clip(before_camera(clip) if solid else clip, out / split, size=size, solid=solid)
+  solid = parameters.is_solid(clip, heads)
+  write_clip(parameters.before_camera(clip) if solid else clip, out / split, size=size, solid=solid)
 
 
 def write_clip(clip: Clip, folder: Path, *, size: int, solid: bool = False) -> Path:

@@ -17,7 +17,7 @@ _BODY_TURNS = 0.35  # of the turn of the head
 _BATCH = 25  # frames
 
 
-# What the boxes of the tracker (`faces/mediapipe.py`) have beyond the landmarks of 20 rendered people, shares of the side.
+# What the boxes of `faces/mediapipe.py` have beyond the landmarks of 20 rendered people, shares of the longer side.
 _WIDER, _HIGHER, _LOWER = 0.028, 0.028, 0.045
 
 
@@ -39,11 +39,12 @@ class Stage:
     self.ambient = dict(zip(AMBIENT, clip.ambient.T, strict=True))
     self.who = head_shape.person(self.face)
     self.model = head_model.build(self.face, self.who)
-    rng = self.rng = np.random.default_rng(np.abs(np.round(clip.scene * 1e4)).astype(np.int64))
+    self.seed = np.abs(np.round(clip.scene * 1e4)).astype(np.int64).tolist()
+    rng = np.random.default_rng([*self.seed, 0])
     self.distance = rng.uniform(5, 13)  # of the camera, half-heights of the head
     self.fill, self.rim = rng.uniform(0.6, 1.0), max(0.0, rng.uniform(-0.6, 0.7))
     self.rim_from = np.array([rng.choice((-1.0, 1.0)), rng.uniform(-0.2, 0.5), -0.45])
-    self.blur, self.noise = rng.uniform(0.0, 0.55), rng.uniform(0.0, 0.022)
+    self.blur, self.noise = rng.uniform(0.0, 0.9) * size / 160, rng.uniform(0.0, 0.016)
 
   def batches(self):
     return [np.arange(first, min(first + _BATCH, self.clip.frames)) for first in range(0, self.clip.frames, _BATCH)]
@@ -76,16 +77,17 @@ class Stage:
 
   def pictures(self) -> np.ndarray:
     """uint8 [T, size, size, 3]."""
-    behind = _background(self.scene, self.rng, self.size)
+    rng = np.random.default_rng([*self.seed, 1])
+    behind = _background(self.scene, rng, self.size)
     found = np.zeros((self.clip.frames, self.size, self.size, 3), np.uint8)
     for rows in self.batches():
       turned = self.turned(rows)
       placed = self.project(turned, rows)
       for row, points, place in zip(rows, turned, placed, strict=True):
-        found[row] = self._picture(row, np.ascontiguousarray(points), place, behind)
+        found[row] = self._picture(row, np.ascontiguousarray(points), place, behind, rng)
     return found
 
-  def _picture(self, row: int, points: np.ndarray, place: np.ndarray, behind: np.ndarray) -> np.ndarray:
+  def _picture(self, row: int, points: np.ndarray, place: np.ndarray, behind: np.ndarray, rng) -> np.ndarray:
     model, scene = self.model, self.scene
     side = self.size * _FINER
     image = np.repeat(np.repeat(behind, _FINER, axis=0), _FINER, axis=1)
@@ -102,7 +104,7 @@ class Stage:
       _hold_microphone(picture, *self.clip.occluder[row])
     tint = np.float32([1 + scene["warmth"], 1, 1 - scene["warmth"]])
     picture = picture * (tint * np.float32(2.0 ** (scene["gain"] + self.ambient["light"][row])))
-    picture = picture + np.float32(self.noise) * self.rng.standard_normal(picture.shape, np.float32)
+    picture = picture + np.float32(self.noise) * rng.standard_normal(picture.shape, np.float32)
     return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
   def _light(self, row: int, points: np.ndarray) -> np.ndarray:
@@ -160,8 +162,8 @@ def _background(scene: dict[str, float], rng: np.random.Generator, size: int) ->
   grid = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
   u, v = grid[None, :, None], grid[:, None, None]
   top, low = (np.float32([scene[f"{end}_{channel}"] for channel in "rgb"]) for end in ("top", "low"))
-  top, low = (0.4 * colour + 0.6 * colour.mean() for colour in (top, low))
-  dim = rng.choice((1.0, 0.35), p=(0.65, 0.35))
+  top, low = (0.25 * colour + 0.75 * colour.mean() for colour in (top, low))
+  dim = 1.0 if rng.random() < 0.5 else rng.uniform(0.1, 0.6)
   wave = scene["pitch"] * (u * np.cos(scene["slant"]) + v * np.sin(scene["slant"])) + scene["phase"]
   picture = top + (low - top) * (0.5 + 0.5 * v) + scene["grating"] * np.sin(wave)
   things = ndimage.zoom(rng.standard_normal((5, 5, 3)), (size / 5, size / 5, 1), order=rng.choice((0, 1)))

@@ -10,6 +10,7 @@ import numpy as np
 from synclipmae_jax.data.synthtalk import head_texture, raster
 from synclipmae_jax.data.synthtalk.head_shape import Person, mesh
 
+_HEADSETS = 0.25  # share of people
 _MOUTH = {"bag": "mouth", "upper_teeth": "teeth", "lower_teeth": "teeth", "tongue": "tongue"}
 
 
@@ -55,7 +56,7 @@ def build(face: Mapping[str, float], who: Person) -> Model:
   for points, triangles, coordinates, turns, kind in _worn(face, who, rng):
     padded = np.zeros((count + len(points), 2), np.float32)
     padded[count:] = coordinates
-    groups.append((triangles + count, padded, kind, 0.9 if kind == "glasses" else 0.5))
+    groups.append((triangles + count, padded, kind, 0.9 if kind == "tubes" else 0.35))
     worn.append(points)
     turning.append(turns)
     count += len(points)
@@ -73,7 +74,7 @@ def build(face: Mapping[str, float], who: Person) -> Model:
     shine=np.repeat([shine for *_, shine in groups], [len(points) for points, _ in drawn]).astype(np.float32),
     skin=np.isin(kinds, ("skin", "tongue")).astype(np.float32),
     texture=head_texture.paint(face, who),
-    shadows=np.concatenate([triangles for triangles, _, kind, _ in groups if kind in ("skin", "hair")]),
+    shadows=np.concatenate([triangles for triangles, _, kind, _ in groups if kind in ("skin", "fall")]),
   )
 
 
@@ -81,7 +82,8 @@ def _inside(kinds: np.ndarray, source: np.ndarray) -> np.ndarray:
   """[N]: light in the mouth, less towards the throat and the molars."""
   depth = np.concatenate([mesh().base, np.full((source.max() + 1, 3), 2.0, np.float32)])[source, 2]
   share = np.ones(len(kinds), np.float32)
-  for kind, near, far in (("upper_teeth", 0.75, 0.1), ("lower_teeth", 0.6, 0.08), ("tongue", 0.62, 0.05), ("bag", 0.3, 0.02)):
+  shares = {"upper_teeth": (0.75, 0.1), "lower_teeth": (0.55, 0.08), "tongue": (0.62, 0.05), "bag": (0.3, 0.02)}
+  for kind, (near, far) in shares.items():
     here = kinds == kind
     share[here] = far + (near - far) * np.clip((depth[here] - 1.0) / 0.42, 0, 1) ** 1.3
   for kind in ("l_eye", "r_eye"):
@@ -94,17 +96,19 @@ def _both_sides(triangles: np.ndarray) -> np.ndarray:
 
 
 def _worn(face: Mapping[str, float], who: Person, rng: np.random.Generator):
-  """Yields points [A, 3], triangles, coordinates [A, 2], turning [A] and the kind of hair and glasses."""
+  """Yields points [A, 3], triangles, coordinates [A, 2], turning [A] and the kind: cap, fall or tubes."""
   thick = rng.uniform(0.03, 0.2) if who.male > 0.5 else rng.uniform(0.08, 0.22)
-  yield _cap(face, who, thick, lift=rng.uniform(0, 1.2))
+  yield _cap(face, who, thick, lift=rng.uniform(0, 1.2), rng=rng)
   length = face["hair_length"] if who.male < 0.5 else 0.2 * face["hair_length"]
   if length > 0.3:
     yield _fall(who, thick, length=length, open_at=rng.uniform(1.15, 1.5), rng=rng)
   if face["glasses"] > 0:
-    yield _glasses(who, rng)
+    yield _tubes(_glasses(who, rng), rng.uniform(0.010, 0.024))
+  if rng.random() < _HEADSETS:
+    yield _tubes(_headset(who, rng), 0.013)
 
 
-def _cap(face, who, thick, *, lift):
+def _cap(face, who, thick, *, lift, rng):
   """The hair on the skull: the skin above the hairline, pushed outwards. The texture cuts its edge."""
   head = mesh()
   angle = np.arctan2(head.base[:, 0], head.base[:, 2] - 0.3)
@@ -115,9 +119,11 @@ def _cap(face, who, thick, *, lift):
   vertices, index = np.unique(kept, return_inverse=True)
   outward = raster.normals(who.points, skin)[vertices]
   rise = np.clip((above[vertices] + 0.1) / 0.35, 0, 1)
-  height = thick * np.sqrt(rise) * (1 + lift * np.clip(head.base[vertices, 1] - 7.7, 0, 1)) + 0.012
+  uneven = sum(rng.normal(0, 0.14) * np.sin(k * angle[vertices] + rng.uniform(0, 6)) for k in (1, 2, 3, 5, 8))
+  uneven = uneven + 0.15 * np.sin(9 * head.base[vertices, 1] + rng.uniform(0, 6)) + rng.normal(0, 0.06, len(vertices))
+  height = thick * (1 + uneven) * np.sqrt(rise) * (1 + lift * np.clip(head.base[vertices, 1] - 7.7, 0, 1)) + 0.012
   points = who.points[vertices] + height[:, None] * outward
-  return points, index.reshape(-1, 3), head_texture.unrolled(head.base[vertices]), head.turning[vertices], "hair"
+  return points, index.reshape(-1, 3), head_texture.unrolled(head.base[vertices]), head.turning[vertices], "cap"
 
 
 def _fall(who, thick, *, length, open_at, rng):
@@ -145,14 +151,13 @@ def _fall(who, thick, *, length, open_at, rng):
   coordinates = np.stack(np.broadcast_arrays(column % (0.18 * head_texture.COLUMNS), row), axis=-1).reshape(-1, 2)
   coordinates[:, 0] += head_texture.COLUMNS
   turns = np.broadcast_to(np.clip(1 - 0.9 * (down - 0.35) * length, 0.3, 1), (rows, columns)).ravel()
-  return points, triangles, coordinates, turns, "hair"
+  return points, triangles, coordinates, turns, "fall"
 
 
-def _glasses(who, rng):
-  """Two rims, a bridge and two arms, as tubes."""
+def _glasses(who, rng) -> list[np.ndarray]:
+  """The paths of two rims, two arms and a bridge."""
   mark, points = mesh().landmark, who.points
   wide, tall, power = rng.uniform(0.23, 0.29), rng.uniform(0.16, 0.25), rng.uniform(2, 3.5)
-  tube = rng.uniform(0.010, 0.024)
   turn = np.linspace(0, 2 * np.pi, 29)
   cos, sin = np.cos(turn), np.sin(turn)
   paths = []
@@ -168,15 +173,29 @@ def _glasses(who, rng):
   left, right = (path[turn.searchsorted(at)] for path, at in ((paths[0], 0.3), (paths[2], np.pi - 0.3)))
   along = np.linspace(0, 1, 7)[:, None]
   paths.append(left + (right - left) * along + np.array([0, 0.06, 0.03]) * np.sin(np.pi * along))
+  return paths
+
+
+def _headset(who, rng) -> list[np.ndarray]:
+  """The paths of the microphone of a speaker on a stage: from an ear along the cheek, and its tip."""
+  side, sign, ear = (("left", -1.0, "contour_8"), ("right", 1.0, "contour_0"))[rng.integers(2)]
+  start, end = who.points[mesh().landmark[ear]], who.points[mesh().landmark[f"mouth_{side}"]]
+  end = end + np.array([0.22 * sign, rng.uniform(-0.12, 0.05), 0.0])
+  along = np.linspace(0, 1, 12)[:, None]
+  path = start + (end - start) * along + np.array([0.16 * sign, -0.05, 0.1]) * np.sin(np.pi * along) ** 0.7
+  return [path, path[-1] + np.array([0, 0, 0.02]) * np.linspace(-1, 1, 3)[:, None] + np.array([-0.02 * sign, 0, 0.03])]
+
+
+def _tubes(paths: list[np.ndarray], radius: float):
   found, triangles, count = [], [], 0
   for path in paths:
-    ring, faces = _tube(path, tube)
+    ring, faces = _tube(path, radius * (2.5 if len(path) == 3 else 1))
     found.append(ring)
     triangles.append(faces + count)
     count += len(ring)
   points = np.concatenate(found).astype(np.float32)
   place = head_texture.field("frame", np.full(count, 0.5), 0.5)
-  return points, np.concatenate(triangles), place, np.ones(count, np.float32), "glasses"
+  return points, np.concatenate(triangles), place, np.ones(count, np.float32), "tubes"
 
 
 def _tube(path: np.ndarray, radius: float, sides: int = 6) -> tuple[np.ndarray, np.ndarray]:

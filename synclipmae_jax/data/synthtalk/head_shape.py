@@ -87,7 +87,8 @@ class Person:
 def person(face: Mapping[str, float]) -> Person:
   seed = np.round(np.array([face[name] for name in RANGES]) * 1e4).astype(np.int64) % 2**32
   rng = np.random.default_rng(seed)
-  male = float(np.clip((0.95 if face["beard"] > 0 else rng.choice((0.08, 0.9), p=(0.75, 0.25))) + rng.normal(0, 0.06), 0, 1))
+  male = rng.choice((0.08, 0.9), p=(0.75, 0.25)) + rng.normal(0, 0.06)
+  male = float(np.clip(0.95 if face["beard"] > 0 else male, 0, 1))
   age = float(np.clip(rng.beta(1.2, 2.0), 0.05, 0.8))
   weights = _phenotype(rng, face["skin"], male, age)
   for name, (low, high, strength) in _BY_IDENTITY.items():

@@ -89,6 +89,8 @@ def paint(face: Mapping[str, float], who: Person) -> np.ndarray:
   """float32 [ROWS, 2 * COLUMNS + FIELD, 4]: the texture of a person."""
   rng = who.rng(2)
   palette = colours(dict(face))
+  for part in ("hair", "iris"):  # dark skin goes with dark hair and eyes
+    palette[part] = palette[part] * np.float32(1 - 0.6 * np.clip((face["skin"] - 0.45) / 0.3, 0, 1))
   angle, height, lips = _chart()
   away = np.abs(angle)
   texture = np.ones((ROWS, 2 * COLUMNS + FIELD, 4), np.float32)
@@ -118,9 +120,11 @@ def _skin(rng, face, who, palette, angle, away, height, lips):
   for _ in range(rng.integers(0, 4)):
     spot = _bump(angle, rng.uniform(-0.8, 0.8), 0.022) * _bump(height, rng.uniform(6.3, 7.9), 0.02)
     skin = skin * (1 - 0.6 * spot[..., None])
-  lines = who.age * (
-    _bump(height - 0.02 * np.cos(6 * angle), 7.68, 0.012) + _bump(height + 0.02 * np.cos(5 * angle), 7.77, 0.012)
-  ) * _bump(away, 0, 0.4)  # of the forehead
+  lines = (
+    who.age
+    * (_bump(height - 0.02 * np.cos(6 * angle), 7.68, 0.012) + _bump(height + 0.02 * np.cos(5 * angle), 7.77, 0.012))
+    * _bump(away, 0, 0.4)
+  )  # of the forehead
   fold = who.age * _bump(away - 0.17 - 0.35 * (6.95 - height), 0, 0.02) * _bump(height, 6.78, 0.14)
   skin = skin * (1 - 0.12 * (lines + 2 * fold))[..., None]
 
@@ -134,7 +138,7 @@ def _skin(rng, face, who, palette, angle, away, height, lips):
   skin = skin + stubble[..., None] * (0.9 * palette["hair"] * (1 + 0.25 * strands[..., None]) - skin)
 
   natural = palette["skin"] * np.float32([0.88, 0.67, 0.66]) + np.float32([0.04, 0.0, 0.01])
-  paint_share = (0.05 if who.male > 0.5 else 0.35) + 0.2 * rng.uniform()
+  paint_share = (0.0 if who.male > 0.5 else 0.2) + 0.2 * rng.uniform()
   colour = natural + paint_share * (palette["lips"] - natural)
   wrinkles = 1 + 0.05 * _noise(rng, 64, 400) + 0.03 * fine
   skin = skin + np.clip(lips * 1.1, 0, 1)[..., None] * (colour * wrinkles[..., None] - skin)
@@ -165,7 +169,7 @@ def _skin(rng, face, who, palette, angle, away, height, lips):
 
 def _hair(rng, face, who, palette, angle, height):
   strands = 0.5 * _noise(rng, 10, 320) + 0.3 * _noise(rng, 24, 200) + 0.35 * _noise(rng, 4, 60)
-  colour = palette["hair"] * (1 + 0.28 * strands)[..., None] + 0.03 * np.clip(strands, 0, 2)[..., None]
+  colour = palette["hair"] * (1 + 0.42 * strands)[..., None] + 0.03 * np.clip(strands, 0, 2)[..., None]
   ragged = 0.035 * _noise(rng, 20, 320) + 0.03 * _noise(rng, 6, 80)
   inside = height - hairline(face, who, angle) + ragged > 0
   return np.concatenate([colour, inside[..., None]], axis=-1)

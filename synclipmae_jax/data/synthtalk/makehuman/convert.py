@@ -48,12 +48,13 @@ _BODY_BONES = (
   "breast", "clavicle", "finger", "foot", "lowerarm", "lowerleg", "metacarpal", "pelvis", "root", "shoulder", "spine",
   "toe", "upperarm", "upperleg", "wrist",
 )  # fmt: skip
-# Landmarks of `geometry.LANDMARKS` on the left of the image (x < 0) and in the middle, decimetres: the nearest vertices.
+# `geometry.LANDMARKS` on the left of the image (x < 0) and in the middle, decimetres: the nearest vertices.
 _POINTS = {
   "contour_4": (0, 6.2, 1.434), "nose_bridge": (0, 7.28, 1.55), "nose_tip": (0, 6.909, 1.681),
   "contour_5": (-0.3, 6.27, 1.2), "contour_6": (-0.54, 6.5, 0.9), "contour_7": (-0.66, 6.85, 0.7),
   "contour_8": (-0.7, 7.2, 0.5), "left_brow_0": (-0.54, 7.44, 1.25), "left_brow_1": (-0.37, 7.5, 1.42),
-  "left_brow_2": (-0.14, 7.44, 1.52), "left_eye_outer": (-0.434, 7.281, 1.339), "left_eye_inner": (-0.203, 7.272, 1.369),
+  "left_brow_2": (-0.14, 7.44, 1.52),
+  "left_eye_outer": (-0.434, 7.281, 1.339), "left_eye_inner": (-0.203, 7.272, 1.369),
   "left_eye_top": (-0.331, 7.331, 1.4), "left_eye_bottom": (-0.311, 7.241, 1.397), "mouth_left": (-0.249, 6.609, 1.419),
   "upper_outer_0": (-0.125, 6.68, 1.56), "upper_inner_0": (-0.129, 6.61, 1.53), "lower_inner_0": (-0.12, 6.58, 1.525),
   "lower_outer_0": (-0.13, 6.497, 1.495), "upper_outer_1": (0, 6.696, 1.597), "upper_inner_1": (0, 6.608, 1.553),
@@ -62,6 +63,7 @@ _POINTS = {
 _MIRRORED = {"left": "right", "contour_5": "contour_3", "contour_6": "contour_2", "contour_7": "contour_1",
              "contour_8": "contour_0", "_0": "_2"}  # fmt: skip
 
+
 def main(wheel: str) -> None:
   with zipfile.ZipFile(wheel) as archive:
     vertices, faces, texture = _mesh(archive)
@@ -69,7 +71,8 @@ def main(wheel: str) -> None:
     place = np.full(len(vertices), -1)
     place[kept] = np.arange(len(kept))
     shapes = {name: _target(archive, paths, len(vertices))[kept] for name, paths in _shape_files().items()}
-    names = sorted(Path(path).stem for path in archive.namelist() if path.startswith(_FACE_UNITS) and path.endswith("t"))
+    files = [Path(path) for path in archive.namelist() if path.startswith(_FACE_UNITS)]
+    names = sorted(path.stem for path in files if path.suffix == ".target")
     units = {name: _target(archive, [f"{_FACE_UNITS}{name}.target"], len(vertices))[kept] for name in names}
     turning = _turning(archive, len(vertices))[kept]
     lips = _lips(archive, texture)[kept]
