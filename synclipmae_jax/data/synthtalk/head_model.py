@@ -118,12 +118,13 @@ def _cap(face, who, thick, *, lift, rng):
   kept = skin[(above[skin].max(axis=1) > -0.1) & ~ear[skin].any(axis=1)]
   vertices, index = np.unique(kept, return_inverse=True)
   outward = raster.normals(who.points, skin)[vertices]
-  rise = np.clip((above[vertices] + 0.1) / 0.35, 0, 1)
+  rise = np.clip((above[vertices] + 0.02) / 0.45, 0, 1)
   uneven = sum(rng.normal(0, 0.14) * np.sin(k * angle[vertices] + rng.uniform(0, 6)) for k in (1, 2, 3, 5, 8))
   uneven = uneven + 0.15 * np.sin(9 * head.base[vertices, 1] + rng.uniform(0, 6)) + rng.normal(0, 0.06, len(vertices))
-  height = thick * (1 + uneven) * np.sqrt(rise) * (1 + lift * np.clip(head.base[vertices, 1] - 7.7, 0, 1)) + 0.012
+  height = thick * (1 + uneven) * rise**0.9 * (1 + lift * np.clip(head.base[vertices, 1] - 7.7, 0, 1)) + 0.012
   points = who.points[vertices] + height[:, None] * outward
-  return points, index.reshape(-1, 3), head_texture.unrolled(head.base[vertices]), head.turning[vertices], "cap"
+  coordinates = head_texture.unrolled(head.base[vertices]) + np.float32([head_texture.COLUMNS, 0])
+  return points, index.reshape(-1, 3), coordinates, head.turning[vertices], "cap"
 
 
 def _fall(who, thick, *, length, open_at, rng):

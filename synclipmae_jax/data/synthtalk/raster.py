@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
+import numba
 import numpy as np
-from numba import njit
 
 FAR = np.float32(3e38)
 
 
-@njit(cache=True, nogil=True)
+def _compiled(function: Callable) -> Callable:
+  """Compiles the function itself: a hook on imports, as that of the tests, may have wrapped it."""
+  return numba.njit(cache=True, nogil=True)(inspect.unwrap(function))
+
+
+@_compiled
 def normals(points, triangles):
   """float32 [V, 3]: the unit normals of the vertices of a mesh, points [V, 3], triangles [F, 3]."""
   found = np.zeros_like(points)
@@ -28,7 +36,7 @@ def normals(points, triangles):
   return found
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def draw(points, triangles, coordinates, light, texture, image, depth):
   """Draws triangles whose corners are counter-clockwise as seen in the picture, where y is downwards.
 
@@ -72,7 +80,7 @@ def draw(points, triangles, coordinates, light, texture, image, depth):
           image[y, x, k] = texel[k] * (wa * light[a, k] + wb * light[b, k] + wc * light[c, k]) + gloss
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def draw_depth(points, triangles, depth):
   """Draws the distance only: what `draw` does to `depth`, without a texture and from both sides."""
   height, width = depth.shape
