@@ -25,7 +25,7 @@ def face_boxes(points: np.ndarray) -> np.ndarray:
   """float32 [T, 4] x0, y0, x1, y1 of landmarks [T, LANDMARKS, 2], in the convention of the face tracker."""
   boxes = geometry.face_boxes(points)
   side = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
-  return boxes + side[:, None] * np.float32([-_WIDER, -_HIGHER, _WIDER, _LOWER])
+  return boxes + side[:, None] * np.array([-_WIDER, -_HIGHER, _WIDER, _LOWER], np.float32)
 
 
 class Stage:
@@ -56,7 +56,7 @@ class Stage:
     points = head_shape.posed(who, mouth, ambient)
     worn = np.broadcast_to(model.worn, (len(rows), *model.worn.shape))
     points = (np.concatenate([points, worn], axis=1) - who.centre) / np.float32(who.half_height)
-    pivot = np.float32([0, -0.35, -0.05])
+    pivot = np.array([0, -0.35, -0.05], np.float32)
     share = _BODY_TURNS + (1 - _BODY_TURNS) * model.turning[:, None]
     turn = _rotations(ambient["yaw"], ambient["pitch"], ambient["roll"])
     points = points - pivot
@@ -102,7 +102,7 @@ class Stage:
     picture = np.sqrt(np.maximum(picture, 0))
     if self.clip.occluder[row, 1] < 2:
       _hold_microphone(picture, *self.clip.occluder[row])
-    tint = np.float32([1 + scene["warmth"], 1, 1 - scene["warmth"]])
+    tint = np.array([1 + scene["warmth"], 1, 1 - scene["warmth"]], np.float32)
     picture = picture * (tint * np.float32(2.0 ** (scene["gain"] + self.ambient["light"][row])))
     picture = picture + np.float32(self.noise) * rng.standard_normal(picture.shape, np.float32)
     return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
@@ -111,12 +111,12 @@ class Stage:
     """float32 [N, 4]: the light at every vertex that is drawn, and its gloss."""
     model, scene = self.model, self.scene
     normal = raster.normals(points[model.source], model.triangles)
-    key = np.float32([1.3 * scene["light_x"], -scene["light_y"] + 0.15, 1.0])
+    key = np.array([1.3 * scene["light_x"], -scene["light_y"] + 0.15, 1.0], np.float32)
     key /= np.linalg.norm(key)
     lit = self._lit(points, key)[model.source]
     across = normal @ key
     contrast = scene["contrast"]
-    wrap = np.float32([0.42, 0.22, 0.15]) * model.skin[:, None] + 0.1  # red light goes furthest through skin
+    wrap = np.array([0.42, 0.22, 0.15], np.float32) * model.skin[:, None] + 0.1  # red light goes furthest through skin
     direct = np.clip((across[:, None] + wrap) / (1 + wrap), 0, 1) ** 1.2 * (0.25 + 0.75 * lit[:, None])
     sky = 1 + 0.28 * normal[:, 1:2]
     light = (0.72 - 0.85 * contrast) * self.fill * sky + (0.25 + 1.25 * contrast) * direct
@@ -124,7 +124,7 @@ class Stage:
     light = light + (self.rim * rim)[:, None]
     wide = np.clip(float(self.mouth["opening"][row]) * 1.2, 0, 1)
     inside = model.inside + np.where(model.inside < 0.8, 0.35 * wide * model.inside, 0)
-    half = key + np.float32([0, 0, 1])
+    half = key + np.array([0, 0, 1], np.float32)
     glance = np.clip(normal @ (half / np.linalg.norm(half)), 0, 1)
     gloss = model.shine * lit * inside * (0.05 * glance**6 + 0.16 * glance**40) * (0.3 + contrast)
     return np.concatenate([light * inside[:, None], gloss[:, None]], axis=1).astype(np.float32)
@@ -161,7 +161,7 @@ def _background(scene: dict[str, float], rng: np.random.Generator, size: int) ->
   """float32 [S, S, 3], linear: two colours, a grating, and blurred things and lamps behind the person."""
   grid = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
   u, v = grid[None, :, None], grid[:, None, None]
-  top, low = (np.float32([scene[f"{end}_{channel}"] for channel in "rgb"]) for end in ("top", "low"))
+  top, low = (np.array([scene[f"{end}_{channel}"] for channel in "rgb"], np.float32) for end in ("top", "low"))
   top, low = (0.25 * colour + 0.75 * colour.mean() for colour in (top, low))
   dim = 1.0 if rng.random() < 0.5 else rng.uniform(0.1, 0.6)
   wave = scene["pitch"] * (u * np.cos(scene["slant"]) + v * np.sin(scene["slant"])) + scene["phase"]

@@ -105,7 +105,7 @@ def _worn(face: Mapping[str, float], who: Person, rng: np.random.Generator):
   if face["glasses"] > 0:
     yield _tubes(_glasses(who, rng), rng.uniform(0.010, 0.024))
   if rng.random() < _HEADSETS:
-    yield _tubes(_headset(who, rng), 0.013)
+    yield _tubes(_headset(who, rng), 0.010)
 
 
 def _cap(face, who, thick, *, lift, rng):
@@ -123,7 +123,7 @@ def _cap(face, who, thick, *, lift, rng):
   uneven = uneven + 0.15 * np.sin(9 * head.base[vertices, 1] + rng.uniform(0, 6)) + rng.normal(0, 0.06, len(vertices))
   height = thick * (1 + uneven) * rise**0.9 * (1 + lift * np.clip(head.base[vertices, 1] - 7.7, 0, 1)) + 0.012
   points = who.points[vertices] + height[:, None] * outward
-  coordinates = head_texture.unrolled(head.base[vertices]) + np.float32([head_texture.COLUMNS, 0])
+  coordinates = head_texture.unrolled(head.base[vertices]) + np.array([head_texture.COLUMNS, 0], np.float32)
   return points, index.reshape(-1, 3), coordinates, head.turning[vertices], "cap"
 
 
@@ -164,7 +164,7 @@ def _glasses(who, rng) -> list[np.ndarray]:
   paths = []
   for side, sign in (("left", -1.0), ("right", 1.0)):
     eye = points[[mark[f"{side}_eye_{part}"] for part in ("outer", "inner")]].mean(axis=0)
-    middle = eye + np.float32([0.03 * sign, -0.03, 0.22])
+    middle = eye + np.array([0.03 * sign, -0.03, 0.22], np.float32)
     x = wide * np.sign(cos) * np.abs(cos) ** (2 / power)
     y = tall * np.sign(sin) * np.abs(sin) ** (2 / power)
     paths.append(middle + np.stack([x, y, -0.25 * x * sign - 0.12 * np.abs(y)], axis=1))

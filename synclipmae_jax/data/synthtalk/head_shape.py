@@ -97,8 +97,8 @@ def person(face: Mapping[str, float]) -> Person:
     weights[low if value < 0 else high] = weights.get(low if value < 0 else high, 0.0) + abs(value)
   taken = {shape for pair in _BY_IDENTITY.values() for shape in pair[:2]}
   for name in mesh().shapes:
-    stem, _, end = name.rpartition("-")
-    other = next((f"{stem}-{high}" for low, high in _PAIRS if end == low), None)
+    stem, _, last = name.rpartition("-")
+    other = next((f"{stem}-{high}" for low, high in _PAIRS if last == low), None)
     if other in mesh().shapes and name not in taken and not stem.endswith(("age", "scale-depth", "nubian")):
       value = float(np.clip(rng.normal(0, _SPREAD), -1, 1))
       weights[name if value < 0 else other] = abs(value)
@@ -106,7 +106,7 @@ def person(face: Mapping[str, float]) -> Person:
   for part, lower in (("upper_teeth", 0.025), ("lower_teeth", 0.035)):  # away from the lips, and seen a little earlier
     teeth = mesh().vertices(part)
     points[teeth] = (points[teeth] - points[teeth].mean(axis=0)) * 0.92 + points[teeth].mean(axis=0)
-    points[teeth] -= np.float32([0, lower, 0.02])
+    points[teeth] -= np.array([0, lower, 0.02], np.float32)
   points[:, 0] -= points[[mesh().landmark["left_eye_inner"], mesh().landmark["right_eye_inner"]], 0].mean()
   top, chin = points[mesh().base[:, 1].argmax(), 1], points[mesh().landmark["contour_4"], 1]
   depth = points[mesh().base[:, 1] > 7.4, 2]

@@ -44,7 +44,7 @@ def _chart() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   triangles = mesh().triangles[mesh().part["skin"]]
   place = unrolled(mesh().base)
   radius = np.hypot(mesh().base[:, 0], mesh().base[:, 2] - _AXIS)
-  light = np.stack([mesh().lips] * 4, axis=1) * np.float32([1, 1, 1, 0])
+  light = np.stack([mesh().lips] * 4, axis=1) * np.array([1, 1, 1, 0], np.float32)
   image = np.zeros((ROWS, COLUMNS, 3), np.float32)
   raster.draw(
     np.concatenate([place, 10 - radius[:, None]], axis=1).astype(np.float32), triangles, place * 0,
@@ -91,6 +91,7 @@ def paint(face: Mapping[str, float], who: Person) -> np.ndarray:
   palette = colours(dict(face))
   for part in ("hair", "iris"):  # dark skin goes with dark hair and eyes
     palette[part] = palette[part] * np.float32(1 - 0.6 * np.clip((face["skin"] - 0.45) / 0.3, 0, 1))
+  palette["skin"] = palette["skin"] * np.float32(1 - 0.16 * (1 - face["skin"]))  # else lit skin is overexposed
   angle, height, lips = _chart()
   away = np.abs(angle)
   texture = np.ones((ROWS, 2 * COLUMNS + FIELD, 4), np.float32)
@@ -113,10 +114,10 @@ def _skin(rng, face, who, palette, angle, away, height, lips):
   socket = _bump(away, 0.27, 0.2) * (0.8 * _bump(height, 7.22, 0.09) + 0.5 * _bump(height, 7.37, 0.06))
   skin = palette["skin"] * (1 + (0.02 + 0.03 * rng.uniform()) * mottled + 0.022 * fine)[..., None]
   skin = skin * (1 - (0.10 + 0.14 * rng.uniform()) * socket)[..., None]
-  skin = skin * (1 - red[..., None] * np.float32([-0.06, 0.22, 0.2]))
+  skin = skin * (1 - red[..., None] * np.array([-0.06, 0.22, 0.2], np.float32))
   if rng.random() < 0.35:
     freckles = _ramp(_noise(rng, 170, 213), 1.2, 2.0) * _bump(height, 7.05, 0.3) * _bump(away, 0.3, 0.5)
-    skin = skin * (1 - 0.35 * freckles[..., None] * np.float32([0.5, 0.8, 1.0]))
+    skin = skin * (1 - 0.35 * freckles[..., None] * np.array([0.5, 0.8, 1.0], np.float32))
   for _ in range(rng.integers(0, 4)):
     spot = _bump(angle, rng.uniform(-0.8, 0.8), 0.022) * _bump(height, rng.uniform(6.3, 7.9), 0.02)
     skin = skin * (1 - 0.6 * spot[..., None])
@@ -137,7 +138,7 @@ def _skin(rng, face, who, palette, angle, away, height, lips):
   stubble = region * np.clip(0.12 * who.male + 1.6 * beard * (0.75 + 0.25 * strands), 0, 0.93)
   skin = skin + stubble[..., None] * (0.9 * palette["hair"] * (1 + 0.25 * strands[..., None]) - skin)
 
-  natural = palette["skin"] * np.float32([0.88, 0.67, 0.66]) + np.float32([0.04, 0.0, 0.01])
+  natural = palette["skin"] * np.array([0.88, 0.67, 0.66], np.float32) + np.array([0.04, 0.0, 0.01], np.float32)
   paint_share = (0.0 if who.male > 0.5 else 0.2) + 0.2 * rng.uniform()
   colour = natural + paint_share * (palette["lips"] - natural)
   wrinkles = 1 + 0.05 * _noise(rng, 64, 400) + 0.03 * fine
@@ -169,7 +170,7 @@ def _skin(rng, face, who, palette, angle, away, height, lips):
 
 def _hair(rng, face, who, palette, angle, height):
   strands = 0.5 * _noise(rng, 10, 320) + 0.3 * _noise(rng, 24, 200) + 0.35 * _noise(rng, 4, 60)
-  colour = palette["hair"] * (1 + 0.42 * strands)[..., None] + 0.03 * np.clip(strands, 0, 2)[..., None]
+  colour = palette["hair"] * (1 + 0.34 * strands)[..., None] + 0.03 * np.clip(strands, 0, 2)[..., None]
   ragged = 0.035 * _noise(rng, 20, 320) + 0.03 * _noise(rng, 6, 80)
   inside = height - hairline(face, who, angle) + ragged > 0
   return np.concatenate([colour, inside[..., None]], axis=-1)
@@ -182,7 +183,11 @@ def _field(name, rng, palette):
   match name:
     case "eye":
       veins = 0.04 * rng.standard_normal((FIELD, FIELD, 1)).astype(np.float32)
-      white = np.float32([0.90, 0.87, 0.85]) - r * np.float32([0.06, 0.16, 0.16]) + veins * np.float32([0, 1, 1])
+      white = (
+        np.array([0.90, 0.87, 0.85], np.float32)
+        - r * np.array([0.06, 0.16, 0.16], np.float32)
+        + veins * np.array([0, 1, 1], np.float32)
+      )
       rays = 1 + 0.18 * np.sin(11 * np.arctan2(y, x) + rng.uniform(0, 6)) + 0.4 * (r / 0.44 - 0.5)
       iris = palette["iris"] * rays * (1 - 0.6 * _ramp(r, 0.37, 0.44))
       eye = white + _ramp(0.47 - r, 0, 0.05) * (iris - white)
@@ -193,13 +198,13 @@ def _field(name, rng, palette):
       gaps = np.exp(-(((x * 5.5 - np.round(x * 5.5)) / 0.09) ** 2)) * (np.abs(y) < 2)
       return palette["teeth"] * (1 - 0.3 * gaps) * (1 - 0.35 * np.abs(x))
     case "tongue":
-      return np.float32([0.72, 0.36, 0.36]) * (1 - 0.15 * np.exp(-((x / 0.08) ** 2))) * np.ones_like(r)
+      return np.array([0.72, 0.36, 0.36], np.float32) * (1 - 0.15 * np.exp(-((x / 0.08) ** 2))) * np.ones_like(r)
     case "gums":
-      return np.float32([0.62, 0.32, 0.32]) * np.ones_like(r)
+      return np.array([0.62, 0.32, 0.32], np.float32) * np.ones_like(r)
     case "mouth":
-      return np.float32([0.42, 0.16, 0.16]) * np.ones_like(r)
+      return np.array([0.42, 0.16, 0.16], np.float32) * np.ones_like(r)
     case "lashes":
-      return np.float32([0.10, 0.07, 0.06]) * np.ones_like(r)
+      return np.array([0.10, 0.07, 0.06], np.float32) * np.ones_like(r)
     case "frame":
-      return np.float32(rng.choice(((0.08, 0.08, 0.1), (0.25, 0.15, 0.1), (0.5, 0.5, 0.52)))) * np.ones_like(r)
+      return rng.choice(((0.08, 0.08, 0.1), (0.25, 0.15, 0.1), (0.5, 0.5, 0.52))).astype(np.float32) * np.ones_like(r)
   return palette["cloth"] * np.ones_like(r)

