@@ -96,7 +96,8 @@ class Stage:
     fine[:, :2] = (fine[:, :2] + 0.5) * _FINER - 0.5
     light = self._light(row, points)
     raster.draw(fine, model.triangles, model.coordinates, light, model.texture, image, depth)
-    picture = image.reshape(self.size, _FINER, self.size, _FINER, 3).mean(axis=(1, 3))
+    parts = [image[y::_FINER, x::_FINER] for y in range(_FINER) for x in range(_FINER)]  # mean() is ten times slower
+    picture = sum(parts[1:], parts[0]) / np.float32(len(parts))
     if self.blur > 0.2:
       picture = ndimage.gaussian_filter(picture, (self.blur, self.blur, 0))
     picture = np.sqrt(np.maximum(picture, 0))
