@@ -169,6 +169,7 @@ def _background(scene: dict[str, float], rng: np.random.Generator, size: int) ->
   picture = top + (low - top) * (0.5 + 0.5 * v) + scene["grating"] * np.sin(wave)
   things = ndimage.zoom(rng.standard_normal((5, 5, 3)), (size / 5, size / 5, 1), order=rng.choice((0, 1)))
   things = ndimage.gaussian_filter(things, (size * rng.uniform(0.01, 0.06),) * 2 + (0,))
+  things = 0.5 * things + 0.5 * things.mean(axis=2, keepdims=True)
   picture = dim * (picture + rng.uniform(0, 0.12) * things)
   for _ in range(rng.integers(0, 5)):
     away = np.hypot(u - rng.uniform(-1, 1), v - rng.uniform(-1, 0.6))

@@ -91,7 +91,8 @@ def paint(face: Mapping[str, float], who: Person) -> np.ndarray:
   palette = colours(dict(face))
   for part in ("hair", "iris"):  # dark skin goes with dark hair and eyes
     palette[part] = palette[part] * np.float32(1 - 0.6 * np.clip((face["skin"] - 0.45) / 0.3, 0, 1))
-  palette["skin"] = palette["skin"] * np.float32(1 - 0.16 * (1 - face["skin"]))  # else lit skin is overexposed
+  darker = np.array([0.1, 0.19, 0.22], np.float32)  # else light skin is white where it is lit
+  palette["skin"] = palette["skin"] * (1 - darker * np.float32(1 - face["skin"]))
   angle, height, lips = _chart()
   away = np.abs(angle)
   texture = np.ones((ROWS, 2 * COLUMNS + FIELD, 4), np.float32)
