@@ -193,6 +193,7 @@ def _demo() -> ConfigDict:
       eval_clips=64,
     )
   )
+  config.data.synthtalk.heads = "flat"  # "3d", "mixed": MakeHuman's head for every or every other person
   # Two blocks learn as much per step as four narrower ones in 3/4 of the time.
   # Heads of width 32: width 16 doubles the attention scores and makes a step 10 % slower.
   config.model.visual_encoder = dict(patch=8, width=128, depth=2, heads=4, mlp_width=512, class_token=False)
