@@ -18,13 +18,13 @@ BLANK = 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recognition:
-  """The hybrid loss and its parts: means over the examples, each a sum over the tokens of a text."""
+  """The hybrid loss and its parts: means over the examples with a text, each a sum over its tokens."""
 
   loss: Float[Array, ""]
   ctc: Float[Array, ""]
   attention: Float[Array, ""]
   accuracy: Float[Array, ""]  # fraction of tokens that the decoder predicts from the true ones before
-  unalignable: Float[Array, ""]  # fraction of examples that CTC cannot have
+  unalignable: Float[Array, ""]  # fraction of texts that CTC cannot have
 
 
 def ctc(
@@ -93,20 +93,22 @@ def hybrid(
   ctc_weight: float,
   smoothing: float,
 ) -> Recognition:
-  """L = w CTC + (1 - w) attention, means over the batch.
+  """L = w CTC + (1 - w) attention, means over the examples that have a text (`count` > 0).
 
   `decoder_logits` are those of `previous_and_next`. A text that CTC cannot have trains the decoder alone.
   """
   ctc_loss, fits = ctc(ctc_logits, frames, tokens, count)
   _, following = previous_and_next(tokens, count, end=end)
   attention = label_smoothed(decoder_logits, following, count + 1, smoothing=smoothing)
-  valid = jnp.arange(following.shape[1]) <= count[:, None]
+  transcribed = count > 0
+  valid = (jnp.arange(following.shape[1]) <= count[:, None]) & transcribed[:, None]
   hits = (decoder_logits.argmax(-1) == following) & valid
-  ctc_mean, attention_mean = ctc_loss.mean(), attention.mean()
+  mean = lambda x: jnp.where(transcribed, x, 0).sum() / jnp.maximum(transcribed.sum(), 1)
+  ctc_mean, attention_mean = mean(ctc_loss), mean(attention)
   return Recognition(
     loss=ctc_weight * ctc_mean + (1 - ctc_weight) * attention_mean,
     ctc=ctc_mean,
     attention=attention_mean,
-    accuracy=hits.sum() / valid.sum(),
-    unalignable=1 - fits.mean(dtype=jnp.float32),
+    accuracy=hits.sum() / jnp.maximum(valid.sum(), 1),
+    unalignable=mean(1.0 - fits),
   )

@@ -22,7 +22,7 @@ MAY_IMPORT = {
   "text_losses": SHARED,
   "metrics": SHARED | {"metrics"},
   "models": SHARED | {"models"},
-  "decoding": SHARED | {"decoding"},
+  "decoding": SHARED | {"models", "decoding"},
   "checkpoints": SHARED | {"checkpoints"},
   "train": SHARED | {"checkpoints", "train"},
   "baselines": ARRAYS,
@@ -31,6 +31,7 @@ MAY_IMPORT = {
   "convert": SHARED | {"models", "baselines", "checkpoints", "convert"},
   "inference": SHARED | {"data", "models", "checkpoints", "inference"},
   "sync": SHARED | {"data", "metrics", "figures", "inference", "sync"},
+  "lipread": SHARED | {"data", "text", "models", "decoding", "checkpoints", "inference", "lipread"},
   "pretrained": SHARED | {"inference", "sync"},
   "run": ARRAYS
   | {
@@ -59,6 +60,7 @@ MAY_IMPORT = {
     "sync",
     "pretrained",
     "run",
+    "lipread",
     "apps",
   },
   "main": {"types", "train", "run"},

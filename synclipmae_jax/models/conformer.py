@@ -151,19 +151,19 @@ class Conformer(nnx.Module):
     self.in_features, self.width, self.depth, self.mlp_width, self.kernel = in_features, width, depth, mlp_width, kernel
     self.unroll, self.remat = unroll, remat
     self.projection = Linear(in_features, width, compute_dtype=compute_dtype, rngs=rngs)
-    self.blocks = stack_blocks(
-      lambda rngs: ConformerBlock(
-        width, heads, mlp_width, kernel, norm=norm, epsilon=epsilon, compute_dtype=compute_dtype, rngs=rngs
-      ),
-      depth,
-      rngs,
+    make = lambda rngs: ConformerBlock(
+      width, heads, mlp_width, kernel, norm=norm, epsilon=epsilon, compute_dtype=compute_dtype, rngs=rngs
     )
+    self.blocks = stack_blocks(make, depth, rngs) if depth else None  # without blocks it is a linear probe
     self.norm = LayerNorm(width, epsilon=epsilon, compute_dtype=compute_dtype, rngs=rngs)
 
   def __call__(
     self, tokens: Float[Array, "b t c"], lengths: Int[Array, " b"], dropout: Dropout = NO_DROPOUT
   ) -> Float[Array, "b t d"]:
     frames = tokens.shape[1]
+    x = dropout.at(self.depth)(self.projection(tokens) * math.sqrt(self.width))
+    if self.blocks is None:
+      return self.norm(x)
     valid, positions = valid_frames(lengths, frames), jnp.asarray(distances(frames, self.width))
     graph, leaves = nnx.split(self.blocks)
 
@@ -171,7 +171,6 @@ class Conformer(nnx.Module):
       leaves, number = inputs
       return nnx.merge(graph, leaves)(x, valid, positions, dropout.at(number)), None
 
-    x = dropout.at(self.depth)(self.projection(tokens) * math.sqrt(self.width))
     x, _ = jax.lax.scan(rematerialise(block, self.remat), x, (leaves, jnp.arange(self.depth)), unroll=self.unroll)
     return self.norm(x)
 

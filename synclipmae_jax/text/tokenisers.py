@@ -20,6 +20,7 @@ from synclipmae_jax.types import InputError
 
 BLANK = 0
 SPACE = "\u2581"  # the mark of a word's beginning in sentencepiece
+UNUSED = ""  # a symbol that no text has
 KINDS = ("characters", "pieces")
 
 
@@ -110,18 +111,22 @@ class Pieces(Tokeniser):
   """The pieces of a sentencepiece model.
 
   `units` are the symbols in the order of their ids, where a recogniser orders them otherwise than the model
-  (`unigram5000_units.txt` of Auto-AVSR). A model that knows no small letters gets capitals. Raises InputError for bytes
-  that are no model.
+  (`unigram5000_units.txt` of Auto-AVSR). `size` is the number of symbols that there shall be: where the model has
+  fewer, the others are never used. A model that knows no small letters gets capitals. Raises InputError for bytes that
+  are no model, and for more than `size` symbols.
   """
 
-  def __init__(self, model: bytes, *, units: Sequence[str] | None = None):
-    self._model, self._units = model, units
+  def __init__(self, model: bytes, *, units: Sequence[str] | None = None, size: int | None = None):
+    self._model, self._units, self._size = model, units, size
     try:
       self._processor = _sentencepiece().SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
       raise InputError(f"it is not a sentencepiece model ({error})") from error
     pieces = [self._processor.id_to_piece(i) for i in range(self._processor.get_piece_size())]
-    self.symbols = tuple(units or pieces)
+    listed = units or pieces
+    if size is not None and len(listed) > size:
+      raise InputError(f"it has {len(listed)} symbols, more than the {size} that were asked for")
+    self.symbols = tuple([*listed, *[UNUSED] * ((size or 0) - len(listed))])
     own = {piece for i, piece in enumerate(pieces) if not self._processor.is_unknown(i)}
     self._index = {piece: i + 1 for i, piece in enumerate(self.symbols) if piece in own}
     letters = "".join(piece for piece in own if not piece.startswith("<"))
@@ -129,7 +134,7 @@ class Pieces(Tokeniser):
 
   @classmethod
   def train(cls, texts: Iterable[str], *, size: int) -> Pieces:
-    """A unigram model of the texts, of at most `size` pieces (fewer for a small corpus).
+    """A unigram model of the texts, of `size` pieces, some of them unused where the corpus is small.
 
     Raises InputError without texts, and for a size below the number of characters.
     """
@@ -145,23 +150,25 @@ class Pieces(Tokeniser):
       )  # fmt: skip
     except RuntimeError as error:
       raise InputError(f"sentencepiece cannot make {size} pieces of these transcripts ({error})") from error
-    return cls(model.getvalue())
+    return cls(model.getvalue(), size=size)
 
   @classmethod
-  def load(cls, path: str | Path, *, units: str | Path | None = None) -> Pieces:
+  def load(cls, path: str | Path, *, units: str | Path | None = None, size: int | None = None) -> Pieces:
     """The model in a file, and its units (a symbol and a number a line, or a symbol a line). Raises InputError."""
     try:
       listed = None
       if units is not None:
         listed = [line.split()[0] for line in Path(units).read_text("utf-8").splitlines() if line.strip()]
-      return cls(Path(path).read_bytes(), units=listed)
+      return cls(Path(path).read_bytes(), units=listed, size=size)
     except (OSError, UnicodeDecodeError, InputError) as error:
       raise InputError(f"the sentencepiece model {path} cannot be used: {error}") from error
 
   def to_dict(self) -> dict[str, Any]:
     model = base64.b64encode(self._model).decode()
     units = list(self._units) if self._units else None
-    return {"kind": "pieces", "normaliser": normaliser.VERSION, "model": model, "units": units}
+    return {
+      "kind": "pieces", "normaliser": normaliser.VERSION, "model": model, "units": units, "size": self._size
+    }  # fmt: skip
 
   def _ids(self, plain: str) -> list[tuple[str, int | None]]:
     pieces = self._processor.encode(plain.upper() if self._capitals else plain, out_type=str)
@@ -179,7 +186,7 @@ def from_dict(stored: Mapping[str, Any]) -> Tokeniser:
     case "characters":
       return Characters(stored["characters"])
     case "pieces":
-      return Pieces(base64.b64decode(stored["model"]), units=stored["units"])
+      return Pieces(base64.b64decode(stored["model"]), units=stored["units"], size=stored["size"])
   raise InputError(f"unknown kind of tokeniser {stored.get('kind')!r}: {' or '.join(KINDS)}")
 
 

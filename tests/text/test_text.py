@@ -75,10 +75,12 @@ def test_pieces_are_words_and_parts_of_them_and_the_same_twice(pieces):
 def test_units_of_a_recogniser_reorder_the_pieces(pieces, tmp_path):
   model, units = tmp_path / "a.model", tmp_path / "units.txt"
   model.write_bytes(pieces._model)
-  listed = ["<unk>", *reversed(pieces.symbols[1:])]
+  listed = ["<unk>", *reversed([symbol for symbol in pieces.symbols[1:] if symbol])]
   units.write_text("".join(f"{symbol} {i + 1}\n" for i, symbol in enumerate(listed)), "utf-8")
   other = Pieces.load(model, units=units)
-  assert other.size == pieces.size and other.decode(other.encode(TEXTS[1])) == TEXTS[1]
+  with pytest.raises(InputError, match="more than the 20"):
+    Pieces.load(model, size=20)
+  assert other.size == len(listed) + 2 and other.decode(other.encode(TEXTS[1])) == TEXTS[1]
   assert other.encode(TEXTS[1]) != pieces.encode(TEXTS[1])
   assert other.encode(TEXTS[1]) == [listed.index(pieces.symbols[i - 1]) + 1 for i in pieces.encode(TEXTS[1])]
   assert from_dict(other.to_dict()).encode(TEXTS[1]) == other.encode(TEXTS[1])
@@ -96,6 +98,7 @@ def test_a_model_of_capitals_gets_capitals(monkeypatch):
 def test_files_that_are_no_models_are_refused(tmp_path):
   pytest.importorskip("sentencepiece")
   (tmp_path / "a.model").write_bytes(b"not a model")
+  assert len(Pieces.train(TEXTS, size=200).symbols) == 200  # more than these texts have
   for path in (tmp_path / "a.model", tmp_path / "absent.model"):
     with pytest.raises(InputError, match=f"{path.name} cannot be used"):
       Pieces.load(path)
