@@ -64,7 +64,7 @@ def trained():
   """Parameters after some steps on 32 examples, without dropout and masks."""
   learner = from_config(config(loss__time_mask=0, loss__dropout=0.0))
   params, _ = learner.init(jax.random.key(0))
-  optimizer, examples = optax.adam(5e-3), batch(32)
+  optimizer, examples = optax.adam(5e-3), jax.tree.map(jnp.asarray, batch(32))
 
   @jax.jit
   def train(params):
