@@ -15,6 +15,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from synclipmae_jax.apps.footage import (
   add_videos,
@@ -61,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
   failed = 0
   for video in videos:
     try:
-      embedding = model.embed(video, faces=args.faces, audio_track=args.audio_track)
+      embedding: Any = model.embed(video, faces=args.faces, audio_track=args.audio_track)
       for note in embedding.notes:
         remark("lipread", video, note)
       readings = reader.read(embedding)

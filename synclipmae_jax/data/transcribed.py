@@ -183,8 +183,8 @@ class _Pad:
     tokens, text = clip["tokens"], clip["text"]
     return {
       "tokens": np.pad(tokens, ((0, self.frames - len(tokens)), (0, 0))),
-      "length": np.int32(len(tokens)),
+      "length": np.array(len(tokens), np.int32),
       "text": np.pad(text, (0, self.tokens - len(text))),
-      "text_length": np.int32(len(text)),
-      "index": np.uint32(position % 2**32),
+      "text_length": np.array(len(text), np.int32),
+      "index": np.array(position % 2**32, np.uint32),
     }

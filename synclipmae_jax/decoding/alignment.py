@@ -28,16 +28,16 @@ def align(log_probs: np.ndarray, tokens: Sequence[int]) -> Alignment:
   Raises InputError if the text does not fit into the frames: CTC needs one frame a token and one between equal ones.
   """
   emitted = np.asarray(log_probs, np.float64)
-  tokens = np.asarray(tokens, int)
-  frames, count = len(emitted), len(tokens)
-  needed = count + int((tokens[1:] == tokens[:-1]).sum())
+  text = np.asarray(tokens, int)
+  frames, count = len(emitted), len(text)
+  needed = count + int(np.sum(text[1:] == text[:-1]))
   if needed > frames or not frames:
     raise InputError(f"a text of {count} tokens needs {max(needed, 1)} frames, but there are {frames}")
   # States: blank, token 0, blank, token 1, ..., blank. A token may skip the blank before it, if the last one differs.
   states = np.full(2 * count + 1, BLANK)
-  states[1::2] = tokens
+  states[1::2] = text
   may_skip = np.zeros(len(states), bool)
-  may_skip[3::2] = tokens[1:] != tokens[:-1]
+  may_skip[3::2] = text[1:] != text[:-1]
   best = np.full(len(states), -np.inf)
   best[:2] = emitted[0, states[:2]]
   moves = np.zeros((frames, len(states)), np.int8)
@@ -55,7 +55,7 @@ def align(log_probs: np.ndarray, tokens: Sequence[int]) -> Alignment:
   return Alignment(
     start=np.array([span[0] for span in spans], int),
     stop=np.array([span[-1] + 1 for span in spans], int),
-    log_prob=np.array([emitted[span, token].mean() for span, token in zip(spans, tokens, strict=True)]),
+    log_prob=np.array([emitted[span, token].mean() for span, token in zip(spans, text, strict=True)]),
     score=score,
   )
 

@@ -104,7 +104,7 @@ def _transcript(hypotheses: Hypotheses, log_probs: np.ndarray) -> Transcript:
   known[0] = True
   chosen = zip(hypotheses.tokens[known], hypotheses.length[known], strict=True)
   texts = tuple(tuple(tokens[:length].tolist()) for tokens, length in chosen)
-  return Transcript(hypotheses=texts, scores=hypotheses.score[known], log_probs=log_probs)
+  return Transcript(hypotheses=texts, scores=np.asarray(hypotheses.score[known]), log_probs=log_probs)
 
 
 def _transcribe(

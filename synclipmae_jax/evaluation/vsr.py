@@ -28,9 +28,9 @@ from synclipmae_jax.text import normaliser
 from synclipmae_jax.text.ngram import load_arpa
 from synclipmae_jax.text.normaliser import normalise
 from synclipmae_jax.text.tokenisers import Tokeniser
-from synclipmae_jax.types import EvalClip, Evaluation, InputError, Params, RunContext, Segment, TranscribedClip
+from synclipmae_jax.types import Evaluation, InputError, Params, RunContext, Segment
 
-Clip = TranscribedClip | EvalClip  # with cached tokens, or with the frames to embed
+Clip = Any  # TranscribedClip, with cached tokens, or EvalClip, with the frames to embed
 
 
 def build(context: RunContext) -> Evaluation:

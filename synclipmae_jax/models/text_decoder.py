@@ -66,8 +66,8 @@ class Attention(nnx.Module):
     self.out = Linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
 
   def keys_and_values(self, x: Float[Array, "*b m d"]) -> tuple[Float[Array, "*b m h e"], Float[Array, "*b m h e"]]:
-    k, v = jnp.split(self.key_value(x), 2, axis=-1)
-    return tuple(rearrange(y, "... m (h d) -> ... m h d", h=self.heads) for y in (k, v))
+    k, v = (rearrange(y, "... m (h d) -> ... m h d", h=self.heads) for y in jnp.split(self.key_value(x), 2, axis=-1))
+    return k, v
 
   def __call__(
     self, x: Float[Array, "b n d"], keys: Float[Array, "b m h e"], values: Float[Array, "b m h e"],
@@ -199,7 +199,7 @@ class TextDecoder(nnx.Module):
     return jax.nn.log_softmax(logits), dataclasses.replace(state, keys=keys, values=values)
 
   def _embed(self, tokens: Int[Array, "*b"]) -> Float[Array, "*b d"]:
-    return self.embedding[...][tokens] * math.sqrt(self.width)
+    return jnp.asarray(self.embedding[...])[tokens] * math.sqrt(self.width)
 
   def flops(self, tokens: int, frames: int) -> int:
     """Forward FLOPs of one example of `tokens` tokens on `frames` states."""

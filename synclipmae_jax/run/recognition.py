@@ -61,7 +61,7 @@ def open_recognition(config: ConfigDict, workdir: Path, clock: Clock) -> Recogni
     tokeniser = make_tokeniser(config, texts)
     encode_all(tokeniser, texts)  # refuses a vocabulary of another language
     readable = lambda clip: clip.text.strip() and len(clip.frames) <= config.data.lengths[-1]
-    clips = [list(filter(readable, read_clips(config, places, **own))) for places in held_out]
+    clips: list[list[Any]] = [list(filter(readable, read_clips(config, places, **own))) for places in held_out]
     stream = _clip_stream(config, sources, tokeniser)
   else:
     with clock("tokens"):
@@ -107,7 +107,10 @@ class TextTargets:
     except InputError:
       ids = []
     ids = ids if len(ids) <= self.max_tokens else []
-    return {"text": np.pad(np.array(ids, np.int32), (0, self.max_tokens - len(ids))), "text_length": np.int32(len(ids))}
+    return {
+      "text": np.pad(np.array(ids, np.int32), (0, self.max_tokens - len(ids))),
+      "text_length": np.array(len(ids), np.int32),
+    }
 
 
 @functools.cache  # once a worker
