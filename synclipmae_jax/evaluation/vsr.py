@@ -34,7 +34,7 @@ Clip = Any  # TranscribedClip, with cached tokens, or EvalClip, with the frames 
 
 
 def build(context: RunContext) -> Evaluation:
-  """The scores of `context.data`, which has `tokeniser`, `val_clips` and `test_clips` (this process's share)."""
+  """The scores of `context.data`, which has `tokeniser`, `remark`, `val_clips` and `test_clips` (its own share)."""
   evaluator = RecognitionEvaluator(context)
   return Evaluation(evaluators=[evaluator], conclude=evaluator.conclude)
 
@@ -138,12 +138,15 @@ class RecognitionEvaluator:
         self._context.workdir,
         {
           "recognition": {
-            "step": step, "averaged": list(steps), "normaliser": normaliser.VERSION, "all": entries,
+            "step": step, "averaged": list(steps), "remark": self._context.data.remark,
+            "normaliser": normaliser.VERSION, "all": entries,
             "by_corpus": error_entries(states), "word_time_error_s": number_or_null(median), "word_times": len(times),
           }
         },
       )  # fmt: skip
     self._table = error_table(states)
+    if self._context.data.remark:
+      self._table += f"\nCaveat: {self._context.data.remark}."
     if not math.isnan(median):
       self._table += f"\n\nTimes of {len(times)} words: median error {1000 * median:.0f} ms."
     first = next(iter(rates.values()))

@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from synclipmae_jax.data.records import open_records
 from synclipmae_jax.data.samplers import WholeClip
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.run.clock import Clock
-from synclipmae_jax.run.sources import find_sources, find_splits, read_clips
+from synclipmae_jax.run.sources import evaluation_splits, find_sources, find_splits, read_clips
 from synclipmae_jax.text.tokenisers import Characters, Pieces, Tokeniser, encode_all, from_dict
 from synclipmae_jax.types import Batch, EvalClip, InputError, TranscribedClip
 
@@ -37,6 +37,7 @@ class Recognition:
   tokeniser: Tokeniser
   val_clips: Sequence[TranscribedClip | EvalClip]  # this process's share
   test_clips: Sequence[TranscribedClip | EvalClip]
+  remark: str  # a caveat about the scores of the test clips
   _stream: Any  # (step, longest frames, host_index, host_count) -> batches
 
   def train_batches(self, step: int, *, host_index: int, host_count: int) -> Iterator[Batch]:
@@ -55,13 +56,14 @@ def open_recognition(config: ConfigDict, workdir: Path, clock: Clock) -> Recogni
   sources = find_sources(config, workdir, clock)
   own = dict(host_index=jax.process_index(), host_count=jax.process_count())
   stamp = dict(open_records(sources[0].directory, split="train").preprocessing)
-  held_out = [find_splits(sources, split) for split in (config.data.val_split, config.data.eval_split)]
+  tested, remark = evaluation_splits(config, sources)
+  held_out = [find_splits(sources, config.data.val_split), tested]
   if config.model.visual is not None:
     texts = [text for source in sources for text in _texts(source.directory)]
     tokeniser = make_tokeniser(config, texts)
     encode_all(tokeniser, texts)  # refuses a vocabulary of another language
-    readable = lambda clip: clip.text.strip() and len(clip.frames) <= config.data.lengths[-1]
-    clips: list[list[Any]] = [list(filter(readable, read_clips(config, places, **own))) for places in held_out]
+    written = lambda places: (clip for clip in read_clips(config, places, **own) if clip.text.strip())
+    clips: list[list[Any]] = [_short_enough(config, written(places), "frames") for places in held_out]
     stream = _clip_stream(config, sources, tokeniser)
   else:
     with clock("tokens"):
@@ -70,15 +72,17 @@ def open_recognition(config: ConfigDict, workdir: Path, clock: Clock) -> Recogni
     tokeniser = make_tokeniser(config, [text for one in opened for text in one.texts])
     clips = [_held_out(config, caches, [split for _, split in places], **own) for places in held_out]
     stamp |= {"tokens": origin}
-    ids = [encode_all(tokeniser, one.texts) for one in opened]
-    stream = _token_stream(config, [
-      transcribed.Source(data=one, ids=of_one, weight=source.weight)
-      for one, of_one, source in zip(opened, ids, sources, strict=True)
-    ])  # fmt: skip
+    readable = [
+      transcribed.Source(data=one, ids=encode_all(tokeniser, one.texts), weight=source.weight)
+      for one, source in zip(opened, sources, strict=True)
+    ]
+    _tell_left_out(config, readable)
+    stream = _token_stream(config, readable)
   stamp |= {"tokeniser": tokeniser.to_dict(), "tokeniser_sha256": tokeniser.digest}
   return Recognition(
-    config=config, preprocessing=stamp, tokeniser=tokeniser, val_clips=clips[0], test_clips=clips[1], _stream=stream
-  )
+    config=config, preprocessing=stamp, tokeniser=tokeniser, val_clips=clips[0], test_clips=clips[1], remark=remark,
+    _stream=stream,
+  )  # fmt: skip
 
 
 def make_tokeniser(config: ConfigDict, texts: Sequence[str]) -> Tokeniser:
@@ -220,7 +224,28 @@ def _held_out(
   for number, (cache, split) in enumerate(zip(caches, splits, strict=True)):
     limit = config.data.eval_clips // len(caches) // host_count
     opened = transcribed.open_transcribed(cache, split=split)
-    for clip in itertools.islice(opened.clips(host_index=host_index, host_count=host_count), limit):
-      if len(clip.tokens) <= config.data.lengths[-1]:
-        found.append(dataclasses.replace(clip, key=f"{number}/{clip.key}") if len(caches) > 1 else clip)
+    clips = itertools.islice(opened.clips(host_index=host_index, host_count=host_count), limit)
+    for clip in _short_enough(config, clips, "tokens"):
+      found.append(dataclasses.replace(clip, key=f"{number}/{clip.key}") if len(caches) > 1 else clip)
   return found
+
+
+def _short_enough(config: ConfigDict, clips: Iterable[Any], name: str) -> list[Any]:
+  """The clips that the longest of `data.lengths` holds; says how many are not."""
+  every, longest = list(clips), config.data.lengths[-1]
+  found = [clip for clip in every if len(getattr(clip, name)) <= longest]
+  if len(found) < len(every):
+    print(f"{len(every) - len(found)} of {len(every)} held-out clips are longer than {longest} frames: not measured")
+  return found
+
+
+def _tell_left_out(config: ConfigDict, sources: Sequence[transcribed.Source]) -> None:
+  options = dict(lengths=config.data.lengths, max_tokens=config.data.max_tokens)
+  used = sum(int(transcribed.usable_clips(source, **options)[0].sum()) for source in sources)
+  total = sum(len(source.ids) for source in sources)
+  unwritten = sum(ids is None for source in sources for ids in source.ids)
+  if used < total and jax.process_index() == 0:
+    print(
+      f"{total - used} of {total} training clips are left out: {unwritten} without a text in the vocabulary, the others"
+      f" longer than {config.data.lengths[-1]} frames or {config.data.max_tokens} tokens"
+    )

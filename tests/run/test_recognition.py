@@ -1,6 +1,7 @@
 """run/recognition.py and evaluation/vsr.py: a small run of lip reading, from prepared clips to its table."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -53,10 +54,12 @@ def config(records, **changes):
 
 
 def test_a_run_reads_its_clips_resumes_and_reports(records, tmp_path, capsys):
-  one_length = config(records, data__lengths=(75,), data__curriculum_steps=0)
+  one_length = config(
+    records, data__lengths=(75,), data__curriculum_steps=0, evaluation__searches=("joint",), train__eval_every=4
+  )
   whole = jobs.job_of(one_length).run(one_length, tmp_path / "whole")
   out = capsys.readouterr().out
-  assert "| joint" in out and "| greedy" in out and "normaliser version 1" in out
+  assert "| joint" in out and "normaliser version 1" in out
   report = json.loads((tmp_path / "whole" / "eval.json").read_text())["recognition"]
   assert report["step"] == 4 and report["averaged"] == [3, 4] and report["normaliser"] == 1
   assert report["by_corpus"]["joint"][0]["corpus"] == "folder"
@@ -72,10 +75,11 @@ def test_a_run_reads_its_clips_resumes_and_reports(records, tmp_path, capsys):
   mean = checkpoints.load_item(averaged, "ctc_head")["output"]["kernel"]
   np.testing.assert_allclose(mean, (saved[0] + saved[1]) / 2, rtol=1e-6)
 
-  half = config(records, data__lengths=(75,), data__curriculum_steps=0, train__steps=2)
-  jobs.run(half, tmp_path / "parts")
-  parts = jobs.job_of(one_length).run(one_length, tmp_path / "parts")
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole.trainable), jax.device_get(parts.trainable))
+  # Killed after its third step, the run goes on to the same end.
+  shutil.rmtree(folder / "4")
+  again = jobs.job_of(one_length).run(one_length, tmp_path / "whole")
+  assert "at step 3 of 4" in capsys.readouterr().out
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole.trainable), jax.device_get(again.trainable))
 
 
 def test_batches_are_a_function_of_the_step_with_short_clips_first(records, tmp_path):
