@@ -32,8 +32,8 @@ RULES: Rules = (
   (r"(^|/)blocks/.*kernel$", PartitionSpec(None, "fsdp")),  # [depth, in, out]
   (r"(^|/)conv\w*/kernel$", PartitionSpec(None, None, "fsdp")),  # [taps, in, out]
   (r"kernel$", PartitionSpec("fsdp")),  # [in, out]
-  (r"(^|/)embedding$", PartitionSpec(None, "fsdp")),  # [tokens, width]: looked up by rows
-  (r"(bias|scale|mean|var|token|tokens|position|modulation|log_temperature)$", PartitionSpec()),
+  # An embedding is looked up by rows: the gradient of a sharded one would gather the activations.
+  (r"(bias|scale|mean|var|embedding|token|tokens|position|modulation|log_temperature)$", PartitionSpec()),
 )
 
 
