@@ -301,11 +301,6 @@ class SyncLipMAEModel:
     )
     return 3 * trained + speech.flops(self.audio_frames)
 
-  def visual_flops(self) -> int:
-    """Forward FLOPs of the vocal token of one frame, as `embed_visual` computes it."""
-    visible = self.patches if self.embed_visible == "all" else self.visible
-    return self._visual.bind(self._visual.abstract).flops(visible)
-
   def _recrop(self, keys: Key[Array, " b"], batch: Batch) -> Batch:
     """Applies `crop_jitter` to the batch: the same to both clips of a pair, which exchange their identity tokens."""
     keys = jnp.repeat(rearrange(keys, "(r w) -> r w", w=2)[:, 0], 2)

@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from synclipmae_jax import text_losses
 from synclipmae_jax.models.recogniser import Recogniser, build_recogniser, mask_time
 from synclipmae_jax.models.sequence import Dropout
 from synclipmae_jax.models.synclipmae import SyncLipMAEModel, build_model
+from synclipmae_jax.models.visual_encoder import VisualEncoder
 from synclipmae_jax.sharding import RULES, Rules
 from synclipmae_jax.types import Batch, InputError, Params, Task, audio_context_samples
 
@@ -26,7 +28,7 @@ class VisualSpeechRecognition(Task):
   """The training of a recogniser (`types.Task`). Trainable items: `Recogniser.ITEMS`, with `visual` the encoder too.
 
   A batch is padded to one of `lengths` frames and holds texts of at most `max_tokens` tokens. An example without text
-  counts nothing. `time_mask` is the length that no mask reaches, 0: none.
+  counts nothing. `time_mask` is the length that no mask reaches, 0: none; `visual_flops` are those of a frame's token.
   """
 
   name = "vsr"
@@ -45,13 +47,14 @@ class VisualSpeechRecognition(Task):
     smoothing: float,
     dropout: float,
     time_mask: int,
+    visual_flops: int = 0,
   ):
     if not (0 <= ctc_weight <= 1 and 0 <= smoothing < 1 and 0 <= dropout < 1 and time_mask >= 0):
       raise InputError(
         "ctc_weight lies in [0, 1], smoothing and dropout in [0, 1), time_mask is at least 0, not"
         f" {ctc_weight}, {smoothing}, {dropout}, {time_mask}"
       )
-    self.recogniser, self.visual = recogniser, visual
+    self.recogniser, self.visual, self.visual_flops = recogniser, visual, visual_flops
     self.lengths, self.max_tokens = tuple(lengths), max_tokens
     self.ctc_weight, self.smoothing, self.dropout, self.time_mask = ctc_weight, smoothing, dropout, time_mask
 
@@ -130,20 +133,24 @@ class VisualSpeechRecognition(Task):
     clips, frames = batch["index"].shape[0], self.count_items(batch) // batch["index"].shape[0]
     one = self.recogniser.flops(frames, batch["text"].shape[1])
     if self.visual is not None:
-      one += frames * self.visual.visual_flops()
+      one += frames * self.visual_flops
     return 3.0 * clips * one
 
 
 def from_config(config: Mapping[str, Any]) -> VisualSpeechRecognition:
   """Builds the task of a configuration (configs/vsr.py), given as nested dicts."""
   data, model, text = config["data"], config["model"], config["text"]
-  visual, in_features = None, data["token_width"]
+  visual, in_features, visual_flops = None, data["token_width"], 0
   if model["visual"] is not None:
     visual = build_model({"data": data, "model": model["visual"]})
     in_features = visual.width
+    sizes = {**model["visual"]["visual_encoder"], "image_size": data["image_size"]}
+    encoder = nnx.eval_shape(lambda: VisualEncoder(**sizes, rngs=nnx.Rngs(0)))
+    visual_flops = encoder.flops(visual.patches if visual.embed_visible == "all" else visual.visible)
   return VisualSpeechRecognition(
     build_recogniser(model, in_features=in_features, vocabulary=vocabulary_of(text)),
     visual=visual,
+    visual_flops=visual_flops,
     lengths=data["lengths"],
     max_tokens=data["max_tokens"],
     **config["loss"],
