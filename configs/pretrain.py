@@ -41,8 +41,8 @@ def _paper() -> ConfigDict:
     dict(
       # [(directory of records, weight)]; the paper mixes seven corpora (section 5) and gives no weights.
       sources=config_dict.placeholder(tuple),
-      # SynthTalk: dict(train=, val=, test= clips, seconds=, size=, seed=, weight=). With a weight it is mixed with
-      # `sources`; without one (None) it is used where there are no sources.
+      # SynthTalk: dict(train=, val=, test= clips, seconds=, size=, seed=, heads=, weight=). With a weight it is mixed
+      # with `sources`; without one (None) it is used where there are no sources.
       synthtalk=None,
       image_size=256,  # inferred: reviewers call the inputs low-resolution; LatentSync's faces are 256
       across_clips=0.0,  # share of pairs with windows of two clips of one person, where there are several
@@ -247,7 +247,7 @@ def _embedded() -> ConfigDict:
   """SynthTalk and real faces: about an hour on two cores, without accelerator.
 
   For the checkpoint of the package, as soon as it serves people better whom no checkpoint has seen (README). The real
-  faces come as --config.data.sources="(('RECORDS', 1.0),)", records of at least 96 pixels (README, GRID).
+  faces come as --config.data.sources="(('RECORDS', 0.7),)", records of at least 96 pixels (README, GRID).
   """
   config = _demo()
   config.data.synthtalk.update(dict(train=1_600, val=64, test=160, seconds=5.0, size=160, weight=1.0))
