@@ -43,8 +43,8 @@ def _paper() -> ConfigDict:
       # instead of a weight: hours ** (1 / temperature), scaled so that these weights have a mean of 1.
       sources=config_dict.placeholder(tuple),
       temperature=2.0,  # borrowed from XLSR (alpha 0.5): 1 is by size, large values make all sources alike
-      # SynthTalk: dict(train=, val=, test= clips, seconds=, size=, seed=, weight=). With a weight it is mixed with
-      # `sources`; without one (None) it is used where there are no sources.
+      # SynthTalk: dict(train=, val=, test= clips, seconds=, size=, seed=, heads=, weight=). With a weight it is mixed
+      # with `sources`; without one (None) it is used where there are no sources.
       synthtalk=None,
       image_size=256,  # inferred: reviewers call the inputs low-resolution; LatentSync's faces are 256
       across_clips=0.0,  # share of pairs with windows of two clips of one person, where there are several
@@ -195,6 +195,7 @@ def _demo() -> ConfigDict:
       eval_clips=64,
     )
   )
+  config.data.synthtalk.heads = "flat"  # "3d", "mixed": MakeHuman's head for every or every other person
   # Two blocks learn as much per step as four narrower ones in 3/4 of the time.
   # Heads of width 32: width 16 doubles the attention scores and makes a step 10 % slower.
   config.model.visual_encoder = dict(patch=8, width=128, depth=2, heads=4, mlp_width=512, class_token=False)
@@ -248,7 +249,7 @@ def _embedded() -> ConfigDict:
   """SynthTalk and real faces: about an hour on two cores, without accelerator.
 
   For the checkpoint of the package, as soon as it serves people better whom no checkpoint has seen (README). The real
-  faces come as --config.data.sources="(('RECORDS', 1.0),)", records of at least 96 pixels (README, GRID).
+  faces come as --config.data.sources="(('RECORDS', 0.7),)", records of at least 96 pixels (README, GRID).
   """
   config = _demo()
   config.data.synthtalk.update(dict(train=1_600, val=64, test=160, seconds=5.0, size=160, weight=1.0))

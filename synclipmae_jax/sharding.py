@@ -28,10 +28,12 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 RULES: Rules = (
   (r"(^|/)vae/", PartitionSpec()),  # 0.5 GB, frozen, convolutions of many sizes: replicated
   (r"(^|/)positional_conv/", PartitionSpec()),  # 19 MB, frozen; sharding any axis costs an extra collective
+  (r"(^|/)depthwise/kernel$", PartitionSpec(None, None, "fsdp")),  # [depth, taps, channels]
   (r"(^|/)blocks/.*kernel$", PartitionSpec(None, "fsdp")),  # [depth, in, out]
   (r"(^|/)conv\w*/kernel$", PartitionSpec(None, None, "fsdp")),  # [taps, in, out]
   (r"kernel$", PartitionSpec("fsdp")),  # [in, out]
-  (r"(bias|scale|token|tokens|position|modulation|log_temperature)$", PartitionSpec()),
+  # An embedding is looked up by rows: the gradient of a sharded one would gather the activations.
+  (r"(bias|scale|mean|var|embedding|token|tokens|position|modulation|log_temperature)$", PartitionSpec()),
 )
 
 

@@ -170,6 +170,18 @@ TrainBatches = Callable[[int], Iterator[Batch]]  # first step -> endless stream 
 Pictures = Callable[..., Mapping[str, np.ndarray]]  # (trainable, frozen, *, step) -> name -> uint8 [H, W, 3]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TranscribedClip:
+  """The tokens of one whole held-out clip and what was said in it, for the evaluation of lip reading."""
+
+  key: str
+  corpus: str
+  tokens: np.ndarray  # float [T, D], what the recogniser reads
+  text: str
+  text_source: str  # one of `data.labels.TEXT_SOURCES`; "" if unknown
+  words: tuple[Segment, ...] = ()  # of the text, if their times are known
+
+
 class TrainingData(Protocol):
   """The data of a job; `run.jobs` names the function that opens it."""
 

@@ -11,27 +11,32 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "synclipmae_jax"
 SHARED = {"types", "sharding"}
-ARRAYS = SHARED | {"losses", "metrics", "models", "baselines"}
+ARRAYS = SHARED | {"losses", "text_losses", "metrics", "models", "decoding", "baselines"}
 MAY_IMPORT = {
   "types": set(),
   "sharding": {"types"},  # InputError
   "figures": set(),
   "data": {"types", "data"},
+  "text": {"types", "text"},
   "losses": SHARED,
+  "text_losses": SHARED,
   "metrics": SHARED | {"metrics"},
   "models": SHARED | {"models"},
+  "decoding": SHARED | {"models", "decoding"},
   "checkpoints": SHARED | {"checkpoints"},
   "train": SHARED | {"checkpoints", "train"},
   "baselines": ARRAYS,
   "tasks": ARRAYS | {"tasks"},
-  "evaluation": ARRAYS | {"checkpoints", "figures", "tasks", "evaluation"},
+  "evaluation": ARRAYS | {"text", "checkpoints", "figures", "tasks", "evaluation"},
   "convert": SHARED | {"models", "baselines", "checkpoints", "convert"},
   "inference": SHARED | {"data", "models", "checkpoints", "inference"},
   "sync": SHARED | {"data", "metrics", "figures", "inference", "sync"},
+  "lipread": SHARED | {"data", "text", "models", "decoding", "checkpoints", "inference", "lipread"},
   "pretrained": SHARED | {"inference", "sync"},
   "run": ARRAYS
   | {
     "data",
+    "text",
     "checkpoints",
     "train",
     "tasks",
@@ -44,7 +49,20 @@ MAY_IMPORT = {
     "run",
   },
   "apps": ARRAYS
-  | {"data", "checkpoints", "convert", "evaluation", "figures", "inference", "sync", "pretrained", "run", "apps"},
+  | {
+    "data",
+    "text",
+    "checkpoints",
+    "convert",
+    "evaluation",
+    "figures",
+    "inference",
+    "sync",
+    "pretrained",
+    "run",
+    "lipread",
+    "apps",
+  },
   "main": {"types", "train", "run"},
   "compile": {"types", "run"},
 }

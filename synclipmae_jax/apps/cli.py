@@ -11,6 +11,8 @@ COMMANDS = {
   "sync": "a video -> the lag of its picture against its sound, and the corrected file",
   "embed": "a video -> identity, vocal, ambient and audio tokens of every frame",
   "calibrate": "a trained model -> a checkpoint with calibrated confidences",
+  "lipread": "a video -> what its face says, read from the lips, with word times",
+  "wer": "what a recogniser read -> its word and character error rates",
   "lse": "a video -> LSE-C and LSE-D by SyncNet, and StableSyncNet's variant",
 }
 

@@ -109,8 +109,7 @@ class SyncLipMAEModel:
       )
     self.clip_frames, self.audio_frames, self.decode_frames = clip_frames, audio_frames, decode_frames
     self.views, self.embed_visible = views, embed_visible
-    self.jitter, self.crop_jitter = jitter, crop_jitter
-    self.camera_jitter, self.box_jitter = camera_jitter, box_jitter
+    self.jitter, self.crop_jitter, self.camera_jitter, self.box_jitter = jitter, crop_jitter, camera_jitter, box_jitter
     self.face_weight, self.mouth_weight = face_weight, mouth_weight
     self.shuffle_probability, self.faceless_context = shuffle_probability, faceless_context
     self.image_size, self.patch, self.width = (visual_encoder[k] for k in ("image_size", "patch", "width"))
@@ -325,8 +324,7 @@ class SyncLipMAEModel:
       frames = jax.vmap(lambda k, x: augment.blur_and_light(k, x, **strengths))(camera_keys, frames)
     pixels = _to_unit(masking.take_patches(masking.patchify(frames, self.patch), indices))
     if self.jitter is not None:
-      mean_luma = frames.mean(axis=(1, 2, 3), dtype=jnp.float32) @ augment.LUMA
-      mean_luma = mean_luma / (255 if frames.dtype == jnp.uint8 else 1)
+      mean_luma = frames.mean(axis=(1, 2, 3), dtype=jnp.float32) @ augment.LUMA / (255 if camera is None else 1)
       affine = jax.vmap(lambda k, m: augment.jitter_affine(k, m, **self.jitter))(keys, mean_luma)
       pixels = augment.apply_affine(pixels, *affine)
     if camera is not None:

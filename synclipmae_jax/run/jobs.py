@@ -35,6 +35,11 @@ JOBS: dict[str, TrainingJob | MeasuringJob] = {
     evaluation="synclipmae_jax.evaluation.syncnet:build",
     next_commands="synclipmae_jax.run.next_commands:after_syncnet",
   ),
+  "vsr": TrainingJob(
+    task="synclipmae_jax.tasks.vsr:from_config",
+    evaluation="synclipmae_jax.evaluation.vsr:build",
+    data="synclipmae_jax.run.recognition:open_recognition",
+  ),
   "sync": MeasuringJob(function="synclipmae_jax.run.sync_protocol:run"),
   "real_faces": MeasuringJob(function="synclipmae_jax.run.real_faces:run"),
   "evaluate": MeasuringJob(function="synclipmae_jax.run.evaluate:run"),

@@ -134,7 +134,10 @@ def _synthtalk(config: ConfigDict, workdir: Path, clock: Clock) -> Path:
     listed = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
     print(f"SynthTalk: {listed} clips in {workdir / 'data'}", flush=True)
     with clock("synthesis"):
-      write_corpus(raw, clips=counts, seconds=corpus.seconds, size=corpus.size, seed=corpus.seed, progress=bars)
+      write_corpus(
+        raw, clips=counts, seconds=corpus.seconds, size=corpus.size, seed=corpus.seed, progress=bars,
+        heads=corpus.get("heads", "flat"),
+      )  # fmt: skip
     with clock("preparing"):
       manifest = prepare(
         raw,

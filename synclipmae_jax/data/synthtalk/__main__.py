@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from synclipmae_jax.data.synthtalk.clip import HEADS
 from synclipmae_jax.data.synthtalk.corpus import write_corpus
 from synclipmae_jax.types import InputError
 
@@ -19,13 +20,14 @@ def main() -> int:
   parser.add_argument("--seconds", type=float, default=6.0, help="length of a clip (default: %(default)s)")
   parser.add_argument("--size", type=int, default=112, help="width and height in pixels (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--heads", choices=HEADS, default="flat", help="how people look (default: %(default)s)")
   parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
   parser.add_argument("--quiet", action="store_true", help="no progress bar")
   flags = parser.parse_args()
   try:
     print(write_corpus(
       flags.out, clips={split: getattr(flags, split) for split in ("train", "val", "test")}, seconds=flags.seconds,
-      size=flags.size, seed=flags.seed, workers=flags.workers, progress=not flags.quiet,
+      size=flags.size, seed=flags.seed, heads=flags.heads, workers=flags.workers, progress=not flags.quiet,
     ))  # fmt: skip
   except InputError as error:
     print(error, file=sys.stderr)

@@ -15,6 +15,7 @@ from synclipmae_jax.data.synthtalk.tracks import wander
 from synclipmae_jax.types import FPS
 
 SPLITS = ("train", "test", "val")
+HEADS = ("flat", "3d", "mixed")  # drawn faces, MakeHuman's head, or every other person of either kind
 MAX_LAG = 10  # frames; clips of the training split have no lag, which would give wrong positives
 CLIPS_A_PERSON = 2  # in different scenes, so that what the clips share is the person
 VOICES = {"train": 120, "test": 40, "val": 40}  # paired with people at random
@@ -36,7 +37,7 @@ TRUTH_NAMES = tuple(
 )
 
 # Independent streams of random numbers by purpose. Identity and text have different streams.
-_PERSON, _VOICE, _CAST, _TEXT, _SOUND, _MOUTH, _AMBIENT, _SCENE, _LAG = range(9)
+_PERSON, _VOICE, _CAST, _TEXT, _SOUND, _MOUTH, _AMBIENT, _SCENE, _LAG, _CAMERA = range(10)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,6 +144,21 @@ def make_clip(index: int, *, seed: int, split: str, seconds: float) -> Clip:
     snr_db=snr_db,
     crf=crf,
   )
+
+
+def is_solid(clip: Clip, heads: str) -> bool:
+  """Whether `heads`, one of HEADS, gives the person of this clip a head in 3D."""
+  return heads == "3d" or (heads == "mixed" and clip.index // CLIPS_A_PERSON % 2 == 0)
+
+
+def before_camera(clip: Clip) -> Clip:
+  """The clip seen from an angle, as talks are: up to 45 degrees of yaw. The angle is part of motion and truth."""
+  rng = _stream(clip.seed, clip.split, _CAMERA, clip.index)
+  ambient = clip.ambient.copy()
+  for name, spread, limit in (("yaw", 0.36, 0.8), ("pitch", 0.08, 0.4)):
+    track = ambient[:, AMBIENT.index(name)] + rng.normal(0, spread)
+    ambient[:, AMBIENT.index(name)] = limit * np.tanh(track / limit)
+  return dataclasses.replace(clip, ambient=ambient)
 
 
 def parameter_hash(*, seed: int, seconds: float, clips: int = 2) -> str:

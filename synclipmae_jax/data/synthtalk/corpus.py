@@ -16,6 +16,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from synclipmae_jax.data.synthtalk import clip as parameters
 from synclipmae_jax.data.synthtalk import geometry, phones
 from synclipmae_jax.data.synthtalk.clip import SCENE, SPLITS, TRUTH_NAMES, Clip, clip_key, make_clip, parameter_hash
 from synclipmae_jax.data.synthtalk.identity import IDENTITY
@@ -34,6 +35,7 @@ def write_corpus(
   seconds: float = 6.0,
   size: int = 112,
   seed: int = 0,
+  heads: str = "flat",
   workers: int | None = None,
   progress: bool = True,
 ) -> Path:
@@ -46,6 +48,7 @@ def write_corpus(
     clips: number of clips of "train", "val" and "test".
     seconds: length of a clip, 2 to 600; rounded to whole frames at 25 per second.
     size: width and height in pixels, even.
+    heads: "flat": drawn faces; "3d": MakeHuman's head, from angles of up to 45 degrees; "mixed": every other person.
     workers: number of processes; None uses one per core, 1 uses this process only.
 
   Raises:
@@ -62,6 +65,8 @@ def write_corpus(
     )
   if seed < 0:
     raise InputError(f"The seed of SynthTalk is 0 or more, not {seed}.")
+  if heads not in parameters.HEADS:
+    raise InputError(f"The heads of SynthTalk are {', '.join(parameters.HEADS)}, not {heads!r}.")
   out = Path(out)
   description: dict[str, Any] = {
     "name": "synthtalk",
@@ -69,6 +74,7 @@ def write_corpus(
     "seed": seed,
     "size": size,
     "seconds": seconds,
+    "heads": heads,
     "hash": parameter_hash(seed=seed, seconds=seconds),
     "truth_names": list(TRUTH_NAMES),
     "landmarks": list(geometry.LANDMARKS),
@@ -90,7 +96,7 @@ def write_corpus(
   partial.replace(begun)
 
   jobs = [(split, index) for split, count in description["splits"].items() for index in range(count)]
-  write = functools.partial(_write_job, out=out, seed=seed, seconds=seconds, size=size)
+  write = functools.partial(_write_job, out=out, seed=seed, seconds=seconds, size=size, heads=heads)
   missing = [job for job in jobs if not _is_written(out, *job)]
   bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="SynthTalk", unit="clip", disable=not progress)
   workers = min(workers or os.cpu_count() or 1, len(missing) // _CLIPS_A_WORKER)
@@ -109,7 +115,7 @@ def write_corpus(
 
 
 def _refuse_other(path: Path, description: dict) -> None:
-  existing = json.loads(path.read_text())
+  existing = {"heads": "flat", **json.loads(path.read_text())}  # the only ones in corpora that do not say
   for name, wanted in description.items():
     if existing.get(name) != wanted:
       raise InputError(
@@ -130,25 +136,22 @@ def _start_worker() -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
 
 
-def _write_job(job: tuple[str, int], *, out: Path, seed: int, seconds: float, size: int) -> None:
+def _write_job(job: tuple[str, int], *, out: Path, seed: int, seconds: float, size: int, heads: str) -> None:
   split, index = job
-  write_clip(make_clip(index, seed=seed, split=split, seconds=seconds), out / split, size=size)
+  clip = make_clip(index, seed=seed, split=split, seconds=seconds)
+  solid = parameters.is_solid(clip, heads)
+  write_clip(parameters.before_camera(clip) if solid else clip, out / split, size=size, solid=solid)
 
 
-def write_clip(clip: Clip, folder: Path, *, size: int) -> Path:
-  """Writes `<key>.mp4` and its two sidecar files. The mp4 is written last and appears only when it is complete."""
-  from synclipmae_jax.data.synthtalk.render import render  # local import: reading a corpus must not load jax
+def write_clip(clip: Clip, folder: Path, *, size: int, solid: bool = False) -> Path:
+  """Writes `<key>.mp4` and its two sidecar files. The mp4 is written last and appears only when it is complete.
 
-  tracks = {
-    "face": dict(zip(IDENTITY, clip.face, strict=True)),
-    "scene": dict(zip(SCENE, clip.scene, strict=True)),
-    "mouth": dict(zip(phones.MOUTH, clip.mouth.T, strict=True)),
-    "ambient": dict(zip(AMBIENT, clip.ambient.T, strict=True)),
-  }
-  points = geometry.landmarks(**tracks, size=size)
+  `solid`: with a head in 3D.
+  """
+  frames, points, boxes = (_solid if solid else _drawn)(clip, size)
   _save(
     folder / f"{clip.key}.faces.npz",
-    boxes=geometry.face_boxes(points),
+    boxes=boxes,
     landmarks=points,
     scores=np.ones(clip.frames, np.float32),
     mouth=geometry.MOUTH_LANDMARKS,
@@ -168,8 +171,31 @@ def write_clip(clip: Clip, folder: Path, *, size: int) -> Path:
   )
   path = folder / f"{clip.key}.mp4"
   partial = path.with_suffix(".mp4.part")
-  encode(partial, render(clip, size=size), clip.waveform(), crf=clip.crf)
+  encode(partial, frames, clip.waveform(), crf=clip.crf)
   return partial.replace(path)
+
+
+def _drawn(clip: Clip, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Frames, landmarks and boxes of a flat face."""
+  from synclipmae_jax.data.synthtalk.render import render  # local import: reading a corpus must not load jax
+
+  tracks = {
+    "face": dict(zip(IDENTITY, clip.face, strict=True)),
+    "scene": dict(zip(SCENE, clip.scene, strict=True)),
+    "mouth": dict(zip(phones.MOUTH, clip.mouth.T, strict=True)),
+    "ambient": dict(zip(AMBIENT, clip.ambient.T, strict=True)),
+  }
+  points = geometry.landmarks(**tracks, size=size)
+  return render(clip, size=size), points, geometry.face_boxes(points)
+
+
+def _solid(clip: Clip, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Frames, landmarks and boxes of a head in 3D."""
+  from synclipmae_jax.data.synthtalk.head import Stage, face_boxes  # local import: it loads numba
+
+  stage = Stage(clip, size)
+  points = stage.landmarks()
+  return stage.pictures(), points, face_boxes(points)
 
 
 def _save(path: Path, **arrays) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_RANGES = {
+RANGES = {
   "face_width": (0.72, 0.84), "face_height": (0.96, 1.06), "jaw_taper": (0.14, 0.36), "eye_gap": (0.31, 0.37),
   "eye_size": (0.115, 0.15), "eye_y": (-0.2, -0.1), "brow_height": (0.17, 0.22), "brow_thickness": (0.022, 0.05),
   "nose_length": (0.26, 0.36), "nose_width": (0.08, 0.13), "mouth_y": (0.48, 0.55), "mouth_width": (0.31, 0.37),
@@ -13,7 +13,7 @@ _RANGES = {
   "lip_red": (0.0, 1.0), "teeth": (0.0, 1.0), "glasses": (-2.0, 1.0), "cloth_r": (0.1, 0.8), "cloth_g": (0.1, 0.8),
   "cloth_b": (0.1, 0.8),
 }  # fmt: skip
-IDENTITY = tuple(_RANGES)
+IDENTITY = tuple(RANGES)
 
 # Natural ranges, sRGB: from light to dark skin; black, browns, auburn, blond, grey hair; brown to blue eyes.
 _SKIN = ((255, 222, 198), (240, 199, 165), (216, 164, 124), (172, 116, 78), (124, 80, 54), (84, 54, 38))
@@ -23,7 +23,7 @@ _IRIS = ((62, 38, 22), (104, 70, 36), (92, 112, 62), (88, 122, 150), (70, 110, 1
 
 def draw_identity(rng: np.random.Generator) -> np.ndarray:
   """[IDENTITY]: the parameters of a random person."""
-  return np.array([rng.uniform(low, high) for low, high in _RANGES.values()])
+  return np.array([rng.uniform(low, high) for low, high in RANGES.values()])
 
 
 def colours(face: dict[str, float]) -> dict[str, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Tokens become text with times: `reader`, and its written forms: `subtitles`."""

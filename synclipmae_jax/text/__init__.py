@@ -1,0 +1,1 @@
+"""Transcripts and token ids. Loads no jax: data workers use it."""
