@@ -121,6 +121,7 @@ class VisualSpeechRecognition(Task):
       "face_box": ((frames, 4), jnp.float32),
       "mouth_box": ((frames, 4), jnp.float32),
       "subject": ((), jnp.uint32),
+      "source": ((), jnp.int32),
     }
 
   def count_items(self, batch: Batch) -> int:

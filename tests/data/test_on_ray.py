@@ -179,7 +179,7 @@ def test_killed_on_a_ray_of_its_own_and_started_again(on_ray, raw, expected, tmp
   """The command starts a Ray with two workers, is killed at work, and leaves no process. The next run continues."""
   out, mark = tmp_path / "out", uuid.uuid4().hex
   command = [sys.executable, "-m", "synclipmae_jax.apps.prepare", "--raw", raw, "--out", out, "--faces", "full_frame",
-             "--size", "32", "--engine", "ray", "--workers", "2"]  # fmt: skip
+             "--size", "32", "--sync-model", "none", "--engine", "ray", "--workers", "2"]  # fmt: skip
   environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"MARK_OF_TEST": mark}
   process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   until(lambda: list(out.glob("clips/*/done.json")) or process.poll() is not None)
