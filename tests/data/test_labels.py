@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from footage import clicks, numbered, write_video
 
-from synclipmae_jax.data import corpora, labels, prepare, records
+from synclipmae_jax.data import corpora, engines, labels, prepare, records, storage
 from synclipmae_jax.data.pipeline import eval_clips
 from synclipmae_jax.types import InputError, Segment
 
@@ -102,7 +102,8 @@ def prepared(tmp_path_factory):
   items = [item(folder / "long.mkv", **known), item(folder / "short.mkv")]
   settings = prepare.Settings(size=32, faces="full_frame", min_seconds=0.8, max_seconds=3)
   (folder / "out" / "clips").mkdir(parents=True)
-  prepare._prepare_items(items, settings, folder / "out", workers=1, progress=False)
+  with storage.places(folder, folder / "out", one_process=True) as places, engines.engine("local") as run:
+    prepare._prepare_items(items, settings, places, run=run, progress=False)
   return folder / "out"
 
 
