@@ -37,6 +37,7 @@ from synclipmae_jax.train.host_memory import keep_freed_memory
 from synclipmae_jax.types import FPS
 
 CLIPS, FRAMES, AUDIO_FRAMES, BATCHES = 16, 16, 64, 4  # clips and frames of a batch, batches of a round
+FED = sized("demo", dtype="float32").data.image_size  # pixels of the frames of a training step
 
 
 def make_records(directory: Path, size: int) -> Path:
@@ -84,7 +85,7 @@ def torch_batches(source: records.Records, size: int):
       return len(source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-      return cut(index, source[index])
+      return cut(index, source[index] | {"source": 0})
 
   loader = torch.utils.data.DataLoader(Clips(), batch_size=CLIPS // 2, shuffle=True, drop_last=True)
   while True:
@@ -163,7 +164,7 @@ def main() -> int:
       print("torch is not installed: the DataLoader is skipped", file=sys.stderr)
     in_turn(runs, rounds=1)  # warm up
     times = in_turn(runs, rounds=args.rounds)
-    step = feeding(open_stream(64), rounds=8 * args.rounds) if size >= 64 else None
+    step = feeding(open_stream(FED), rounds=8 * args.rounds) if size >= FED else None
   clips = BATCHES * CLIPS
   rates = {name: clips / float(np.median(each.cpu)) for name, each in times.items()}
   # The ratio of rates is the inverse ratio of times.
