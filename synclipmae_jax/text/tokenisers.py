@@ -7,6 +7,7 @@ sentence. A tokeniser goes through JSON (`to_dict`, `from_dict`) into the metada
 from __future__ import annotations
 
 import base64
+import abc
 import hashlib
 import io
 import json
@@ -24,7 +25,7 @@ UNUSED = ""  # a symbol that no text has
 KINDS = ("characters", "pieces")
 
 
-class Tokeniser:
+class Tokeniser(abc.ABC):
   """Base class. `symbols[i]` is the text of id i + 1, with `SPACE` for a space."""
 
   symbols: Sequence[str]
@@ -70,18 +71,18 @@ class Tokeniser:
       spans[-1][1], within = place + 1, True
     return [(start, stop) for start, stop in spans]
 
+  @abc.abstractmethod
   def to_dict(self) -> dict[str, Any]:
     """JSON of this tokeniser."""
-    raise NotImplementedError
 
   @property
   def digest(self) -> str:
     """Equal for tokenisers that give every text the same ids."""
     return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
+  @abc.abstractmethod
   def _ids(self, plain: str) -> list[tuple[str, int | None]]:
     """(symbol, id or None) of a normalised text."""
-    raise NotImplementedError
 
 
 class Characters(Tokeniser):
