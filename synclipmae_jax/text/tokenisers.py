@@ -6,8 +6,8 @@ sentence. A tokeniser goes through JSON (`to_dict`, `from_dict`) into the metada
 
 from __future__ import annotations
 
-import base64
 import abc
+import base64
 import hashlib
 import io
 import json
