@@ -16,7 +16,7 @@ TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
 help:
 	@echo "make demo       install, then run the main job on the embedded default (at most 15 minutes on two cores)"
-	@echo "make checkpoint GRID=DIR  how the embedded checkpoint is made, from SynthTalk and the GRID corpus (about 90 minutes)"
+	@echo "make checkpoint GRID=DIR  how the embedded checkpoint is made, from SynthTalk, flat and in 3D, and the GRID corpus (about 2 hours)"
 	@echo "make test       install, then the tests (at most 10 minutes); make test-slow: the slow ones too"
 	@echo "make test-parity  install torch, transformers and diffusers too, then compare with them (full sizes: some minutes)"
 	@echo "make test-tpu   install the TPU compiler, in an environment of its own, and compile the paper's step for a pod (minutes)"
@@ -31,8 +31,12 @@ demo: venv
 checkpoint: venv
 	@test -n "$(GRID)" || { echo "say where the GRID corpus lies: make checkpoint GRID=DIR" >&2; exit 2; }
 	$(BIN)/synclipmae prepare --corpus grid --raw $(GRID) --out runs/grid --size 96 --sync-model none
+	$(BIN)/python -m synclipmae_jax.data.synthtalk --out runs/heads_raw --heads 3d --train 500 --val 8 --test 40 --seconds 5 \
+	  --size 160 --seed 11
+	$(BIN)/synclipmae prepare --corpus synthtalk --raw runs/heads_raw --out runs/heads --size 96 --faces precomputed \
+	  --sync-model none
 	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:embedded --workdir=runs/embedded \
-	  --config.data.sources="(('runs/grid', 0.7),)"
+	  --config.data.sources="(('runs/heads', 1.0), ('runs/grid', 0.7))"
 	rm -rf runs/calibrated
 	$(BIN)/synclipmae calibrate runs/embedded --out runs/calibrated --records runs/grid:val --synthtalk
 	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers."
