@@ -36,7 +36,7 @@ checkpoint: venv
 	$(BIN)/synclipmae prepare --corpus synthtalk --raw runs/heads_raw --out runs/heads --size 96 --faces precomputed \
 	  --sync-model none
 	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:embedded --workdir=runs/embedded \
-	  --config.data.sources="(('runs/heads', 1.0), ('runs/grid', 0.7))"
+	  --config.data.sources="(('runs/heads', 1.0), ('runs/grid', 1.0))"
 	rm -rf runs/calibrated
 	$(BIN)/synclipmae calibrate runs/embedded --out runs/calibrated --records runs/grid:val --synthtalk
 	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers."

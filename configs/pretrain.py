@@ -114,6 +114,7 @@ def _paper() -> ConfigDict:
         frame=0.0,  # ours: contrast of ambient tokens between the frames of a pair; the paper has none
         # ours: pose, lids and brows, as the tracker sees them, read from the ambient token; the paper has none
         head=0.0,
+        lips=0.0,  # ours: what lips and jaw do, as the tracker sees them, read from the vocal token; the paper has none
         spread=0.0,  # ours, from VICReg: against constant tokens; the paper has none
       ),
       token_temperature=0.1,  # of these two contrasts
@@ -267,9 +268,9 @@ def _embedded() -> ConfigDict:
       box_jitter=0.1,
     )
   )
-  config.loss.weights.update(dict(frame=0.2, head=0.5))
+  config.loss.weights.update(dict(frame=0.2, head=0.5, lips=0.5))
   config.optimizer.update(dict(peak_lr=6e-3, warmup_steps=100))
-  config.train.update(dict(steps=4_000, eval_every=4_000, checkpoint_every=200, pictures_every=1_000))
+  config.train.update(dict(steps=3_200, eval_every=3_200, checkpoint_every=200, pictures_every=800))
   return config
 
 

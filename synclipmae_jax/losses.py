@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -270,26 +271,50 @@ def head_motion(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Squared error of what the ambient token says of the pose, the lids and the brows; and its R². Not in the paper.
 
+  Reconstruction alone teaches pose in tens of thousands of steps; this term in hundreds. See `_read`.
+  """
+  return _read(ambient, keypoints, _pose, still=3)
+
+
+def lip_motion(
+  vocal: Float[Array, "b t d"], keypoints: Float[Array, "b t p 2"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Squared error of what the vocal token says of lips and jaw; and its R². Not in the paper.
+
+  The contrast with sound alone teaches the mouths of people that are many and alike; this term, of every frame what the
+  lips do, teaches it for each person and view. See `_read`.
+  """
+  return _read(vocal, keypoints, _lips, still=0)
+
+
+def _read(
+  token: Float[Array, "b t d"],
+  keypoints: Float[Array, "b t p 2"],
+  measures: Callable[[Float[Array, "b t p 2"]], Float[Array, "b t k"]],
+  *,
+  still: int,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Squared error and R² of `measures` of the keypoints, read from the token through a fixed orthonormal matrix.
+
   `keypoints` are those of `types.KEYPOINTS`, found by the tracker; frames where they are unknown (-1) do not count. The
-  token is read through a fixed orthonormal matrix, so that the term has no parameters. Reconstruction alone teaches
-  pose in tens of thousands of steps; this term in hundreds. The targets have zero mean and unit variance over the
-  (micro-)batch.
+  matrix has no parameters. The targets have zero mean and unit variance over the (micro-)batch; all behind the first
+  `still` are less their mean over the two clips of a person, for how wide open an eye is, or where a brow lies, is the
+  person's: what counts is the change.
   """
   known = (keypoints > -0.5).all(axis=(-1, -2))  # those that are known lie in the picture or near it
-  target = _pose(jnp.where(known[..., None, None], keypoints, jnp.asarray(_UPRIGHT)))
-  lids = target[..., _STILL:]
-  pairs = rearrange(lids, "(r w) t k -> r (w t) k", w=2)
+  target = measures(jnp.where(known[..., None, None], keypoints, jnp.asarray(_UPRIGHT)))
+  moving = target[..., still:]
+  pairs = rearrange(moving, "(r w) t k -> r (w t) k", w=2)
   seen = rearrange(known, "(r w) t -> r (w t) 1", w=2).astype(jnp.float32)
   usual = (pairs * seen).sum(axis=1, keepdims=True) / jnp.maximum(seen.sum(axis=1, keepdims=True), 1)
-  # How wide open an eye is, and where a brow lies, is the person's: what counts is the change.
-  target = jnp.concatenate([target[..., :_STILL], rearrange(pairs - usual, "r (w t) k -> (r w) t k", w=2)], axis=-1)
+  target = jnp.concatenate([target[..., :still], rearrange(pairs - usual, "r (w t) k -> (r w) t k", w=2)], axis=-1)
   weight = known[..., None].astype(jnp.float32)
   count = jnp.maximum(weight.sum(), 1)
   mean = (target * weight).sum(axis=(0, 1)) / count
   deviation = jnp.sqrt((jnp.square(target - mean) * weight).sum(axis=(0, 1)) / count + 1e-8)
   target = jnp.clip((target - mean) / deviation, -4, 4)
-  directions = np.linalg.qr(np.random.default_rng(0).normal(size=(ambient.shape[-1], target.shape[-1])))[0]
-  said = ambient.astype(jnp.float32) @ jnp.asarray(directions, jnp.float32)
+  directions = np.linalg.qr(np.random.default_rng(0).normal(size=(token.shape[-1], target.shape[-1])))[0]
+  said = token.astype(jnp.float32) @ jnp.asarray(directions, jnp.float32)
   error = (jnp.square(said - target) * weight).sum() / (count * target.shape[-1])
   return error, 1 - error
 
@@ -297,28 +322,48 @@ def head_motion(
 # Any face, in the place of an unknown one, so that gradients stay finite.
 _UPRIGHT = np.array([
   (0.2, 0.45), (0.8, 0.45), (0.3, 0.4), (0.44, 0.4), (0.37, 0.38), (0.37, 0.42), (0.7, 0.4), (0.56, 0.4), (0.63, 0.38),
-  (0.63, 0.42), (0.37, 0.3), (0.63, 0.3),
+  (0.63, 0.42), (0.37, 0.3), (0.63, 0.3), (0.4, 0.7), (0.6, 0.7), (0.5, 0.67), (0.5, 0.69), (0.5, 0.71), (0.5, 0.73),
+  (0.5, 0.85),
 ], np.float32)  # fmt: skip
-_STILL = 3  # the first numbers of `_pose` are those of the pose
 
 
 def _pose(points: Float[Array, "b t p 2"]) -> Float[Array, "b t k"]:
-  """Roll, temples right of the eyes (yaw) and below them (pitch); gaps of the lids, heights of the brows.
+  """Roll, temples right of the eyes (yaw) and below them (pitch); gaps of the lids, heights of the brows."""
+  at, measure = _between_eyes(points)
+  line, temples = at["right"] - at["left"], (at["left_temple"] + at["right_temple"]) / 2
+  return jnp.stack([
+    jnp.arctan2(line[..., 1], jnp.maximum(line[..., 0], 1e-3)),
+    measure(temples - at["middle"])[0],
+    measure(temples - at["middle"])[1],
+    *(measure(at[f"{side}_lid_lower"] - at[f"{side}_lid_upper"])[1] for side in ("left", "right")),
+    measure(at["left"] - at["left_brow"])[1],
+    measure(at["right"] - at["right_brow"])[1],
+  ], axis=-1)  # fmt: skip
 
-  Lengths are in units of the distance between the eyes, along and across the line through them.
+
+def _lips(points: Float[Array, "b t p 2"]) -> Float[Array, "b t k"]:
+  """Width of the mouth, gap of the lips, height over both, how far the upper lip and the chin lie below the eyes."""
+  at, measure = _between_eyes(points)
+  return jnp.stack([
+    measure(at["right_mouth_corner"] - at["left_mouth_corner"])[0],
+    measure(at["lower_lip_inner"] - at["upper_lip_inner"])[1],
+    measure(at["lower_lip"] - at["upper_lip"])[1],
+    measure(at["upper_lip"] - at["middle"])[1],
+    measure(at["chin"] - at["middle"])[1],
+  ], axis=-1)  # fmt: skip
+
+
+def _between_eyes(points: Float[Array, "b t p 2"]) -> tuple[dict[str, Array], Callable[[Array], tuple[Array, Array]]]:
+  """Points by name, with the middles of the eyes; and what measures a vector along and across the line between these.
+
+  Lengths are in units of the distance between the eyes.
   """
   at = {name: points[..., k, :] for k, name in enumerate(KEYPOINTS)}
-  left, right = ((at[f"{side}_outer"] + at[f"{side}_inner"]) / 2 for side in ("left", "right"))
-  line, middle, temples = right - left, (left + right) / 2, (at["left_temple"] + at["right_temple"]) / 2
+  for side in ("left", "right"):
+    at[side] = (at[f"{side}_outer"] + at[f"{side}_inner"]) / 2
+  at["middle"] = (at["left"] + at["right"]) / 2
+  line = at["right"] - at["left"]
   distance = jnp.sqrt(jnp.square(line).sum(axis=-1, keepdims=True) + 1e-6)
   along = line / distance
   across = jnp.stack([-along[..., 1], along[..., 0]], axis=-1)
-  measure = lambda vector, axis: (vector * axis).sum(axis=-1) / distance[..., 0]
-  return jnp.stack([
-    jnp.arctan2(line[..., 1], jnp.maximum(line[..., 0], 1e-3)),
-    measure(temples - middle, along),
-    measure(temples - middle, across),
-    *(measure(at[f"{side}_lid_lower"] - at[f"{side}_lid_upper"], across) for side in ("left", "right")),
-    measure(left - at["left_brow"], across),
-    measure(right - at["right_brow"], across),
-  ], axis=-1)  # fmt: skip
+  return at, lambda vector: tuple((vector * axis).sum(axis=-1) / distance[..., 0] for axis in (along, across))

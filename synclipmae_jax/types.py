@@ -40,7 +40,8 @@ Batch = Mapping[str, Any]
 # Points of a face, left and right as in the picture, of the optional `keypoints` of a batch (data/faces/keypoints.py).
 KEYPOINTS = (
   "left_temple", "right_temple", "left_outer", "left_inner", "left_lid_upper", "left_lid_lower", "right_outer",
-  "right_inner", "right_lid_upper", "right_lid_lower", "left_brow", "right_brow",
+  "right_inner", "right_lid_upper", "right_lid_lower", "left_brow", "right_brow", "left_mouth_corner",
+  "right_mouth_corner", "upper_lip", "upper_lip_inner", "lower_lip_inner", "lower_lip", "chin",
 )  # fmt: skip
 
 

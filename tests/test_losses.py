@@ -255,15 +255,28 @@ def test_the_pose_is_roll_and_lengths_in_the_units_of_the_face():
   np.testing.assert_array_equal(np.delete(shut, 3), np.delete(before, 3))
 
 
-def test_head_motion_is_learned_from_the_token():
+def test_the_lips_are_lengths_in_the_units_of_the_face():
+  face = faces(1)[0]
+  before = np.asarray(losses._lips(jnp.asarray(face[None, None])))[0, 0]
+  after = np.asarray(losses._lips(jnp.float32(turned(face, 0.3, 0.7, 0.1))[None, None]))[0, 0]
+  np.testing.assert_allclose(after, before, atol=1e-4)
+  shut = face.copy()
+  shut[KEYPOINTS.index("lower_lip_inner")] = shut[KEYPOINTS.index("upper_lip_inner")]
+  closed = np.asarray(losses._lips(jnp.asarray(shut[None, None])))[0, 0]
+  assert abs(closed[1]) < 1e-5 < before[1]
+  np.testing.assert_array_equal(np.delete(closed, 1), np.delete(before, 1))
+
+
+@pytest.mark.parametrize("term", [losses.head_motion, losses.lip_motion])
+def test_motion_of_head_and_lips_is_learned_from_the_token(term):
   keypoints = jnp.asarray(np.stack([faces(6, seed) for seed in range(4)]))
   tokens = jnp.zeros((4, 6, 16))
-  error, explained = losses.head_motion(tokens, keypoints)
+  error, explained = term(tokens, keypoints)
   np.testing.assert_allclose(error, 1, atol=0.35)  # a token that says nothing; some of the targets do not vary
-  step = jax.jit(lambda x: x - 20 * jax.grad(lambda y: losses.head_motion(y, keypoints)[0])(x))
+  step = jax.jit(lambda x: x - 20 * jax.grad(lambda y: term(y, keypoints)[0])(x))
   for _ in range(300):
     tokens = step(tokens)
-  error, explained = losses.head_motion(tokens, keypoints)
+  error, explained = term(tokens, keypoints)
   assert error < 1e-3 and explained > 0.999
 
 

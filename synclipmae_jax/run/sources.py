@@ -48,7 +48,7 @@ class Clips:
       sampler=WindowPair(config.data.clip_frames, across=config.data.get("across_clips", 0.0)),
       audio_context_frames=config.data.audio_frames,
       image_size=config.data.image_size,
-      targets=keypoints if config.loss.get("weights", {}).get("head") else None,
+      targets=keypoints if any(config.loss.get("weights", {}).get(name) for name in ("head", "lips")) else None,
       start_step=step,
       workers=config.data.workers,
       host_index=host_index,

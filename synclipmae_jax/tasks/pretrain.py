@@ -69,7 +69,7 @@ class Pretrain(ContrastiveTask):
     self.motion_weight, self.structure_weight = motion_weight, structure_weight
     self.normalised_covariance, self.token_temperature = normalised_covariance, token_temperature
     self.spread, self.sources = spread, sources
-    self.keypoints = bool(self.weights["head"])
+    self.keypoints = bool(self.weights["head"] or self.weights["lips"])
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
     trainable, frozen = self.model.init(key)
@@ -137,6 +137,8 @@ class Pretrain(ContrastiveTask):
       )
     if self.weights["head"]:
       terms["head"], metrics["head_r2"] = losses.head_motion(outputs.ambient, outputs.keypoints)
+    if self.weights["lips"]:
+      terms["lips"], metrics["lips_r2"] = losses.lip_motion(outputs.vocal, outputs.keypoints)
     if self.weights["spread"]:
       tokens = (outputs.identity, outputs.vocal, outputs.ambient)
       terms["spread"] = sum(losses.missing_spread(x, spread=self.spread) for x in tokens)

@@ -1,6 +1,6 @@
-"""The points of a face that move with the head, the lids and the brows, from the landmarks of a record.
+"""The points of a face that move with the head, the lids, the brows, the lips and the jaw, from a record's landmarks.
 
-They are the target of `losses.head_motion`. Jaw and mouth, which move with speech, are not among them.
+They are the targets of `losses.head_motion` and `losses.lip_motion`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,16 @@ from synclipmae_jax.data.faces.mediapipe import MediaPipe
 from synclipmae_jax.data.synthtalk.geometry import LANDMARKS
 from synclipmae_jax.types import KEYPOINTS
 
+_MOUTH_OF_SYNTHTALK = {
+  "upper_lip": "upper_outer_1", "upper_lip_inner": "upper_inner_1", "lower_lip_inner": "lower_inner_1",
+  "lower_lip": "lower_outer_1", "chin": "contour_4",
+  "left_mouth_corner": "mouth_left", "right_mouth_corner": "mouth_right",
+}  # fmt: skip
+
 
 def _of_synthtalk(name: str) -> tuple[str, ...]:
+  if name in _MOUTH_OF_SYNTHTALK:
+    return (_MOUTH_OF_SYNTHTALK[name],)
   side = "left" if name.startswith("left") else "right"
   match name.removeprefix(f"{side}_"):
     case "temple":
@@ -37,6 +45,7 @@ _INDICES: Mapping[str, tuple[tuple[int, ...], ...]] = {
   # iBUG 300-W
   MediaPipe.schema: (
     (0,), (16,), (36,), (39,), (37, 38), (40, 41), (45,), (42,), (43, 44), (46, 47), (19,), (24,),
+    (48,), (54,), (51,), (62,), (66,), (57,), (8,),
   ),
 }  # fmt: skip
 

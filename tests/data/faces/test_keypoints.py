@@ -37,7 +37,9 @@ def test_points_of_a_rendered_face_lie_as_their_names_say(synthtalk_face):
   for left in [name for name in KEYPOINTS if name.startswith("left")]:
     assert at[left][0] < at[left.replace("left", "right")][0]
   for side in ("left", "right"):
-    assert at[f"{side}_brow"][1] < at[f"{side}_lid_upper"][1] < at[f"{side}_lid_lower"][1]
+    assert at[f"{side}_brow"][1] < at[f"{side}_lid_upper"][1] < at[f"{side}_lid_lower"][1] < at["upper_lip"][1]
+  downwards = [at[name][1] for name in ("upper_lip", "upper_lip_inner", "lower_lip_inner", "lower_lip", "chin")]
+  assert downwards == sorted(downwards)
 
 
 @pytest.fixture
