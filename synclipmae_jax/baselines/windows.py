@@ -48,10 +48,35 @@ def face_pictures(
   high = side * np.clip([y1 + below * height, x1], 0, 1)
   high = np.minimum(np.maximum(high, low + 1), side)
   low = np.minimum(low, high - 1)
+  return _region(clip.frames, low, high, size=size, method=method, antialias=antialias, chunk=chunk)
+
+
+def square_pictures(
+  frames: np.ndarray, face_box: np.ndarray | None, *, size: int, margins: tuple[float, float] | None = None
+) -> np.ndarray:
+  """uint8 [T, size, size, 3]: the whole pictures or, with `margins`, the square around the face, of all frames alike.
+
+  `margins` extend the median face box above and below by so many of its heights. The square has its centre and the
+  longer of its sides, and is black beyond the picture.
+  """
+  side = frames.shape[1]
+  if margins is None and side == size:
+    return frames
+  low, high = np.zeros(2), np.full(2, float(side))
+  if margins is not None and face_box is not None:
+    x0, y0, x1, y1 = side * np.median(face_box, axis=0).astype(float)
+    y0, y1 = y0 - margins[0] * (y1 - y0), y1 + margins[1] * (y1 - y0)
+    centre, half = np.array([y0 + y1, x0 + x1]) / 2, max(y1 - y0, x1 - x0, 2.0) / 2
+    low, high = centre - half, centre + half
+  found = _region(frames, low, high, size=size, method="linear", antialias=True, chunk=64)
+  return found.astype(np.uint8)
+
+
+def _region(frames: np.ndarray, low: np.ndarray, high: np.ndarray, *, chunk: int, size: int, **how) -> np.ndarray:
+  """The region from `low` to `high` (row, column, in pixels) of all frames, resampled to a square."""
   scale = size / (high - low)
-  run = functools.partial(_resample, size=size, method=method, antialias=antialias)
-  resampled = lambda frames: run(frames, jnp.float32(scale), jnp.float32(-low * scale))
-  return in_chunks(resampled, clip.frames, chunk=chunk)
+  run = functools.partial(_resample, size=size, **how)
+  return in_chunks(lambda frames: run(frames, jnp.float32(scale), jnp.float32(-low * scale)), frames, chunk=chunk)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "method", "antialias"))

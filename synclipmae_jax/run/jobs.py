@@ -35,6 +35,10 @@ JOBS: dict[str, TrainingJob | MeasuringJob] = {
     evaluation="synclipmae_jax.evaluation.syncnet:build",
     next_commands="synclipmae_jax.run.next_commands:after_syncnet",
   ),
+  "videomae": TrainingJob(
+    task="synclipmae_jax.tasks.videomae:from_config",
+    evaluation="synclipmae_jax.evaluation.videomae:build",
+  ),
   "vsr": TrainingJob(
     task="synclipmae_jax.tasks.vsr:from_config",
     evaluation="synclipmae_jax.evaluation.vsr:build",

@@ -63,23 +63,36 @@ class ContrastiveTask(Task):
 
   def abstract_batches(self, batch_size: int) -> list[Batch]:
     """One batch, a `types.ClipBatch`, because all clips have the same length."""
-    shape: dict[str, Any] = {
-      "frames": ((self.clip_frames, self.frame_size, self.frame_size, 3), jnp.uint8),
-      "waveform": ((audio_context_samples(self.audio_frames),), jnp.float32),
-      "face_box": ((self.clip_frames, 4), jnp.float32),
-      "mouth_box": ((self.clip_frames, 4), jnp.float32),
-      "subject": ((), jnp.uint32),
-      "source": ((), jnp.int32),
-      "index": ((), jnp.uint32),
-    }
-    if self.keypoints:
-      shape["keypoints"] = ((self.clip_frames, len(KEYPOINTS), 2), jnp.float32)
-    return [{name: jax.ShapeDtypeStruct((batch_size, *dims), dtype) for name, (dims, dtype) in shape.items()}]
+    return abstract_clips(
+      batch_size,
+      clip_frames=self.clip_frames,
+      audio_frames=self.audio_frames,
+      frame_size=self.frame_size,
+      keypoints=self.keypoints,
+    )
 
   def count_items(self, batch: Batch) -> int:
     """Number of frames."""
     clips, frames = batch["frames"].shape[:2]
     return clips * frames
+
+
+def abstract_clips(
+  batch_size: int, *, clip_frames: int, audio_frames: int, frame_size: int, keypoints: bool = False
+) -> list[Batch]:
+  """Shapes and dtypes of a `types.ClipBatch`; `keypoints`: whether it carries the points of the face."""
+  shape: dict[str, Any] = {
+    "frames": ((clip_frames, frame_size, frame_size, 3), jnp.uint8),
+    "waveform": ((audio_context_samples(audio_frames),), jnp.float32),
+    "face_box": ((clip_frames, 4), jnp.float32),
+    "mouth_box": ((clip_frames, 4), jnp.float32),
+    "subject": ((), jnp.uint32),
+    "source": ((), jnp.int32),
+    "index": ((), jnp.uint32),
+  }
+  if keypoints:
+    shape["keypoints"] = ((clip_frames, len(KEYPOINTS), 2), jnp.float32)
+  return [{name: jax.ShapeDtypeStruct((batch_size, *dims), dtype) for name, (dims, dtype) in shape.items()}]
 
 
 def negatives_of(config: Mapping[str, Any]) -> int:
