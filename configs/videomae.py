@@ -17,11 +17,17 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config(arg: str = "demo") -> ConfigDict:
-  presets = {"base": _base, "demo": _demo, "tiny": _tiny}
-  named = presets | {f"marlin_{name}": lambda make=make: _marlin(make()) for name, make in presets.items()}
-  if arg not in named:
-    raise ValueError(f"unknown preset {arg!r} of configs/videomae.py: one of {', '.join(named)}")
-  return named[arg]().lock()
+  presets = {
+    "base": _base,
+    "demo": _demo,
+    "tiny": _tiny,
+    "marlin_base": _marlin_base,
+    "marlin_demo": _marlin_demo,
+    "marlin_tiny": lambda: _marlin(_tiny()),
+  }
+  if arg not in presets:
+    raise ValueError(f"unknown preset {arg!r} of configs/videomae.py: one of {', '.join(presets)}")
+  return presets[arg]().lock()
 
 
 def _base() -> ConfigDict:
@@ -148,9 +154,18 @@ def _marlin(config: ConfigDict) -> ConfigDict:
   config.model.encoder.update(dict(epsilon=1e-5, normalise=False))
   config.model.decoder.epsilon = 1e-5
   config.loss.update(dict(normalised_target=False, adversarial=0.01))
-  if config.model.stride > 1:
-    config.model.stride, config.data.clip_frames, config.data.audio_frames = 2, 32, 32
-    config.optimizer.weight_decay = 0.0
-  if config.train.steps == 990:  # of equal cost
-    config.train.steps, config.train.eval_every = 500, 250
+  return config
+
+
+def _marlin_base() -> ConfigDict:
+  config = _marlin(_base())
+  config.model.stride, config.data.clip_frames, config.data.audio_frames = 2, 32, 32
+  config.optimizer.weight_decay = 0.0
+  return config
+
+
+def _marlin_demo() -> ConfigDict:
+  """As many steps as cost what those of `demo` cost."""
+  config = _marlin(_demo())
+  config.train.update(dict(steps=500, eval_every=250))
   return config

@@ -52,9 +52,7 @@ def fasking_order(
   return jax.vmap(order)(keys, region)
 
 
-def regions(
-  face_box: Float[Array, "b t 4"], mouth_box: Float[Array, "b t 4"], *, grid: int
-) -> Int[Array, "b n"]:
+def regions(face_box: Float[Array, "b t 4"], mouth_box: Float[Array, "b t 4"], *, grid: int) -> Int[Array, "b n"]:
   """The region of every tube: BACKGROUND, SKIN, 2, 3, ... for PARTS, and the mouth last.
 
   A tube belongs to a region of which it holds at least half, over the clip; to the last of several.

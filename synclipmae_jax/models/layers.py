@@ -112,9 +112,7 @@ def attend(
 class EncoderBlock(nnx.Module):
   """Pre-LN transformer block."""
 
-  def __init__(
-    self, width: int, heads: int, mlp_width: int, *, epsilon: float = 1e-6, compute_dtype, rngs: nnx.Rngs
-  ):
+  def __init__(self, width: int, heads: int, mlp_width: int, *, epsilon: float = 1e-6, compute_dtype, rngs: nnx.Rngs):
     self.norm_attention = LayerNorm(width, epsilon=epsilon, compute_dtype=compute_dtype, rngs=rngs)
     self.attention = SelfAttention(width, heads, compute_dtype=compute_dtype, rngs=rngs)
     self.norm_mlp = LayerNorm(width, epsilon=epsilon, compute_dtype=compute_dtype, rngs=rngs)

@@ -50,7 +50,7 @@ class VideoMAETask(Task):
 
   name = "videomae"
   item = "frames"
-  examples_per_record = 2
+  group = examples_per_record = 2  # the windows of a record
   best_metric: str | None = "videomae/explained"
   rules: Rules = RULES
 

@@ -20,9 +20,7 @@ VIDEOMAE = dict(patch=8, epsilon=1e-6, position_table=False)
 
 def sizes_of(name, image_size, *, decoder):
   shared = MARLIN if name == "marlin" else VIDEOMAE
-  sizes = {
-    "encoder": shared | BLOCKS | dict(image_size=image_size, frames=16, width=128, normalise=name == "videomae")
-  }
+  sizes = {"encoder": shared | BLOCKS | dict(image_size=image_size, frames=16, width=128, normalise=name == "videomae")}
   if decoder:
     tubes = 8 * (image_size // 8) ** 2
     sizes["decoder"] = shared | BLOCKS | dict(tubes=tubes, token_width=128, width=64, heads=1, mlp_width=128)

@@ -72,6 +72,12 @@ def ours(done, items, pictures, indices, masked):
   return run(items)
 
 
+def feature(done, items, frames):
+  """The feature of a clip of bytes."""
+  module = load(done.donor).modules(**done.sizes)["video_encoder"]
+  return jax.jit(lambda params, frames: module.bind(params).features(frames))(items["video_encoder"], frames)[:, 0]
+
+
 def original(tensors):
   """Names of VideoMAE in the memory of transformers -> names of MCG-NJU/VideoMAE, with one tensor for q, k and v."""
   renamed = named(
@@ -130,8 +136,7 @@ def test_fine_tuned_as_transformers_has_it(tmp_path):
   items, done, _ = converted("videomae", tmp_path / "saved")
   assert done.naming == "Hugging Face, fine-tuned" and set(done.dropped) == {"classifier.weight", "classifier.bias"}
   pictures = np.random.RandomState(0).randint(0, 256, (1, 16, 224, 224, 3), np.uint8)
-  module = load("videomae").modules(**done.sizes)["video_encoder"]
-  found = module.bind(items["video_encoder"]).features(jnp.asarray(pictures))[:, 0]
+  found = feature(done, items, pictures)
   model.fc_norm.eps = 1e-6
   expected = model.fc_norm(model.videomae(imagenet(pictures / np.float32(255))).last_hidden_state.mean(1))
   assert relative_error(found, expected) < TOLERANCE
@@ -227,8 +232,7 @@ def test_marlin(tmp_path):
   assert relative_error(pixels, channel_last) < TOLERANCE
 
   bytes_ = np.random.RandomState(0).randint(0, 256, (1, 16, 32, 32, 3), np.uint8)
-  module = load("marlin").modules(**done.sizes)["video_encoder"]
-  found = module.bind(items["video_encoder"]).features(jnp.asarray(bytes_))[:, 0]
+  found = feature(done, items, bytes_)
   expected = model.feature(torch.from_numpy(bytes_.transpose(0, 4, 1, 2, 3) / np.float32(255)))
   assert relative_error(found, expected) < TOLERANCE
 

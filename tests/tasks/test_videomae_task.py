@@ -119,7 +119,9 @@ def test_the_share_that_is_explained():
   target = jnp.asarray(draw, jnp.float32)
   share = lambda predicted: [1 - e / d for e, d in zip(*explained(Restored(predicted, target, None)), strict=True)]
   assert share(target) == [1, 1]
-  np.testing.assert_allclose(share(jnp.broadcast_to(target.mean(axis=(1, 2), keepdims=True), target.shape)), 0, atol=1e-6)
+  np.testing.assert_allclose(
+    share(jnp.broadcast_to(target.mean(axis=(1, 2), keepdims=True), target.shape)), 0, atol=1e-6
+  )
 
 
 def test_the_critic_learns_from_its_own_loss_alone():
