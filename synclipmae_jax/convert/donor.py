@@ -15,8 +15,8 @@ from synclipmae_jax.sharding import tree_paths
 from synclipmae_jax.types import InputError
 
 NAMES = (
-  "sapiens", "wav2vec2", "vit_mae", "wan_vace", "wan_vae", "syncnet", "stable_syncnet", "vocalist", "auto_avsr", "videomae",
-  "marlin",
+  "sapiens", "wav2vec2", "vit_mae", "wan_vace", "wan_vae", "syncnet", "stable_syncnet", "vocalist", "auto_avsr",
+  "videomae", "marlin",
 )  # fmt: skip
 _SHOWN = 6  # keys of each side of a difference
 

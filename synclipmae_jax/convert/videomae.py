@@ -146,7 +146,10 @@ DONOR = Donor(
   origin="checkpoint.pth of MCG-NJU/VideoMAE (pretrained or fine-tuned); pytorch_model.bin or model.safetensors of "
   "MCG-NJU/videomae-base and its sisters",
   namings=(
-    Naming("original", (*_encoder(*_ORIGINAL_ENCODER, "encoder.norm", ORIGINAL), *_decoder("decoder.blocks.{i}", ORIGINAL))),
+    Naming(
+      "original",
+      (*_encoder(*_ORIGINAL_ENCODER, "encoder.norm", ORIGINAL), *_decoder("decoder.blocks.{i}", ORIGINAL)),
+    ),
     Naming("original, encoder only", _encoder(*_ORIGINAL_ENCODER, "encoder.norm", ORIGINAL)),
     Naming(
       "original, fine-tuned", _encoder(*_ORIGINAL_ENCODER, "encoder.fc_norm", ORIGINAL), _FINE_TUNED, (r"head\..*",)
@@ -166,4 +169,4 @@ DONOR = Donor(
   ),
   sizes=lambda leaves: video_sizes(leaves, epsilon=1e-6, normalise=True),
   modules=video_modules,
-)  # fmt: skip
+)

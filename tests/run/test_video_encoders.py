@@ -1,4 +1,4 @@
-"""A run of configs/videomae.py from its configuration to the features of its encoder, and those of a converted donor."""
+"""A run of configs/videomae.py from its configuration to the features of its encoder; those of a converted donor."""
 
 import importlib.util
 import json
