@@ -41,7 +41,8 @@ class Restored(NamedTuple):
 
 
 class VideoMAETask(Task):
-  """The pretraining of a video encoder (`types.Task`). The trainable items are `video_encoder` and `video_decoder`.
+  """The pretraining of a video encoder (`types.Task`). The trainable items are `video_encoder`, `video_decoder`
+  and, with an adversarial term, `critic`.
 
   `encoder` and `decoder` are keyword arguments of those modules. A clip of the batch has `encoder.frames` * `stride`
   frames, of which every `stride`-th is seen. `target_floor` is added to the deviation by which a target is divided.
