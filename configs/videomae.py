@@ -7,8 +7,8 @@ Presets: `base` (the released sizes, on a pod), `demo` (default; encoder, data a
 `tiny` (for tests, runs in seconds), and each as MARLIN: `marlin_base`, `marlin_demo`, `marlin_tiny`.
 
 A step of `demo` costs 30.1 GFLOP and one of `marlin_demo` 59.3, of which its critic takes half; a step of
-`pretrain.py:demo` costs 42.5: 990 and 500 steps cost as much as its 700. 5,430 and 2,750 steps cost as much as the
-2,800 of `pretrain.py:embedded` (58.3 a step).
+`pretrain.py:demo` costs 42.5: 990 and 500 steps cost as much as its 700. Beside `pretrain.py:embedded`, whose patches
+are of 12 pixels (3,200 steps of 27.9), `--config.model.encoder.patch=12` makes steps of 11.0 and 40.0: 8,150 and 2,230.
 
 The comment after a value gives its source: `VideoMAE`, `MARLIN` or `ours`.
 """
