@@ -19,7 +19,7 @@ CLIPS = 8  # restored at once
 
 
 def build(context: RunContext) -> Evaluation:
-  """The share of the masked pixels' variance that is restored; `context.data` is a `types.ClipData`."""
+  """R² of the masked pixels, of the target's kind; `context.data` is a `types.ClipData`."""
   evaluator = RestorationEvaluator(context)
   return Evaluation(evaluators=[evaluator], conclude=lambda: evaluator.text)
 
@@ -48,8 +48,9 @@ class RestorationEvaluator:
       entry = {"step": step, "split": held_out.split, "remark": held_out.remark, "clips": int(clips), **found}
       write_entries(self._context.workdir, {self.name: entry})
     caveat = f"\nCaveat: {held_out.remark}." if held_out.remark else ""
-    share = f"{100 * found['explained']:.1f} % of the variance of the masked pixels"
-    self.text = f"{share} of {int(clips)} clips of the split {held_out.split} are restored.{caveat}"
+    self.text = (
+      f"Masked pixels of {int(clips)} clips of the split {held_out.split}: R² {found['explained']:.3f}.{caveat}"
+    )
     return found
 
   def _sums(self, params: Params, held_out: HeldOut) -> np.ndarray:

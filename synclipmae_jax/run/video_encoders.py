@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from synclipmae_jax import checkpoints
@@ -21,7 +21,7 @@ _AS_RELEASED: Mapping[str, dict[str, Any]] = {
 }
 
 
-def load_video_encoder(directory: str | os.PathLike, *, pool: str = "clip") -> VideoFeatures:
+def load_video_encoder(directory: str | Path, *, pool: str = "clip") -> VideoFeatures:
   """The encoder of a converted donor, or of a run of configs/videomae.py (a workdir or a step).
 
   A run's encoder sees whole record frames at the stride of its training. Raises InputError for another checkpoint.
@@ -32,7 +32,7 @@ def load_video_encoder(directory: str | os.PathLike, *, pool: str = "clip") -> V
   return VideoFeatures(module, checkpoints.load_item(directory, ITEM), pool=pool, **options)
 
 
-def _described(meta: Mapping[str, Any], directory: str | os.PathLike) -> tuple[Functional, dict[str, Any]]:
+def _described(meta: Mapping[str, Any], directory: str | Path) -> tuple[Functional, dict[str, Any]]:
   try:
     if "conversion" in meta:
       said = meta["conversion"]

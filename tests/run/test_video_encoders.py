@@ -25,7 +25,7 @@ def test_a_run_and_its_features(tmp_path, capsys):
   assert jobs.run(config, tmp_path) is None
   report = json.loads((tmp_path / "eval.json").read_text())["videomae"]
   assert report["split"] == "test" and report["clips"] == 6 and report["explained"] < 1
-  assert "of the masked pixels of 6 clips of the split test are restored" in capsys.readouterr().out
+  assert "Masked pixels of 6 clips of the split test: R²" in capsys.readouterr().out
   assert {"video_encoder", "video_decoder", "critic"} < set(checkpoints.list_items(tmp_path))
   steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert {"reconstruction", "adversarial", "critic"} <= steps[0].keys()
