@@ -1,0 +1,58 @@
+"""Which rows of a clip's features a probe averages over. A row is a frame, or a clip of frames of a video encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from synclipmae_jax.types import InputError
+
+PROTOCOLS = ("frames", "clips", "all")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """The rows whose logits are averaged.
+
+  `frames`: the middles of `frames` equal parts of the clip. `clips`: `clips` runs of `clip_frames` neighbouring frames,
+  evenly spread from the first frame to the last, as VideoMAE and MARLIN are tested. `all`: every row.
+
+  A clip with fewer rows than asked for gives some of them several times, as evenly as can be; a run that is longer than
+  the clip is the clip, so sampled.
+  """
+
+  protocol: str = "frames"
+  frames: int = 80
+  clips: int = 5
+  clip_frames: int = 16
+
+  def __post_init__(self):
+    if self.protocol not in PROTOCOLS:
+      raise InputError(f"unknown probe.protocol {self.protocol!r}: one of {', '.join(PROTOCOLS)}")
+    if min(self.frames, self.clips, self.clip_frames) < 1:
+      raise InputError(
+        "probe.frames, probe.clips and probe.clip_frames are at least 1, not"
+        f" {self.frames}, {self.clips} and {self.clip_frames}"
+      )
+
+  @property
+  def shortest(self) -> int:
+    """Clips with fewer rows give some of them several times."""
+    return {"frames": self.frames, "clips": self.clip_frames, "all": 1}[self.protocol]
+
+  def rows(self, count: int) -> np.ndarray:
+    """The rows of a clip of `count` rows (at least one), int [n]."""
+    match self.protocol:
+      case "all":
+        return np.arange(count)
+      case "frames":
+        return _spread(count, self.frames)
+    run = _spread(min(count, self.clip_frames), self.clip_frames)
+    starts = np.linspace(0, max(0, count - self.clip_frames), self.clips).round().astype(int)
+    return (starts[:, None] + run).ravel()
+
+
+def _spread(count: int, wanted: int) -> np.ndarray:
+  """The middles of `wanted` equal parts of `count` rows."""
+  return ((2 * np.arange(wanted) + 1) * count) // (2 * wanted)
