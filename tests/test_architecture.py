@@ -32,6 +32,7 @@ MAY_IMPORT = {
   "inference": SHARED | {"data", "models", "checkpoints", "inference"},
   "sync": SHARED | {"data", "metrics", "figures", "inference", "sync"},
   "lipread": SHARED | {"data", "text", "models", "decoding", "checkpoints", "inference", "lipread"},
+  "probing": SHARED | {"data", "probing"},
   "pretrained": SHARED | {"inference", "sync"},
   "run": ARRAYS
   | {
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "convert",
     "inference",
     "sync",
+    "probing",
     "pretrained",
     "run",
   },
@@ -61,6 +63,7 @@ MAY_IMPORT = {
     "pretrained",
     "run",
     "lipread",
+    "probing",
     "apps",
   },
   "main": {"types", "train", "run"},

@@ -167,6 +167,36 @@ def factors(
   save(figure, path)
 
 
+def confusion(path: str | os.PathLike, counts: np.ndarray, classes: Sequence[str]) -> None:
+  """int [C, C], row: true class, column: what was answered. The colour is the share of the row."""
+  shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+  rows = {name: dict(zip(classes, row.tolist(), strict=True)) for name, row in zip(classes, shares, strict=True)}
+  figure = new_figure(2.4 + 0.6 * len(classes), 1.8 + 0.45 * len(classes))
+  axis = figure.subplots()
+  image = _heat_map(axis, rows)[1]
+  axis.tick_params("x", rotation=45)
+  axis.set_yticks(range(len(classes)), classes, fontsize=7)
+  axis.set(xlabel="answered", ylabel="true")
+  for (row, column), count in np.ndenumerate(counts):
+    colour = "black" if shares[row, column] > 0.6 else "white"
+    axis.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+  figure.colorbar(image, ax=axis, label="share of the true class")
+  save(figure, path)
+
+
+def class_bars(path: str | os.PathLike, values: Mapping[str, float], *, label: str, chance: float) -> None:
+  """One bar a class, in 0..1, and the level of chance. A class without a number has no bar."""
+  figure = new_figure(6, 1.2 + 0.24 * len(values))
+  axis = figure.subplots()
+  places = np.arange(len(values))[::-1]
+  axis.barh(places, list(values.values()), color=INK)
+  axis.set_yticks(places, list(values), fontsize=8)
+  axis.axvline(chance, color=TRUTH, linestyle=":", label="chance")
+  axis.set(xlim=(0, 1), xlabel=label)
+  axis.legend(fontsize=7)
+  save(figure, path)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
   """One axis of `curves`: values of the records over the steps, and reference levels."""

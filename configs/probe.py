@@ -1,0 +1,111 @@
+"""Facial understanding: a linear probe on a frozen encoder, for one emotion a clip or several actions a clip.
+
+    python -m synclipmae_jax.main --config=configs/probe.py:emotion,demo --workdir=DIR     SynthTalk, on two cores
+    python -m synclipmae_jax.main --config=configs/probe.py:action,demo --workdir=DIR
+    python -m synclipmae_jax.main --config=configs/probe.py:emotion --workdir=DIR --config.data.sources="(('RECORDS', 1.0),)"
+    python -m synclipmae_jax.main --config=configs/probe.py:action --workdir=DIR --config.data.sources="(('RECORDS', 1.0),)"
+
+RECORDS are made by `synclipmae prepare` of a corpus with such labels: emotions of CelebV-HQ, MEAD, RAVDESS or CREMA-D,
+actions of CelebV-HQ (35) or CelebV-Text (37). Of every frame the mean of the tokens `probe.tokens` is read by one linear
+layer; the logits of a video are the mean of those of `probe.frames` frames, the middles of as many equal parts of the
+clip; a shorter clip gives some frames several times. `compare` are other choices, measured beside it and not saved.
+
+    --config.encoder.checkpoint=runs/demo                  the encoder; default: the embedded checkpoint
+    --config.encoder.kind=picture                          the same probe on the bare picture of 16 x 16 pixels
+    --config.probe.protocol=clips                          16 neighbouring frames at 5 places, as VideoMAE is tested
+    --config.data.cache=runs/features                      features that several runs share
+    --config.data.labels=actions                           with `action,demo`: the acts that SynthTalk was told to play
+
+The comment after a value gives its source: `paper` (section 4.3) or `ours`.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(arg: str = "emotion,demo") -> ConfigDict:
+  """`arg` is a preset."""
+  if arg not in PRESETS:
+    raise ValueError(f"unknown preset {arg!r} of configs/probe.py: one of {', '.join(PRESETS)}")
+  return PRESETS[arg]().lock()
+
+
+def _emotion_demo() -> ConfigDict:
+  config = ConfigDict()
+  config.task = "probe"
+  config.seed = 0
+  config.encoder = ConfigDict(
+    dict(
+      kind="synclipmae",  # one of run/feature_encoders.py
+      checkpoint=config_dict.placeholder(str),  # a workdir or a step; None: the embedded checkpoint
+    )
+  )
+  config.data = ConfigDict(
+    dict(
+      sources=config_dict.placeholder(tuple),  # ((directory of labelled records, weight),); weights are not used
+      # Of 300 people two clips each to fit on, of 80 others two clips each to measure. With a weight beside `sources`,
+      # else only without.
+      synthtalk=dict(
+        train=600, val=0, test=160, seconds=4.0, size=160, seed=3, weight=config_dict.placeholder(float)
+      ),
+      image_size=0,  # that of the encoder
+      labels="emotion",  # or actions, or shown (SynthTalk's true motion: data/synthtalk/shown.py)
+      leave_out=(),  # classes that are not asked for
+      cache=config_dict.placeholder(str),  # folder of the cached features; None: WORKDIR/data/features
+      val_split="val",  # by which L2 is chosen; records without it hold out every fifth person of `train`
+      eval_split="test",
+    )
+  )
+  config.probe = ConfigDict(
+    dict(
+      tokens="vocal+ambient",  # paper: their mean; any of identity, vocal, ambient, joined by +; "": those of the encoder
+      protocol="frames",  # paper; clips: as VideoMAE and MARLIN; all: every frame
+      frames=80,  # paper: 16 or 80
+      clips=5,  # VideoMAE: 5 clips of Kinetics
+      clip_frames=16,  # paper, VideoMAE, MARLIN
+      strengths=tuple(10.0 ** (-k / 2) for k in range(11)),  # ours: L2, of which one is chosen
+    )
+  )
+  # ours: (tokens, protocol, number of frames or clips)
+  config.compare = (
+    ("vocal+ambient", "frames", 16),
+    ("vocal+ambient", "clips", 5),
+    ("vocal", "frames", 80),
+    ("ambient", "frames", 80),
+    ("identity", "frames", 80),
+  )
+  return config
+
+
+def _action_demo() -> ConfigDict:
+  config = _emotion_demo()
+  config.data.labels = "shown"
+  return config
+
+
+def _emotion() -> ConfigDict:
+  config = _emotion_demo()
+  config.data.synthtalk = None
+  return config
+
+
+def _action() -> ConfigDict:
+  config = _emotion()
+  config.data.labels = "actions"
+  return config
+
+
+def _tiny() -> ConfigDict:
+  """Runs every part in seconds, for tests."""
+  config = _emotion_demo()
+  config.data.synthtalk.update(dict(train=32, test=8, seconds=1.0, size=64))
+  config.compare = (("vocal", "frames", 16),)
+  return config
+
+
+PRESETS = {
+  "emotion": _emotion,
+  "action": _action,
+  "emotion,demo": _emotion_demo,
+  "action,demo": _action_demo,
+  "tiny": _tiny,
+}
