@@ -2,13 +2,14 @@
 
     python -m synclipmae_jax.main --config=configs/probe.py:emotion,demo --workdir=DIR     SynthTalk, on two cores
     python -m synclipmae_jax.main --config=configs/probe.py:action,demo --workdir=DIR
-    python -m synclipmae_jax.main --config=configs/probe.py:emotion --workdir=DIR --config.data.sources="(('RECORDS', 1.0),)"
-    python -m synclipmae_jax.main --config=configs/probe.py:action --workdir=DIR --config.data.sources="(('RECORDS', 1.0),)"
+    … --config=configs/probe.py:emotion --workdir=DIR --config.data.sources="(('RECORDS', 1.0),)"
+    … --config=configs/probe.py:action --workdir=DIR --config.data.sources="(('RECORDS', 1.0),)"
 
 RECORDS are made by `synclipmae prepare` of a corpus with such labels: emotions of CelebV-HQ, MEAD, RAVDESS or CREMA-D,
-actions of CelebV-HQ (35) or CelebV-Text (37). Of every frame the mean of the tokens `probe.tokens` is read by one linear
-layer; the logits of a video are the mean of those of `probe.frames` frames, the middles of as many equal parts of the
-clip; a shorter clip gives some frames several times. `compare` are other choices, measured beside it and not saved.
+actions of CelebV-HQ (35) or CelebV-Text (37). One linear layer reads of every frame the mean of the tokens
+`probe.tokens`; the logits of a video are the mean of those of `probe.frames` frames, the middles of as many equal parts
+of the clip; a shorter clip gives some frames several times. `compare` are other choices, measured beside it and not
+saved.
 
     --config.encoder.checkpoint=runs/demo                  the encoder; default: the embedded checkpoint
     --config.encoder.kind=picture                          the same probe on the bare picture of 16 x 16 pixels
@@ -44,9 +45,7 @@ def _emotion_demo() -> ConfigDict:
       sources=config_dict.placeholder(tuple),  # ((directory of labelled records, weight),); weights are not used
       # Of 300 people two clips each to fit on, of 80 others two clips each to measure. With a weight beside `sources`,
       # else only without.
-      synthtalk=dict(
-        train=600, val=0, test=160, seconds=4.0, size=160, seed=3, weight=config_dict.placeholder(float)
-      ),
+      synthtalk=dict(train=600, val=0, test=160, seconds=4.0, size=160, seed=3, weight=config_dict.placeholder(float)),
       image_size=0,  # that of the encoder
       labels="emotion",  # or actions, or shown (SynthTalk's true motion: data/synthtalk/shown.py)
       leave_out=(),  # classes that are not asked for
@@ -57,7 +56,7 @@ def _emotion_demo() -> ConfigDict:
   )
   config.probe = ConfigDict(
     dict(
-      tokens="vocal+ambient",  # paper: their mean; any of identity, vocal, ambient, joined by +; "": those of the encoder
+      tokens="",  # paper: vocal+ambient, their mean ("": those of the encoder); any of its tokens, joined by +
       protocol="frames",  # paper; clips: as VideoMAE and MARLIN; all: every frame
       frames=80,  # paper: 16 or 80
       clips=5,  # VideoMAE: 5 clips of Kinetics
@@ -65,10 +64,10 @@ def _emotion_demo() -> ConfigDict:
       strengths=tuple(10.0 ** (-k / 2) for k in range(11)),  # ours: L2, of which one is chosen
     )
   )
-  # ours: (tokens, protocol, number of frames or clips)
+  # ours: (tokens, protocol, number of frames or clips); those of tokens that the encoder does not have are not measured
   config.compare = (
-    ("vocal+ambient", "frames", 16),
-    ("vocal+ambient", "clips", 5),
+    ("", "frames", 16),
+    ("", "clips", 5),
     ("vocal", "frames", 80),
     ("ambient", "frames", 80),
     ("identity", "frames", 80),

@@ -49,5 +49,5 @@ class FeatureEncoder(Protocol):
   tokens: tuple[str, ...]  # of these, the features whose mean is probed unless told otherwise
 
   def features(self, frames: np.ndarray, *, face_box: np.ndarray, mouth_box: np.ndarray) -> Mapping[str, np.ndarray]:
-    """`names` -> float [rows, D], all of one D, of a whole clip uint8 [T, S, S, 3] with boxes [T, 4] as in `EvalClip`."""
+    """`names` -> float [rows, D], all of one D, of a clip uint8 [T, S, S, 3] with boxes [T, 4] as in `EvalClip`."""
     ...

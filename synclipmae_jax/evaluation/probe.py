@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,8 @@ class ProbeReport:
       "",
       f"Fitted on {self.fitted[0]} clips of {self.fitted[1]} people, measured on {self.judged[0]} clips of"
       f" {self.judged[1]} people of the split {self.split}; in brackets the 95 % interval over clips. {accuracy}. AUC"
-      f" macro and mAP count {self.scores.counted} of {len(self.scores.classes)} classes. The prior gives every clip the"
-      " frequencies of the clips fitted on.",
+      f" macro and mAP count {self.scores.counted} of {len(self.scores.classes)} classes. The prior gives every clip"
+      " the frequencies of the clips fitted on.",
       "",
       *markdown(["class, %", "clips", "precision", "recall", "AUC", "AP"], classes),
       "",

@@ -66,8 +66,9 @@ class LabelState:
     order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
     scores, targets = np.asarray(self.scores, np.float64)[order], self.targets[order]
     clips = len(order)
-    value = self._metrics(scores, targets, np.ones((1, clips)))[0]
-    constant = self._metrics(np.broadcast_to(np.asarray(prior, np.float64), scores.shape), targets, np.ones((1, clips)))[0]
+    once = np.ones((1, clips))
+    value = self._metrics(scores, targets, once)[0]
+    constant = self._metrics(np.broadcast_to(np.asarray(prior, np.float64), scores.shape), targets, once)[0]
     low = high = np.full(len(METRICS), np.nan)
     if clips > 1 and resamples:
       drawn = np.random.default_rng(SEED).multinomial(clips, np.full(clips, 1 / clips), size=resamples)

@@ -45,7 +45,9 @@ def classes_of(labels: str, vocabularies: Mapping[str, Sequence[str]], leave_out
   found = list(SHOWN) if labels == "shown" else list(vocabularies.get(labels, ()))
   if not found:
     known = ", ".join(vocabularies) or "none"
-    raise InputError(f"these records have no labels {labels!r} (vocabularies: {known}): give those of a labelled corpus")
+    raise InputError(
+      f"these records have no labels {labels!r} (vocabularies: {known}): give those of a labelled corpus"
+    )
   if unknown := sorted({*leave_out} - {*found}):
     raise InputError(f"data.leave_out names {unknown[0]!r}, which is no class: {', '.join(found)}")
   return [name for name in found if name not in leave_out]

@@ -76,7 +76,7 @@ ENCODERS: dict[str, Callable[[str | None], FeatureEncoder]] = {
 
 
 def load_encoder(kind: str, directory: str | None) -> FeatureEncoder:
-  """The encoder `kind` of `ENCODERS` from a checkpoint; None: the one that comes with the package. Raises InputError."""
+  """The encoder `kind` of `ENCODERS` from a checkpoint; None: the one of the package. Raises InputError."""
   if kind not in ENCODERS:
     raise InputError(f"unknown encoder.kind {kind!r}: one of {', '.join(ENCODERS)}")
   return ENCODERS[kind](directory)

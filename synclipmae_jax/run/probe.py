@@ -136,26 +136,25 @@ def _choices(config: ConfigDict, encoder: FeatureEncoder) -> list[Choice]:
   probe = config.probe
 
   def choice(tokens: str, protocol: str, **number: int) -> Choice:
-    names = tuple(name for name in tokens.replace(" ", "").split("+") if name) or encoder.tokens
+    names = tuple(name.strip() for name in tokens.split("+")) if tokens else encoder.tokens
     sizes = dict(frames=probe.frames, clips=probe.clips, clip_frames=probe.clip_frames) | number
     if encoder.row_frames > 1:  # its rows are clips already
       protocol = "all"
     return Choice(tokens=names, sampling=Sampling(protocol=protocol, **sizes))
 
-  own = config.encoder.kind == "synclipmae"
-  first = choice(probe.tokens if own else "", probe.protocol)
+  first = choice(probe.tokens, probe.protocol)
+  if unknown := sorted({*first.tokens} - {*encoder.names}):
+    raise InputError(f"probe.tokens names {unknown[0]!r}: {encoder.name} has {', '.join(encoder.names)}")
   try:
-    others = [
-      choice(tokens if own else "", protocol, **({protocol: int(number)} if protocol != "all" else {}))
-      for tokens, protocol, number in config.compare
-    ]
-  except (TypeError, ValueError) as error:
-    if isinstance(error, InputError):
-      raise
+    listed = [(str(tokens), str(protocol), int(number)) for tokens, protocol, number in config.compare]
+  except (TypeError, ValueError):
     raise InputError(
       f"compare lists (tokens, protocol, number), like (('vocal', 'frames', 80),), not {config.compare!r}"
     ) from None
-  return list(dict.fromkeys([first, *others]))
+  others = [
+    choice(tokens, protocol, **({protocol: number} if protocol != "all" else {})) for tokens, protocol, number in listed
+  ]
+  return [first, *(one for one in dict.fromkeys(others) if one != first and {*one.tokens} <= {*encoder.names})]
 
 
 def _classes(config: ConfigDict, directories: Sequence[Any]) -> list[str]:
@@ -299,21 +298,16 @@ def _gather(
   )
 
 
-def clip_means(
-  cached: Records, rows: np.ndarray, choices: Sequence[Choice]
-) -> tuple[dict[Choice, np.ndarray], int]:
+def clip_means(cached: Records, rows: np.ndarray, choices: Sequence[Choice]) -> tuple[dict[Choice, np.ndarray], int]:
   """(float32 [N, D] for every choice, the number of clips of fewer rows than the first samples) of the clips `rows`.
 
-  One clip is held at a time beside the means. Raises InputError for tokens that the features do not have.
+  One clip is held at a time beside the means.
   """
   found: dict[Choice, list[np.ndarray]] = {choice: [] for choice in choices}
   short = 0
   for row in rows:
     record = cached[int(row)]
     for choice, means in found.items():
-      if unknown := [name for name in choice.tokens if name not in record or name == "key"]:
-        known = ", ".join(name for name in record if name != "key")
-        raise InputError(f"probe.tokens names {unknown[0]!r}: these features are {known}")
       count = len(record[choice.tokens[0]])
       picked = choice.sampling.rows(count)
       means.append(np.mean([record[name][picked].astype(np.float32).mean(axis=0) for name in choice.tokens], axis=0))
