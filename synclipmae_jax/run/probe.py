@@ -98,7 +98,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
     gather = lambda places: _gather(places, caches, labelled, choices)
     train, judged = _kept(gather(fitted_on), kept, several=several), _kept(gather(tested), kept, several=several)
     names = [name for name, keep in zip(classes, kept, strict=True) if keep]
-    held_out = _held_out(train, sum(len(labelled[place].rows) for place in watched), names, several)
+    held_out = held_out_clips(train, sum(len(labelled[place].rows) for place in watched))
     strengths = dict(several=several, strengths=tuple(config.probe.strengths))
     fits = {choice: fit(train.features[choice], train.targets, held_out, names, **strengths) for choice in choices}
   with clock("scores"):
@@ -211,15 +211,16 @@ def _kept(part: Gathered, kept: np.ndarray, *, several: bool) -> Gathered:
   return part.chosen(rows, kept)
 
 
-def _held_out(train: Gathered, watched: int, classes: Sequence[str], several: bool) -> np.ndarray:
-  """bool [N]: the clips by which L2 is chosen. The last `watched` are those of the validation split."""
+def held_out_clips(train: Gathered, watched: int) -> np.ndarray:
+  """bool [N]: the clips by which L2 is chosen. The last `watched` are those of the validation split, which has them
+  all; without them every fifth person is held out, of one person every fifth clip."""
   clips = len(train.keys)
   if watched:
     return np.arange(clips) >= clips - watched
   people = sorted({*train.identities})
-  chosen = {*people[::HELD_OUT_PEOPLE]}
   if len(people) == 1:
     return np.arange(clips) % HELD_OUT_PEOPLE == 0
+  chosen = {*people[::HELD_OUT_PEOPLE]}
   return np.array([identity in chosen for identity in train.identities])
 
 
