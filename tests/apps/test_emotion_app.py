@@ -23,8 +23,9 @@ WIDTH = 32  # of the tiny checkpoint's tokens
 def place(tmp_path_factory):
   place = tmp_path_factory.mktemp("emotion")
   write_tiny(place / "checkpoint")
+  sound = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
   for name in ("a", "b"):
-    write_video(place / f"{name}.mp4", [numbered(t * 40503 % 65536) for t in range(50)])
+    write_video(place / f"{name}.mp4", [numbered(t * 40503 % 65536) for t in range(50)], sound=sound)
   (place / "bad.mp4").write_text("not a film")
   model = SyncLipMAE.load(place / "checkpoint")
   vocal = model.embed(place / "a.mp4", faces="full_frame").vocal
