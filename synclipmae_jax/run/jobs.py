@@ -44,10 +44,10 @@ JOBS: dict[str, TrainingJob | MeasuringJob] = {
     evaluation="synclipmae_jax.evaluation.vsr:build",
     data="synclipmae_jax.run.recognition:open_recognition",
   ),
-  "probe": MeasuringJob(function="synclipmae_jax.run.probe:run"),
   "sync": MeasuringJob(function="synclipmae_jax.run.sync_protocol:run"),
   "real_faces": MeasuringJob(function="synclipmae_jax.run.real_faces:run"),
   "evaluate": MeasuringJob(function="synclipmae_jax.run.evaluate:run"),
+  "probe": MeasuringJob(function="synclipmae_jax.run.probe:run"),
 }
 
 

@@ -107,7 +107,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
       Row(name=choice.name, scores=_state(fits[choice].probe, judged, choice).compute(prior), l2=fits[choice].l2)
       for choice in choices
     ]
-  synthetic = any(record_corpus(place).startswith(SYNTHETIC_CORPUS) for place in fitted_on)
+  synthetic = any(_corpus_of(place).startswith(SYNTHETIC_CORPUS) for place in fitted_on)
   left_out = [name for name, keep in zip(classes, kept, strict=True) if not keep]
   notes = [SYNTHETIC_NOTE] * synthetic + [remark] * bool(remark) + _notes(choices[0], train, judged, left_out)
   report = ProbeReport(
@@ -181,7 +181,7 @@ def _labels(directory: Any, split: str, labels: str, classes: Sequence[str]) -> 
   return labelling.label_clips((opened[row] for row in range(len(opened))), labels, classes)
 
 
-def record_corpus(place: Place) -> str:
+def _corpus_of(place: Place) -> str:
   """The corpus of the first clip."""
   return open_records(place[0], split=place[1])[0]["corpus"]
 
