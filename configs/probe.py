@@ -96,7 +96,7 @@ def _action() -> ConfigDict:
 def _tiny() -> ConfigDict:
   """Runs every part in seconds, for tests."""
   config = _emotion_demo()
-  config.data.synthtalk.update(dict(train=32, test=8, seconds=1.0, size=64, seed=4))  # has two clips of each class
+  config.data.synthtalk.update(dict(train=32, test=8, seconds=2.0, size=64, seed=4))  # has two clips of each class
   config.compare = (("vocal", "frames", 16),)
   return config
 

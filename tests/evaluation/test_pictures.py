@@ -102,3 +102,14 @@ def test_factor_swap(tmp_path):
 def test_matplotlib_is_imported_only_when_a_picture_is_drawn():
   code = "import sys, synclipmae_jax.evaluation.pictures; sys.exit('matplotlib' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_confusion_and_class_bars(tmp_path):
+  counts = np.array([[30, 2, 0], [5, 9, 1], [0, 0, 0]])  # a class without clips
+  pictures.confusion(tmp_path / "confusion.png", counts, ("happy", "sad", "calm"))
+  pictures.confusion(tmp_path / "other.png", counts.T, ("happy", "sad", "calm"))
+  one, other = (read_png(tmp_path / name) for name in ("confusion.png", "other.png"))
+  assert one.shape == other.shape and (one != other).any()
+  bars = {f"class {k}": k / 12 for k in range(12)} | {"absent": float("nan")}
+  pictures.class_bars(tmp_path / "bars.png", bars, label="AUC", chance=0.5)
+  assert read_png(tmp_path / "bars.png").shape[0] > 400
