@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from synclipmae_jax import checkpoints
-from synclipmae_jax.baselines.bare_picture import shrink
 from synclipmae_jax.baselines.protocol import FeatureEncoder
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.types import InputError
@@ -50,12 +49,11 @@ class PictureFeatures:
 
   name, checkpoint, row_frames = "bare picture", "no parameters", 1
   names = tokens = ("picture",)
-  side = 16
-  sha256 = f"picture {side} x {side}"
-  image_size = 64
+  image_size = 16  # clips are read at this size
+  sha256 = f"picture {image_size} x {image_size}"
 
   def features(self, frames: np.ndarray, *, face_box: np.ndarray, mouth_box: np.ndarray) -> Mapping[str, np.ndarray]:
-    return {"picture": shrink(frames, self.side).reshape(len(frames), -1)}
+    return {"picture": frames.reshape(len(frames), -1) / np.float32(255)}
 
 
 def visual_hash(model: SyncLipMAE) -> str:
