@@ -46,7 +46,7 @@ def _emotion_demo() -> ConfigDict:
       # Of 300 people two clips each to fit on, of 80 others two clips each to measure. With a weight beside `sources`,
       # else only without.
       synthtalk=dict(train=600, val=0, test=160, seconds=4.0, size=160, seed=3, weight=config_dict.placeholder(float)),
-      image_size=0,  # that of the encoder
+      image_size=96,  # of the records of SynthTalk; more for an encoder that sees more
       labels="emotion",  # or actions, or shown (SynthTalk's true motion: data/synthtalk/shown.py)
       leave_out=(),  # classes that are not asked for
       cache=config_dict.placeholder(str),  # folder of the cached features; None: WORKDIR/data/features
@@ -97,6 +97,7 @@ def _tiny() -> ConfigDict:
   """Runs every part in seconds, for tests."""
   config = _emotion_demo()
   config.data.synthtalk.update(dict(train=32, test=8, seconds=2.0, size=64, seed=4))  # has two clips of each class
+  config.data.image_size = 32
   config.compare = (("vocal", "frames", 16),)
   return config
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from synclipmae_jax.baselines.protocol import FeatureEncoder
 from synclipmae_jax.data.features import write_features
+from synclipmae_jax.data.pipeline import check_size
 from synclipmae_jax.data.records import Records, open_records
 from synclipmae_jax.evaluation.probe import ProbeReport, Row
 from synclipmae_jax.evaluation.sync import SYNTHETIC_CORPUS, SYNTHETIC_NOTE
@@ -81,9 +82,11 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
   with clock("loading"):
     encoder = load_encoder(config.encoder.kind, config.encoder.checkpoint)
   choices = _choices(config, encoder)
-  config.data.image_size = encoder.image_size
+  config.data.image_size = max(config.data.image_size, encoder.image_size)
   found = sources.find_sources(config, workdir, clock)
   directories = [source.directory for source in found]
+  for directory in directories:
+    check_size(open_records(directory, split="train"), encoder.image_size)
   tested, remark = sources.evaluation_splits(config, found)
   watched = [place for place in sources.find_splits(found, config.data.val_split) if place[1] != "train"]
   fitted_on = [(directory, "train") for directory in directories] + watched

@@ -78,14 +78,21 @@ def test_another_encoder_behind_the_same_probe(place, tmp_path):
 
 def test_an_encoder_of_video_is_probed_on_all_its_clips(place, tmp_path, monkeypatch):
   class Video:
-    name, checkpoint, sha256, image_size, row_frames = "video", "none", "video", 32, 16
+    name, checkpoint, sha256, row_frames = "video", "none", "video", 16
     names = tokens = ("clip",)
+
+    def __init__(self, image_size):
+      self.image_size = image_size
 
     def features(self, frames, *, face_box, mouth_box):
       return {"clip": frames.mean(axis=(1, 2), dtype=np.float64)[: 2 * 12 : 12] / 255}
 
-  monkeypatch.setitem(feature_encoders.ENCODERS, "video", lambda directory: Video())
-  config = config_of(place, encoder__kind="video", data__cache=None)
+  monkeypatch.setitem(feature_encoders.ENCODERS, "video", lambda directory: Video(int(directory)))
+  config = config_of(place, encoder__kind="video", encoder__checkpoint="33", data__cache=None)
+  with pytest.raises(InputError, match="contains clips of 32 pixels, not 33"):
+    jobs.run(config, tmp_path)
+  assert not any(tmp_path.iterdir())
+  config.encoder.checkpoint = "24"
   assert [row.name for row in jobs.job_of(config).run(config, tmp_path).rows] == ["clip, all rows"]
 
 
