@@ -58,8 +58,10 @@ class LabelState:
     """The clips of both; of other classes: ValueError."""
     if (self.classes, self.several) != (other.classes, other.several):
       raise ValueError("scores of other classes cannot be merged")
-    joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("scores", "targets")}
-    return dataclasses.replace(self, keys=self.keys + other.keys, **joined)
+    return dataclasses.replace(
+      self, keys=self.keys + other.keys, scores=np.concatenate([self.scores, other.scores]),
+      targets=np.concatenate([self.targets, other.targets]),
+    )  # fmt: skip
 
   def compute(self, prior: np.ndarray, *, resamples: int = RESAMPLES) -> Scores:
     """`prior`: float [C], the frequencies of the classes in the clips fitted on."""
