@@ -20,7 +20,8 @@ class TokenFeatures:
   """The visual tokens of SyncLipMAE, one row a frame. The paper's probe reads the mean of vocal and ambient token."""
 
   name, row_frames = "SyncLipMAE", 1
-  names, tokens = ("identity", "vocal", "ambient"), ("vocal", "ambient")
+  names: tuple[str, ...] = ("identity", "vocal", "ambient")
+  tokens: tuple[str, ...] = ("vocal", "ambient")
 
   def __init__(self, model: SyncLipMAE):
     self.checkpoint, self.image_size = model.name, model.image_size
@@ -48,7 +49,8 @@ class PictureFeatures:
   """The bare picture of 16 x 16 pixels, one row a frame: what a probe reads that nothing was pretrained for."""
 
   name, checkpoint, row_frames = "bare picture", "no parameters", 1
-  names = tokens = ("picture",)
+  names: tuple[str, ...] = ("picture",)
+  tokens = names
   image_size = 16  # clips are read at this size
   sha256 = f"picture {image_size} x {image_size}"
 

@@ -102,8 +102,11 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
     train, judged = _kept(gather(fitted_on), kept, several=several), _kept(gather(tested), kept, several=several)
     names = [name for name, keep in zip(classes, kept, strict=True) if keep]
     held_out = held_out_clips(train, sum(len(labelled[place].rows) for place in watched))
-    strengths = dict(several=several, strengths=tuple(config.probe.strengths))
-    fits = {choice: fit(train.features[choice], train.targets, held_out, names, **strengths) for choice in choices}
+    strengths = tuple(config.probe.strengths)
+    fits = {
+      choice: fit(train.features[choice], train.targets, held_out, names, several=several, strengths=strengths)
+      for choice in choices
+    }
   with clock("scores"):
     prior = train.targets.mean(axis=0)
     rows = [
@@ -203,14 +206,14 @@ def _check(
       listed = ", ".join(f"{split} of {directory}" for directory, split in places)
       raise InputError(f"no clip of {listed} has a label: there is nothing to {purpose}")
   targets = np.concatenate([labelled[place].targets for place in fitted_on])
-  kept = targets.any(axis=0)
+  kept = np.asarray(targets.any(axis=0))
   check_targets(targets[:, kept], [name for name, keep in zip(classes, kept, strict=True) if keep], several=several)
   return kept
 
 
 def _kept(part: Gathered, kept: np.ndarray, *, several: bool) -> Gathered:
   """Without the classes that no clip fitted on has; of one label without their clips."""
-  rows = np.ones(len(part.keys), bool) if several else part.targets[:, kept].any(axis=1)
+  rows = np.asarray(part.targets[:, kept].any(axis=1) | several)
   return part.chosen(rows, kept)
 
 
