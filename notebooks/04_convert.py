@@ -67,6 +67,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from synclipmae_jax import checkpoints
+from synclipmae_jax.apps.footage import keep_compiled
 from synclipmae_jax.convert import __main__ as convert
 from synclipmae_jax.convert import conversion
 from synclipmae_jax.run import jobs
@@ -75,6 +76,7 @@ from synclipmae_jax.sharding import tree_paths
 
 workdir = Path("runs/04_convert")
 workdir.mkdir(parents=True, exist_ok=True)
+keep_compiled()  # in the user's cache folder: a second run is quicker
 
 # %% [markdown]
 # ## The donor's file
@@ -189,6 +191,7 @@ if jax.default_backend() != "cpu":
 config.optimizer.layer_decay = 0.8  # the donor's early layers move less than its late ones
 config.train.steps = config.train.eval_every = config.train.pictures_every = config.train.checkpoint_every = STEPS
 config.train.log_every = 1
+config.evaluation.factor_ceiling_steps = 0  # a supervised network beside the scores, which takes long
 
 run = workdir / "run"
 shutil.rmtree(run / "checkpoints", ignore_errors=True)

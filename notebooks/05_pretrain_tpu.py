@@ -63,11 +63,13 @@ import numpy as np
 from IPython.display import Image, display
 
 from synclipmae_jax import checkpoints, sharding
+from synclipmae_jax.apps.footage import keep_compiled
 from synclipmae_jax.run import jobs
 from synclipmae_jax.run.config_files import load_config
 from synclipmae_jax.run.training import build_training
 
 jax.config.update("jax_num_cpu_devices", 4)  # before JAX is used: without an accelerator, four devices to share
+keep_compiled()  # in the user's cache folder: a run that resumes need not compile again
 workdir = Path("runs/05_pretrain_tpu")
 print(f"{jax.device_count()} devices: {', '.join(sorted({device.device_kind for device in jax.devices()}))}")
 
@@ -84,6 +86,7 @@ config.train.checkpoint_every = STEPS // 2
 config.train.eval_every = STEPS
 config.train.pictures_every = STEPS
 config.train.log_every = 1
+config.evaluation.factor_ceiling_steps = 0  # a supervised network beside the scores, which takes long
 if RECORDS is not None:
   config.data.sources = ((RECORDS, 1.0),)
 if jax.default_backend() != "cpu":
