@@ -53,8 +53,10 @@ CHECKPOINT = None  # a folder of a training run or one of its steps; None: the s
 PEOPLE = 5  # to look at
 
 # %%
+import functools
 from pathlib import Path
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Video, display
@@ -208,18 +210,19 @@ plt.show()
 
 
 # %%
-def portraits(clip, rows):
-  """These frames of a clip, with the boxes of face and mouth."""
-  return Portrait(clip.frames[rows], clip.face_box[rows], clip.mouth_box[rows])
+def portraits(*chosen):
+  """The given (clip, frame) as one batch, with the boxes of face and mouth."""
+  names = ("frames", "face_box", "mouth_box")
+  return Portrait(*(np.stack([getattr(clip, name)[frame] for clip, frame in chosen]) for name in names))
+
+
+swap = jax.jit(functools.partial(swap_factors, model.embedder.model))
 
 
 def decode(identity_of, mouth_of, pose_of):
-  """Pictures [n, S, S, 3] in 0..1 from the tokens of three portraits of n frames."""
-  pictures = swap_factors(model.embedder.model, model.embedder.params, identity_of, mouth_of, pose_of)
+  """Pictures [n, S, S, 3] in 0..1 from the tokens of three lists of n (clip, frame)."""
+  pictures = swap(model.embedder.params, *(portraits(*chosen) for chosen in (identity_of, mouth_of, pose_of)))
   return np.clip(np.asarray(pictures), 0, 1)
-
-
-first = [next(clip for clip in clips if clip.identity == person) for person in people]
 
 
 def widest(clip):
@@ -228,36 +231,41 @@ def widest(clip):
   return int(height.argmax()) if clip.mouth_box.min() >= 0 else len(clip.frames) // 2
 
 
-donors = [portraits(first[0], [widest(first[0])])]
-donors += [portraits(clip, [len(clip.frames) // 3]) for clip in first[1:]]
+first = [next(clip for clip in clips if clip.identity == person) for person in people]
+own = [(clip, len(clip.frames) // 2) for clip in first]
+donors = [(first[0], widest(first[0])), *((clip, len(clip.frames) // 3) for clip in first[1:])]
+mouths = [[shot, *donors] for shot in own]  # by row
+same = [[shot] * len(row) for shot, row in zip(own, mouths, strict=True)]
+flat = lambda rows: [shot for row in rows for shot in row]
+painted = iter(decode(flat(same), flat(mouths), flat(same)))
+
 figure, axes = plt.subplots(len(first) + 1, len(donors) + 2, figsize=(1.5 * len(donors) + 3, 1.5 * len(first) + 1.5))
 for axis in axes.flat:
   axis.axis("off")
-for column, donor in enumerate(donors):
-  axes[0, column + 2].imshow(donor.frames[0])
 axes[0, 1].set_title("own mouth", fontsize=9, y=0)
-for row, clip in enumerate(first):
-  own = portraits(clip, [len(clip.frames) // 2])
-  axes[row + 1, 0].imshow(own.frames[0])
-  for column, mouth in enumerate([own, *donors]):
-    axes[row + 1, column + 1].imshow(decode(own, mouth, own)[0])
+for axis, (clip, frame) in zip(axes[0, 2:], donors, strict=True):
+  axis.imshow(clip.frames[frame])
+for row, (clip, frame) in zip(axes[1:], own, strict=True):
+  row[0].imshow(clip.frames[frame])
+  for axis in row[1:]:
+    axis.imshow(next(painted))
 plt.show()
 
 # %% [markdown]
-# One token at a time: for one person, the identity, the mouth or the pose of another.
+# One token at a time: for person A, the mouth or the pose of person B.
 
 # %%
 if len(first) > 1:
-  one, other = (portraits(clip, [widest(clip)]) for clip in first[:2])
-  shown = {
-    "A": one.frames[0],
-    "B": other.frames[0],
-    "A, decoded": decode(one, one, one)[0],
-    "mouth of B": decode(one, other, one)[0],
-    "pose of B": decode(one, one, other)[0],
-    "mouth and pose of B": decode(one, other, other)[0],
-    "B, decoded": decode(other, other, other)[0],
+  one, other = ((clip, widest(clip)) for clip in first[:2])
+  swaps = {  # whose identity and surroundings, whose mouth, whose pose
+    "A, decoded": (one, one, one),
+    "mouth of B": (one, other, one),
+    "pose of B": (one, one, other),
+    "mouth and pose of B": (one, other, other),
+    "B, decoded": (other, other, other),
   }
+  shown = {"A": one[0].frames[one[1]], **dict(zip(swaps, decode(*zip(*swaps.values(), strict=True)), strict=True))}
+  shown["B"] = other[0].frames[other[1]]
   figure, axes = plt.subplots(1, len(shown), figsize=(1.8 * len(shown), 2.1))
   for axis, (title, picture) in zip(axes, shown.items(), strict=True):
     axis.imshow(picture)
@@ -271,10 +279,9 @@ if len(first) > 1:
 
 # %%
 if len(first) > 1:
-  still, speaker = first[0], first[1]
-  count = len(speaker.frames)
-  held = portraits(still, [len(still.frames) // 2] * count)
-  spoken = decode(held, portraits(speaker, list(range(count))), held)
+  still, speaker = own[0], first[1]
+  moments = [(speaker, frame) for frame in range(len(speaker.frames))]
+  spoken = decode([still] * len(moments), moments, [still] * len(moments))
   side = np.concatenate([speaker.frames, (255 * spoken).round().astype(np.uint8)], axis=2)
   encode(workdir / "swap.mp4", side, speaker.waveform, crf=18)
   display(Video(str(workdir / "swap.mp4"), embed=True, width=480))
