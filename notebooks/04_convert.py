@@ -123,7 +123,7 @@ else:
 # pickle that contains code is refused.
 
 # %%
-convert.main(["inspect", str(source)])
+status = convert.main(["inspect", str(source)])
 
 # %% [markdown]
 # ## Conversion
@@ -147,7 +147,7 @@ for item, (donor, file) in donors.items():
 
 # %% [markdown]
 # The result is an Orbax checkpoint with one item for each part of the model; it can be read without the rest. Its metadata
-# names the file by its hash, the licence, and what was dropped. On the left the donor's names, on the right ours:
+# names the file by its hash, the licence, and what was dropped. These are its arrays:
 
 # %%
 encoder = checkpoints.load_item(items["visual_encoder"], "visual_encoder")
