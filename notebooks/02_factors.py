@@ -185,7 +185,7 @@ plt.show()
 # ## The same person?
 #
 # The cosine of the mean tokens of two clips. Clips of one person are neighbours here, so that a token that knows people
-# has bright squares along the diagonal; one that knows only words has none.
+# has red squares of two clips along the diagonal; one that knows only words has none.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.8))
@@ -206,7 +206,8 @@ plt.show()
 # Now the decoder paints. It gets the surroundings of a face (the patches that cover least of it) and three tokens, which
 # may be of different people. Each row is one person's identity and surroundings, each column another one's mouth. The left
 # column shows the person, the top row whose mouth it is, and the first decoded column keeps the own mouth. What ought to
-# change along a row is the mouth, and nothing else.
+# change along a row is the mouth, and nothing else. What a small model paints is coarse, and that of the package paints
+# hardly more than a head with a mouth: look where the mouth opens and where it stays shut.
 
 
 # %%
