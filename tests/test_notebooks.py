@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from nbclient import NotebookClient
 
 from synclipmae_jax.run.config_files import load_config
-from synclipmae_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("make_ipynb", ROOT / "notebooks" / "make_ipynb.py")
@@ -106,14 +105,6 @@ def test_every_field_of_a_configuration_exists():
           break
         assert field in found, f"{'.'.join(names)} is no field of {name}"
         found = found[field]
-
-
-def test_load_config(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  assert load_config("configs/pretrain.py:tiny,A1").model.views == "uniform"
-  assert load_config("pretrain.py").train.steps == 400_000
-  with pytest.raises(InputError, match="unknown preset 'none'"):
-    load_config("pretrain.py:none")
 
 
 @pytest.mark.slow
