@@ -1,4 +1,4 @@
-"""The notebooks: each is made of its script, is stripped, uses what exists, and runs from the first cell to the last."""
+"""The notebooks: each is made of its script, is stripped, uses what exists, and runs from first cell to last."""
 
 import ast
 import importlib.util
