@@ -202,7 +202,7 @@ jobs.run(config, run)
 
 # %%
 told = json.loads((run / "initialisation.json").read_text())
-print(json.dumps(told["visual_encoder"], indent=1)[:800])
+print({name: told["visual_encoder"][name] for name in ("parameters", "resized", "fresh", "left_out")})
 steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 steps = [step for step in steps if "loss" in step]
 figure, axis = plt.subplots(figsize=(6, 3))
