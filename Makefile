@@ -11,7 +11,7 @@ PINNED := -r requirements.txt -c constraints.txt
 # Tests run one process a core; JAX stays on the CPU and off any TPU.
 TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo checkpoint test test-slow test-parity test-tpu lint venv clean
+.PHONY: demo checkpoint test test-slow test-parity test-tpu lint notebooks venv clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test-parity  install torch, transformers and diffusers too, then compare with them (full sizes: some minutes)"
 	@echo "make test-tpu   install the TPU compiler, in an environment of its own, and compile the paper's step for a pod (minutes)"
 	@echo "make lint       ruff (rules and format) and mypy"
+	@echo "make notebooks  the .ipynb of notebooks/ from the .py beside them"
 	@echo "make venv       only the environment, in $(VENV)"
 
 demo: venv
@@ -59,6 +60,9 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+notebooks: $(VENV)/test.stamp
+	$(BIN)/python notebooks/make_ipynb.py
 
 venv: $(VENV)/stamp
 

@@ -41,8 +41,8 @@ class SyncLipMAE:
     return self.embedder.image_size
 
   @classmethod
-  def load(cls, directory: str | os.PathLike | None = None) -> SyncLipMAE:
-    """Loads a workdir or a step; by default the small model that comes with the package.
+  def load(cls, directory: str | os.PathLike | None = None, *, decoder: bool = False) -> SyncLipMAE:
+    """Loads a workdir or a step; by default the small model that comes with the package. On request with the decoder.
 
     Raises InputError if no complete checkpoint is found, or if its training data were prepared differently from this
     version.
@@ -50,7 +50,7 @@ class SyncLipMAE:
     if directory is None and not DEMO.exists():
       raise InputError("this installation contains no checkpoint: give the directory of one")
     say = functools.partial(print, file=sys.stderr)  # standard output is for results
-    trained = load_trained(DEMO if directory is None else directory, say=say)
+    trained = load_trained(DEMO if directory is None else directory, decoder=decoder, say=say)
     stored = trained.meta.get("calibration")
     with refusing(f"checkpoint {trained.step} has a calibration that cannot be read"):
       calibration = Calibration.from_json(stored) if stored else Calibration.uncalibrated()

@@ -68,6 +68,14 @@ def test_a_configuration_is_found_from_anywhere(tmp_path, monkeypatch):
       config_files.find_config(name)
 
 
+def test_a_configuration_is_loaded_from_anywhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert config_files.load_config("configs/pretrain.py:tiny,A1").model.views == "uniform"
+  assert config_files.load_config("pretrain.py").train.steps == 400_000
+  with pytest.raises(InputError, match="unknown preset 'none'"):
+    config_files.load_config("pretrain.py:none")
+
+
 @pytest.mark.parametrize(
   "given", [["--config=pretrain.py:tiny"], ["--config", "pretrain.py:tiny"], ["-config=pretrain.py:tiny"]]
 )

@@ -35,8 +35,8 @@ class Trained:
   embedder: Embedder
 
 
-def load_trained(directory: str | os.PathLike, *, say: Callable[[str], None] = print) -> Trained:
-  """The model in a workdir or a step; damaged steps are reported through `say`.
+def load_trained(directory: str | os.PathLike, *, decoder: bool = False, say: Callable[[str], None] = print) -> Trained:
+  """The model in a workdir or a step, on request with its decoder; damaged steps are reported through `say`.
 
   Raises InputError if no complete checkpoint is found, or if its training data were prepared differently from this
   version.
@@ -48,7 +48,7 @@ def load_trained(directory: str | os.PathLike, *, say: Callable[[str], None] = p
   with refusing(f"checkpoint {step} does not describe a model of this version"):
     model = build_model(config)
     trainable, frozen = jax.eval_shape(model.init, jax.random.key(0))
-  wanted = {name: trainable[name] for name in _SERVING} | frozen
+  wanted = {name: trainable[name] for name in (*_SERVING, *(["decoder"] if decoder else []))} | frozen
   params = {name: _load_item(step, name, abstract) for name, abstract in wanted.items()}
   return Trained(step=step, meta=meta, config=config, embedder=Embedder(model, params))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from synclipmae_jax.types import InputError
 
@@ -29,6 +32,19 @@ def find_config(name: str) -> str:
     known = ", ".join(sorted(path.name for path in installed().glob("*.py")))
     raise InputError(f"configuration {file} does not exist; the package contains {known}")
   return f"{found}{colon}{preset}"
+
+
+def load_config(name: str) -> ConfigDict:
+  """The configuration `name` (FILE[:PRESET], as on the command line), to change in Python and hand to `jobs.run`.
+
+  Raises InputError if there is no such file or preset.
+  """
+  file, colon, preset = find_config(name).partition(":")
+  get_config = runpy.run_path(file)["get_config"]
+  try:
+    return get_config(preset) if colon else get_config()
+  except ValueError as error:
+    raise InputError(str(error)) from error
 
 
 def with_config_found(argv: Sequence[str]) -> list[str]:
