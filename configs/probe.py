@@ -17,6 +17,15 @@ saved.
     --config.data.cache=runs/features                      features that several runs share
     --config.data.labels=actions                           with `action,demo`: the acts that SynthTalk was told to play
 
+Preset `factors`: the factor report of a checkpoint. WORKDIR/report.html has all pictures, eval.json all numbers: R² of
+every token to every factor, verification and retrieval of people, faces decoded from the tokens of several people against
+the true picture, correlations, nearest neighbours, strips in which one token changes. Footage without truth is measured
+by the landmarks of the face mesh.
+
+    … --config=configs/probe.py:factors --workdir=DIR --config.checkpoint=runs/demo        SynthTalk
+    … --config=configs/probe.py:factors --workdir=DIR --config.data.sources="(('RECORDS', 1.0),)"
+    … --config=configs/probe.py:factors --workdir=DIR --config.data.raw=FOLDER             videos
+
 The comment after a value gives its source: `paper` (section 4.3) or `ours`.
 """
 
@@ -102,10 +111,33 @@ def _tiny() -> ConfigDict:
   return config
 
 
+def _factors() -> ConfigDict:
+  config = ConfigDict()
+  config.task = "factors"
+  config.checkpoint = config_dict.placeholder(str)  # a workdir or a step; without one, the embedded checkpoint
+  config.data = ConfigDict(
+    dict(
+      raw=config_dict.placeholder(str),  # a folder of videos, which are prepared first; every clip is measured on
+      faces="auto",  # how faces are found in them, as in `synclipmae prepare`
+      sources=config_dict.placeholder(tuple),  # ((directory of records, weight),): each gives as many clips
+      # Without either; the same clips as in configs/evaluate.py.
+      synthtalk=dict(train=240, val=0, test=160, seconds=4.0, size=160, seed=2, weight=config_dict.placeholder(float)),
+      image_size=0,  # that of the checkpoint
+      eval_clips=160,
+      eval_split="test",
+    )
+  )
+  # Swaps against rendered true pictures, of people of another seed than any training; none with count=0.
+  config.swaps = ConfigDict(dict(count=64, frames=4, seed=2))
+  config.evaluation = ConfigDict(dict(factor_ceiling_steps=0))  # of the supervised network; 2000: a minute
+  return config
+
+
 PRESETS = {
   "emotion": _emotion,
   "action": _action,
   "emotion,demo": _emotion_demo,
   "action,demo": _action_demo,
   "tiny": _tiny,
+  "factors": _factors,
 }

@@ -160,7 +160,7 @@ def complain(command: str, video: str, error: Exception) -> None:
 
 def remark(command: str, video: str, sentence: str) -> None:
   """Prints one line on stderr about a file."""
-  from synclipmae_jax.sync.report import printable
+  from synclipmae_jax.web_page import printable
 
   print(f"synclipmae {command}: {printable(video)}: {sentence}", file=sys.stderr)
 

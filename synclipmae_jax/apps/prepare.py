@@ -29,8 +29,8 @@ from synclipmae_jax.data.offsets import OffsetModel
 from synclipmae_jax.data.prepare import Manifest, prepare
 from synclipmae_jax.data.probe import probe
 from synclipmae_jax.data.quality import Gates, option
-from synclipmae_jax.sync.report import printable
 from synclipmae_jax.types import InputError
+from synclipmae_jax.web_page import printable
 
 _SHOWN = 20  # refusals that are printed; the manifest has all
 _GATES = {

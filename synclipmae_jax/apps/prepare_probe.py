@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from synclipmae_jax.sync.report import printable
+from synclipmae_jax.web_page import printable
 
 _SHOWN = 20  # refusals, and values of one kind, that are printed; --json has all
 

@@ -2,56 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from synclipmae_jax import figures
+from synclipmae_jax import figures, web_page
 from synclipmae_jax.data import labels
 from synclipmae_jax.data.media.video import read_windows
 from synclipmae_jax.data.prepare import Manifest
-from synclipmae_jax.sync.report import printable
 from synclipmae_jax.types import FPS
+from synclipmae_jax.web_page import printable
 
 _CROPS, _CROP = 48, 112  # of the contact sheet: how many, and their pixels
 _EXAMPLES = 3  # files that are named beside a reason
 _LISTED = 1000  # refused files that are listed; the manifest has all
 _BARS = 40
 _INK, _BAR = "#222222", "#3b7ea1"
-# The page may load nothing, whatever the names of files say.
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Prepared footage</title>
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; margin: 2em auto; max-width: 70em;
-  padding: 0 1em; }
-h2 { margin-top: 1.6em; font-size: 1.2em; }
-table { border-collapse: collapse; }
-th, td { text-align: left; vertical-align: top; padding: .25em .9em .25em 0; border-bottom: 1px solid #ddd; }
-th { white-space: nowrap; }
-td { overflow-wrap: anywhere; }
-td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.plots { display: flex; flex-wrap: wrap; gap: 1em; }
-.plots img { width: 30em; max-width: 100%; height: auto; }
-.crops { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: .8em; }
-figure { margin: 0; min-width: 0; }
-figure img { display: block; width: 100%; height: auto; }
-figcaption { font-size: .75em; color: #555; overflow-wrap: anywhere; max-height: 4.2em; overflow: hidden; }
-</style></head><body>
-"""
-
-
 Read = Callable[[str], bytes]  # a path below OUT -> the content of the file; OSError if there is none
 
 
@@ -62,19 +33,17 @@ def page(manifest: Manifest, read: Read) -> bytes:
   clips = [(entry, clip) for entry in accepted for clip in entry["clips"]]
   corpora = ", ".join(dict.fromkeys(entry["corpus"] for entry in manifest.entries))
   parts = [
-    _HEAD,
-    f"<h1>Prepared footage: {_text(corpora)}</h1>",
+    f"<h1>Prepared footage: {web_page.text(corpora)}</h1>",
     _counts(manifest.summary()),
-    *(f"<p>Note: {_text(note)}.</p>" for note in manifest.notes),
-    *_section("Splits", _splits(accepted)),
-    *_section("Labels", _labels(accepted)),
-    *_section("Reasons of refusal", _reasons(manifest.entries)),
-    *_section("Distributions", _plots(manifest.entries)),
-    *_section("Crops", _contact_sheet(clips, read)),
-    *_section("Refused files", _refused(rejected)),
-    "</body></html>\n",
+    *(f"<p>Note: {web_page.text(note)}.</p>" for note in manifest.notes),
+    *web_page.section("Splits", _splits(accepted)),
+    *web_page.section("Labels", _labels(accepted)),
+    *web_page.section("Reasons of refusal", _reasons(manifest.entries)),
+    *web_page.section("Distributions", _plots(manifest.entries)),
+    *web_page.section("Crops", _contact_sheet(clips, read)),
+    *web_page.section("Refused files", _refused(rejected)),
   ]
-  return "\n".join(parts).encode("utf-8", "replace")
+  return web_page.page("Prepared footage", parts)
 
 
 # -- tables --
@@ -87,7 +56,7 @@ def _counts(summary: Mapping[str, Any]) -> str:
     ("clips", summary["clips"]), ("length", _span(summary["seconds"])), ("enlarged clips", upscaled),
     ("refused clips", summary["refused_clips"]), ("clips with a corrected offset", summary["corrected_clips"]),
   ]  # fmt: skip
-  return _table((), rows)
+  return web_page.table((), rows)
 
 
 def _splits(accepted: Sequence[Mapping[str, Any]]) -> str:
@@ -97,7 +66,7 @@ def _splits(accepted: Sequence[Mapping[str, Any]]) -> str:
     clips = [clip for entry in entries for clip in entry["clips"]]
     groups, seconds = {entry["split_group"] for entry in entries}, sum(clip["frames"] for clip in clips) / FPS
     rows.append((split, len(entries), len(groups), len(clips), _span(seconds)))
-  return _table(("split", "files", "groups", "clips", "length"), rows)
+  return web_page.table(("split", "files", "groups", "clips", "length"), rows)
 
 
 def _labels(accepted: Sequence[Mapping[str, Any]]) -> str:
@@ -107,7 +76,7 @@ def _labels(accepted: Sequence[Mapping[str, Any]]) -> str:
       known = [[entry[name]] if isinstance(entry[name], str) else entry[name] or () for entry in accepted]
       kinds = Counter(itertools.chain.from_iterable(known)) if name in labels.VOCABULARIES else Counter()
       rows.append((name, count, ", ".join(f"{kind} {number}" for kind, number in kinds.most_common() if kind)))
-  return _table(("label", "files", "of each kind"), rows)
+  return web_page.table(("label", "files", "of each kind"), rows)
 
 
 def _reasons(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -123,7 +92,7 @@ def _reasons(entries: Sequence[Mapping[str, Any]]) -> str:
         named.append(entry["file"])
   ordered = sorted(files.items(), key=lambda item: (-len(item[1]), item[0]))
   rows = [(reason, len(found), clips[reason] or "", "\n".join(found[:_EXAMPLES])) for reason, found in ordered]
-  return _table(("reason", "files", "single clips", "for example"), rows)
+  return web_page.table(("reason", "files", "single clips", "for example"), rows)
 
 
 def _kind(reason: str) -> str:
@@ -135,28 +104,7 @@ def _refused(rejected: Sequence[Mapping[str, Any]]) -> str:
     return ""
   more = f"<p>… and {len(rejected) - _LISTED} more in manifest.jsonl</p>" if len(rejected) > _LISTED else ""
   rows = [(entry["file"], entry["reason"]) for entry in rejected[:_LISTED]]
-  return f"<details><summary>{len(rejected)} files</summary>{_table(('file', 'reason'), rows)}{more}</details>"
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  body = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-  head = "<tr>" + "".join(f"<th>{_text(heading)}</th>" for heading in headings) + "</tr>" if headings else ""
-  return f"<table>{head}{body}</table>" if body else ""
-
-
-def _cell(value: Any) -> str:
-  return f'<td class="number">{value:,}</td>' if isinstance(value, int) else f"<td>{_text(value)}</td>"
-
-
-def _text(value: Any) -> str:
-  """Text of others in the page: a file name may hold markup, control characters and such that reverse what follows."""
-  return "<br>".join(html.escape(printable(line)) for line in str(value).split("\n"))
-
-
-def _section(heading: str, content: str) -> Iterator[str]:
-  if content:
-    yield f"<h2>{heading}</h2>"
-    yield content
+  return f"<details><summary>{len(rejected)} files</summary>{web_page.table(('file', 'reason'), rows)}{more}</details>"
 
 
 def _span(seconds: float) -> str:
@@ -183,7 +131,7 @@ def _plots(entries: Sequence[Mapping[str, Any]]) -> str:
       for name, value in _numbers(clip["quality"]):
         quality[f"quality: {name}"].append(value)
   found |= quality
-  drawn = "".join(_image(_histogram(name, values), name, "png") for name, values in found.items() if values)
+  drawn = "".join(web_page.image(_histogram(name, values), name, "png") for name, values in found.items() if values)
   return f'<div class="plots">{drawn}</div>' if drawn else ""
 
 
@@ -224,13 +172,6 @@ def _contact_sheet(clips: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
     except (OSError, ValueError):  # removed or damaged since
       continue
     known = " · ".join(filter(None, (entry["split"], entry["emotion"])))
-    caption = f"{_text(clip['key'])}<br>{_text(known)}"
-    shown.append(f"<figure>{_image(image, clip['key'], 'jpeg')}<figcaption>{caption}</figcaption></figure>")
+    caption = f"{web_page.text(clip['key'])}<br>{web_page.text(known)}"
+    shown.append(f"<figure>{web_page.image(image, clip['key'], 'jpeg')}<figcaption>{caption}</figcaption></figure>")
   return f'<div class="crops">{"".join(shown)}</div>' if shown else ""
-
-
-def _image(image: np.ndarray, name: str, kind: str) -> str:
-  encoded = io.BytesIO()
-  Image.fromarray(image).save(encoded, format=kind, **({"quality": 85} if kind == "jpeg" else {"optimize": True}))
-  data = base64.b64encode(encoded.getvalue()).decode()
-  return f'<img alt="{html.escape(printable(name))}" src="data:image/{kind};base64,{data}">'

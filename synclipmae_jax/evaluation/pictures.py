@@ -47,7 +47,7 @@ def reconstruction(
     audio_driven: decoded with the audio token in place of the vocal one.
     titles: one for each column.
   """
-  original, face_view, video_driven, audio_driven = map(_image, (original, face_view, video_driven, audio_driven))
+  original, face_view, video_driven, audio_driven = map(unit_image, (original, face_view, video_driven, audio_driven))
   visible = _pixels(uniform_visible, original.shape[1])
   rows = {
     "original": original,
@@ -58,7 +58,7 @@ def reconstruction(
     "audio-driven": audio_driven,
     "audio-driven,\nvisible pasted": np.where(visible, original, audio_driven),
   }
-  return save(_image_grid(rows, titles), path)
+  return save(image_grid(rows, titles), path)
 
 
 def factor_swap(
@@ -75,7 +75,7 @@ def factor_swap(
   All [R, S, S, 3], uint8 or float in 0..1.
   """
   rows = {"identity of": identity_of, "mouth of": mouth_of, "pose of": pose_of, "decoded": decoded}
-  return save(_image_grid({label: _image(images) for label, images in rows.items()}, titles), path)
+  return save(image_grid({label: unit_image(images) for label, images in rows.items()}, titles), path)
 
 
 def similarity(path: str | os.PathLike, clips: Sequence[ClipTokens]) -> np.ndarray:
@@ -264,7 +264,7 @@ def _lag_label(clip: ClipTokens) -> str:
   return f"true lag {clip.lag:+d}" if clip.lag is not None else "true lag unknown"
 
 
-def _image(images: np.ndarray) -> np.ndarray:
+def unit_image(images: np.ndarray) -> np.ndarray:
   """[F, S, S, 3] uint8 or float -> float in 0..1."""
   images = np.asarray(images)
   return images / 255 if images.dtype == np.uint8 else np.clip(images.astype(np.float64), 0, 1)
@@ -284,7 +284,7 @@ def _masked(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
   return np.where(visible, images, 0.75)
 
 
-def _image_grid(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> Figure:
+def image_grid(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> Figure:
   count = len(next(iter(rows.values())))
   figure = new_figure(1.25 * count + 1.1, 1.25 * len(rows) + 0.3)
   axes = figure.subplots(len(rows), count, squeeze=False)

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synclipmae_jax.evaluation import pictures
 from synclipmae_jax.evaluation.factors import FactorEvaluator
+from synclipmae_jax.evaluation.swaps import Portrait, swap_factors
 from synclipmae_jax.evaluation.sync import SyncReport, TokenEvaluator, evaluate_sync
 from synclipmae_jax.evaluation.tokens import HeldOutTokens, embed_clip
 from synclipmae_jax.metrics.sync import ClipTokens
@@ -191,39 +191,6 @@ class PretrainPictures:
       audio_driven=image(out.predicted[:, 0, 1]),
       titles=[Path(clip.key).name.split(".")[0] for clip in self._clips],
     )
-
-
-class Portrait(NamedTuple):
-  """One picture of each of R people, with its face and mouth boxes."""
-
-  frames: Any  # uint8 [R, S, S, 3]
-  face_box: Any  # [R, 4]
-  mouth_box: Any  # [R, 4]
-
-
-def swap_factors(
-  model: SyncLipMAEModel, trainable: Params, identity_of: Portrait, mouth_of: Portrait, pose_of: Portrait
-) -> jax.Array:
-  """Pictures [R, S, S, 3] in 0..1 with the identity of one person, the mouth of another and the pose of a third.
-
-  The visible patches are those of the first picture that cover least of the face, so that mouth and pose come from the
-  tokens.
-  """
-  identity, vocal, ambient = (
-    model.embed_visual(trainable, one.frames[:, None], face_box=one.face_box[:, None], mouth_box=one.mouth_box[:, None])
-    for one in (identity_of, mouth_of, pose_of)
-  )
-  surroundings = masking.top_weighted(-masking.box_coverage(identity_of.face_box[:, None], model.grid), model.visible)
-  patches = model.encode(trainable, identity_of.frames[:, None], surroundings).patches
-  decoded = model.decode(
-    trainable,
-    patches,
-    surroundings,
-    identity=identity.identity,
-    ambient=ambient.ambient,
-    conditioning=vocal.vocal[:, :, None],
-  )
-  return masking.unpatchify(denormalise_pixels(decoded[:, 0, 0]), model.patch)
 
 
 def middle_batch(clips: Sequence[EvalClip], *, clip_frames: int, audio_frames: int) -> Batch:

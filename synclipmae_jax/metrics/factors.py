@@ -101,6 +101,37 @@ def parameter_r2(
   return dict(zip(names, values.tolist(), strict=True))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossValidated:
+  """R² by parameter, each frame judged by a map fitted on other people, or on other clips where there are too few."""
+
+  r2: Mapping[str, float]
+  within_clips: Mapping[str, float]  # after the mean of each clip is taken from truth and prediction: the motion alone
+  over: str  # "people" or "clips"
+
+
+def cross_validated_r2(feature: str, state: FactorState, names: Sequence[str]) -> CrossValidated | None:
+  """As `parameter_r2` where nothing is set apart to fit on: in FOLDS folds over people; None for fewer than 3 clips."""
+  over = "people" if len(state.people) >= FOLDS else "clips"
+  x, y, groups = _rows(state, feature, pooled=False)
+  lengths = [len(clip.truth) for clip in state.ordered]
+  clip = np.repeat(np.arange(len(lengths)), lengths)
+  everyone, group = np.unique(groups if over == "people" else clip, return_inverse=True)
+  if len(everyone) < 3:
+    return None
+  predicted = np.empty_like(y)
+  for fold in range(min(FOLDS, len(everyone))):
+    out = group % FOLDS == fold
+    predicted[out] = fit_ridge(x[~out], y[~out], group[~out])(x[out])
+  centred = lambda values: values - (np.stack([values[clip == c].mean(axis=0) for c in range(len(lengths))]))[clip]
+  by_name = lambda values: dict(zip(names, values.tolist(), strict=True))
+  return CrossValidated(
+    r2=by_name(r_squared(y, predicted)),
+    within_clips=by_name(r_squared(centred(y), centred(predicted))),
+    over=over,
+  )
+
+
 def group_means(r2: Mapping[str, float]) -> dict[str, float]:
   """Factor -> mean R² of the parameters of `GROUPS`, negative ones counted as 0; NaN where none of them is known."""
   means = {}

@@ -46,6 +46,7 @@ JOBS: dict[str, TrainingJob | MeasuringJob] = {
   ),
   "sync": MeasuringJob(function="synclipmae_jax.run.sync_protocol:run"),
   "real_faces": MeasuringJob(function="synclipmae_jax.run.real_faces:run"),
+  "factors": MeasuringJob(function="synclipmae_jax.run.factor_report:run"),
   "evaluate": MeasuringJob(function="synclipmae_jax.run.evaluate:run"),
   "probe": MeasuringJob(function="synclipmae_jax.run.probe:run"),
 }

@@ -22,8 +22,8 @@ from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.run.workdir import write_config
 from synclipmae_jax.sync import injection
-from synclipmae_jax.sync.report import printable
 from synclipmae_jax.types import InputError
+from synclipmae_jax.web_page import printable
 
 
 def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

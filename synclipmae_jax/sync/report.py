@@ -18,6 +18,7 @@ from synclipmae_jax.figures import new_figure, save
 from synclipmae_jax.metrics.sync import LAGS, MAX_LAG
 from synclipmae_jax.sync.result import MS_PER_FRAME, SyncResult
 from synclipmae_jax.types import FPS, InputError
+from synclipmae_jax.web_page import printable
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -123,11 +124,6 @@ def _signed(value: float, digits: int) -> str:
   """+5, 0, -5: never -0."""
   text = f"{value:+.{digits}f}"
   return text if text.strip("+-0.") else text[1:]
-
-
-def printable(text: str) -> str:
-  """Replaces unprintable characters: a file name may contain terminal commands."""
-  return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _width(text: str) -> int:

@@ -75,6 +75,30 @@ def test_scores_do_not_depend_on_how_the_clips_were_split():
   assert factors.retrieve_people("token", merged) == factors.retrieve_people("token", FactorState.of(judged))
 
 
+def test_cross_validation_judges_people_who_were_not_fitted_on():
+  """A token that names its person says nothing of the next one; one that holds the jaw says it of everybody."""
+  found = factors.cross_validated_r2("token", FactorState.of(clips(12, seed=0)), NAMES)
+  assert found.over == "people" and found.r2["mouth/jaw"] > 0.999 and found.r2["ambient/yaw"] < 0.05
+  named = []
+  for person, clip in enumerate(clips(12, seed=0, clips_each=1)):
+    token = np.tile(np.eye(12)[person], (len(clip.truth), 1))
+    named.append(ClipFactors(key=clip.key, identity=clip.identity, features={"token": token}, truth=clip.truth))
+  assert factors.cross_validated_r2("token", FactorState.of(named), NAMES).r2["identity/skin"] < 0.05
+
+
+def test_cross_validation_of_few_people_is_over_clips_and_motion_is_judged_apart_from_the_level():
+  """The level of a clip is unknown to the token, its motion known: R² is low, and 1 within the clips."""
+  rng = np.random.default_rng(0)
+  made = []
+  for number in range(6):
+    jaw = rng.normal(size=(20, 1))
+    made.append(ClipFactors(key=f"{number}", identity=f"{number % 2}", features={"token": jaw - jaw.mean()},
+                            truth=jaw - jaw.mean() + 30 * rng.normal()))  # fmt: skip
+  found = factors.cross_validated_r2("token", FactorState.of(made), ("mouth/jaw",))
+  assert found.over == "clips" and found.r2["mouth/jaw"] < 0.2 and found.within_clips["mouth/jaw"] > 0.95
+  assert factors.cross_validated_r2("token", FactorState.of(made[:2]), ("mouth/jaw",)) is None
+
+
 def person_clip(identity, number, vector):
   feature = np.tile(np.asarray(vector, float), (3, 1))
   return ClipFactors(key=f"{identity}{number}", identity=identity, features={"token": feature}, truth=np.zeros((3, 1)))

@@ -28,13 +28,24 @@ def head_pose(landmarks: np.ndarray) -> np.ndarray:
   Yaw is positive where the face turns to the right of the picture, pitch where it looks up, roll where it tilts
   clockwise.
   """
-  points = landmarks[:, _RIGID].astype(float)
-  known = np.isfinite(points).all((1, 2))
-  points = np.where(known[:, None, None], points, _HEAD[:, :2])
-  affine = np.swapaxes(np.linalg.pinv(_HEAD) @ (points - points.mean(1, keepdims=True)), 1, 2)  # [n, 2, 3]
-  left, _, right = np.linalg.svd(affine, full_matrices=False)
+  (left, _, right), known = _fit(landmarks)
   across, down = np.swapaxes(left @ right, 0, 1)  # rows of the rotation: the axes of the picture, seen by the head
   yaw = np.arctan2(-across[:, 2], np.cross(across, down)[:, 2])
   pitch, roll = np.arcsin(np.clip(down[:, 2], -1, 1)), np.arctan2(down[:, 0], down[:, 1])
   pose = np.degrees(np.stack([yaw, pitch, roll], 1))
   return np.where(known[:, None], pose, np.nan).astype(np.float32)
+
+
+def head_scale(landmarks: np.ndarray) -> np.ndarray:
+  """Pixels per unit of the head (its ears are 55 units apart), float32 [n], of landmarks as above; the pose is out."""
+  (_, values, _), known = _fit(landmarks)
+  return np.where(known, values.mean(1), np.nan).astype(np.float32)
+
+
+def _fit(landmarks: np.ndarray):
+  """((left, values, right) of the affine map [n, 2, 3] from the head to the picture, bool [n] where it is known)."""
+  points = landmarks[:, _RIGID].astype(float)
+  known = np.isfinite(points).all((1, 2))
+  points = np.where(known[:, None, None], points, _HEAD[:, :2])
+  affine = np.swapaxes(np.linalg.pinv(_HEAD) @ (points - points.mean(1, keepdims=True)), 1, 2)
+  return np.linalg.svd(affine, full_matrices=False), known

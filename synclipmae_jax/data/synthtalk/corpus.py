@@ -179,14 +179,19 @@ def _drawn(clip: Clip, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Frames, landmarks and boxes of a flat face."""
   from synclipmae_jax.data.synthtalk.render import render  # local import: reading a corpus must not load jax
 
+  points = flat_landmarks(clip, size)
+  return render(clip, size=size), points, geometry.face_boxes(points)
+
+
+def flat_landmarks(clip: Clip, size: int) -> np.ndarray:
+  """float32 [T, geometry.LANDMARKS, 2] in pixels of a flat face."""
   tracks = {
     "face": dict(zip(IDENTITY, clip.face, strict=True)),
     "scene": dict(zip(SCENE, clip.scene, strict=True)),
     "mouth": dict(zip(phones.MOUTH, clip.mouth.T, strict=True)),
     "ambient": dict(zip(AMBIENT, clip.ambient.T, strict=True)),
   }
-  points = geometry.landmarks(**tracks, size=size)
-  return render(clip, size=size), points, geometry.face_boxes(points)
+  return geometry.landmarks(**tracks, size=size)
 
 
 def _solid(clip: Clip, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
