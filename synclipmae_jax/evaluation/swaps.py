@@ -13,9 +13,8 @@ import numpy as np
 from synclipmae_jax.evaluation.table import interval_or_null, markdown, value_or_null
 from synclipmae_jax.metrics.bootstrap import Estimate, clip_bootstrap
 from synclipmae_jax.metrics.image_quality import WHOLE, picture_scores
-from synclipmae_jax.models import masking
+from synclipmae_jax.models.editing import decode_around
 from synclipmae_jax.models.synclipmae import SyncLipMAEModel
-from synclipmae_jax.models.visual_encoder import denormalise_pixels
 from synclipmae_jax.types import Params
 
 
@@ -49,23 +48,6 @@ def swap_factors(
     model, trainable, context_of.frames, context_of.face_box,
     identity=identity.identity[:, 0], vocal=vocal.vocal[:, 0], ambient=ambient.ambient[:, 0],
   )  # fmt: skip
-
-
-def decode_around(
-  model: SyncLipMAEModel, trainable: Params, frames, face_box, *, identity, vocal, ambient
-) -> jax.Array:
-  """Pictures [R, S, S, 3] in 0..1 from tokens [R, D] and the patches of `frames` that cover least of the face."""
-  surroundings = masking.top_weighted(-masking.box_coverage(face_box[:, None], model.grid), model.visible)
-  patches = model.encode(trainable, frames[:, None], surroundings).patches
-  decoded = model.decode(
-    trainable,
-    patches,
-    surroundings,
-    identity=identity[:, None],
-    ambient=ambient[:, None],
-    conditioning=vocal[:, None, None],
-  )
-  return masking.unpatchify(denormalise_pixels(decoded[:, 0, 0]), model.patch)
 
 
 # -- against the true picture --

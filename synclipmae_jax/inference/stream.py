@@ -182,6 +182,50 @@ def embed_file(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Crops:
+  """One face of a file at 25 frames/s, and its sound. A frame without the face shows the one before (or the first)."""
+
+  frames: np.ndarray  # uint8 [T, S, S, 3]
+  face_box: np.ndarray  # float32 [T, 4] fractions of the crop
+  mouth_box: np.ndarray  # float32 [T, 4], -1 where unknown
+  waveform: np.ndarray  # float32 [640 * T]
+  missing: int  # how many of the T frames are without the face
+  notes: tuple[str, ...]
+
+
+def crop_file(
+  model: Embedder, path: str | os.PathLike, *, faces: str = "auto", audio_track: int | None = None, longest: int
+) -> Crops:
+  """The crops of the face that is visible in most of the first `longest` frames. Raises InputError."""
+  source, cuts = TokenStream(model, path, faces=faces, audio_track=audio_track), []
+  with contextlib.closing(source._cuts()) as found:
+    for cut in found:
+      cuts.append(cut)
+      if cut.start + cut.count >= longest:
+        break
+  frames = min(longest, sum(cut.count for cut in cuts))
+  numbers = np.concatenate([cut.face for cut in cuts])
+  rows = np.concatenate([cut.start + cut.row for cut in cuts])
+  if not (rows < frames).any():
+    raise InputError("no face is found in it")
+  values, counts = np.unique(numbers[rows < frames], return_counts=True)
+  mine = np.flatnonzero((numbers == values[counts.argmax()]) & (rows < frames))
+  mine = mine[rows[mine].argsort(kind="stable")]
+  shown = mine[np.maximum(np.searchsorted(rows[mine], np.arange(frames), side="right") - 1, 0)]
+  context = SAMPLES_PER_FRAME * model.audio_context
+  heard = [cut.heard[context:][: SAMPLES_PER_FRAME * cut.count] for cut in cuts]
+  joined = {
+    name: np.concatenate([getattr(cut, name) for cut in cuts])[shown] for name in ("frames", "face_box", "mouth_box")
+  }
+  return Crops(
+    **joined,
+    waveform=np.concatenate(heard)[: SAMPLES_PER_FRAME * frames],
+    missing=frames - len(mine),
+    notes=source.notes,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Cut:
   """The m face crops of a block of `count` frames, all faces together, and its sound."""
 
