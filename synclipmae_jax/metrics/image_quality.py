@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+MAX_PSNR = 100.0  # dB, of equal pictures
 
 
 def picture_scores(
@@ -15,7 +16,7 @@ def picture_scores(
   """Region -> (PSNR in dB, SSIM) of a picture [S, S, 3] in 0..1; NaN of an empty region.
 
   A region is a box x0, y0, x1, y1 in fractions of the picture. SSIM is that of Wang et al. 2004, with Gaussian weights;
-  its map is averaged over the region. Equal pictures have an infinite PSNR.
+  its map is averaged over the region. Equal pictures have a PSNR of MAX_PSNR.
   """
   from skimage.metrics import structural_similarity
 
@@ -31,6 +32,6 @@ def picture_scores(
     if x1 <= x0 or y1 <= y0:
       scores[region] = (np.nan, np.nan)
       continue
-    error = square[inside].mean()
-    scores[region] = (np.inf if error == 0 else float(-10 * np.log10(error)), float(similarity[inside].mean()))
+    error = max(square[inside].mean(), 10 ** (-MAX_PSNR / 10))
+    scores[region] = (float(-10 * np.log10(error)), float(similarity[inside].mean()))
   return scores

@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
   """Writes WORKDIR/eval.json, report.html and pictures, prints the tables, and returns the entries of eval.json.
 
   Raises InputError, before anything is made, where a setting is out of range, the checkpoint is missing, has no decoder
-  or does not fit this version.
+  or does not fit this version; and where no clip can be measured on.
   """
   clock, started = Clock(), time.perf_counter()
   _check(config)
