@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 
 import av
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from data.footage import numbered, write_video
@@ -12,6 +14,7 @@ from synclipmae_jax import SyncLipMAE
 from synclipmae_jax.apps.cli import main as cli
 from synclipmae_jax.data.faces.track import FaceTrack
 from synclipmae_jax.inference import editing, stream
+from synclipmae_jax.models.editing import decode_around
 from synclipmae_jax.types import InputError
 
 LENGTHS = {"a": 50, "b": 40, "c": 30}
@@ -91,23 +94,16 @@ def test_frames_run_to_and_fro():
 
 def test_the_picture_is_that_of_the_tokens_of_each_file(place, model):
   """Against the decoder called by hand, frame 7; a change of one file changes it."""
-  from synclipmae_jax.models.editing import decode_around
-
   path = lambda name: str(place / f"{name}.mp4")
   files = {"identity": path("a"), "mouth": path("b"), "ambient": path("c")}
   edit = lambda files: editing.edit_files(model.embedder, files, faces="full_frame")
   made = edit(files)
-  crops = {
-    role: stream.crop_file(model.embedder, file, faces="full_frame", longest=100) for role, file in files.items()
-  }
+  crop = lambda file: stream.crop_file(model.embedder, file, faces="full_frame", longest=100)
+  crops = {role: crop(file) for role, file in files.items()}
   rows = {"identity": 25, "mouth": 7, "ambient": 7}  # the surroundings are those of the middle of the identity's file
-  one = {
-    role: (crops[role].frames[[t]], crops[role].face_box[[t]], crops[role].mouth_box[[t]]) for role, t in rows.items()
-  }
+  names = ("frames", "face_box", "mouth_box")
+  one = {role: [getattr(crops[role], name)[[t]] for name in names] for role, t in rows.items()}
   tokens = {role: model.embedder.encode_frames(f, face_box=b, mouth_box=m)[0] for role, (f, b, m) in one.items()}
-  import jax
-  import jax.numpy as jnp
-
   frames, box, _ = map(jnp.asarray, one["identity"])
   image = jax.jit(lambda p, f, b, **t: decode_around(model.embedder.model, p, f, b, **t))(
     model.embedder.params, frames, box, identity=tokens["identity"].identity, vocal=tokens["mouth"].vocal,
@@ -158,8 +154,6 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(place, tmp_path, c
   assert run(place, place / "a.mp4", identity="a") == 2
   err = capsys.readouterr().err.splitlines()
   assert len(err) == 6 and all(line.startswith("synclipmae edit: ") for line in err)
-  for line, part in zip(
-    err, ("written as .mp4", "at least one file", "bad.mp4: ", "nowhere.mp4", "no folder", "never"), strict=True
-  ):
-    assert part in line
+  parts = "written as .mp4", "at least one file", "bad.mp4: ", "nowhere.mp4", "no folder", "never"
+  assert all(part in line for line, part in zip(err, parts, strict=True))
   assert not list(tmp_path.iterdir())
