@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
   from synclipmae_jax.data.synthtalk.corpus import encode
   from synclipmae_jax.inference.editing import edit_files, sources_of
+  from synclipmae_jax.models.editing import caveats
   from synclipmae_jax.pretrained import SyncLipMAE
 
   files = sources_of({role: getattr(args, role) for role in ("identity", "mouth", "ambient")})
@@ -64,15 +65,16 @@ def _run(args: argparse.Namespace) -> int:
   with writing(args.out) as partial:
     encode(partial, shown, made.waveform, crf=12)
   seconds, size = len(made.frames) / FPS, model.image_size
+  notes = [*model.notes, *caveats(model.embedder.model)]
   if args.json:
     print(json.dumps({
       "out": args.out, **files, "audio": files["mouth"], "fit": args.fit, "frames": len(made.frames), "fps": FPS,
       "size": size, "beside": args.beside, "checkpoint": model.name,
-      "notes": [*model.notes, *(f"{path}: {note}" for path, note in made.notes)],
+      "notes": [*notes, *(f"{path}: {note}" for path, note in made.notes)],
     }))  # fmt: skip
   else:
     print(f"{args.out}: {seconds:.1f} s, {size} x {size} pixels, sound of {files['mouth']}")
-    for note in model.notes:
+    for note in notes:
       print(f"Note: {note}")
   return 0
 

@@ -10,6 +10,13 @@ from synclipmae_jax.models.visual_encoder import denormalise_pixels
 from synclipmae_jax.types import Params
 
 
+def caveats(model: SyncLipMAEModel) -> list[str]:
+  """What a viewer of decoded faces must know of this model."""
+  if model.faceless_context:
+    return []
+  return ["its decoder was never trained with the face hidden (model.faceless_context): faces decoded from tokens blur"]
+
+
 def decode_around(
   model: SyncLipMAEModel, trainable: Params, frames, face_box, *, identity, vocal, ambient
 ) -> Float[Array, "r s s 3"]:

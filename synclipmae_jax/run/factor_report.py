@@ -34,6 +34,7 @@ from synclipmae_jax.evaluation.swaps import Portrait, SwapReport, measure_swaps,
 from synclipmae_jax.evaluation.tokens import HeldOutTokens
 from synclipmae_jax.metrics.factors import ClipFactors, FactorState
 from synclipmae_jax.metrics.sync import MIN_FRAMES
+from synclipmae_jax.models.editing import caveats
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.run import sources
 from synclipmae_jax.run.clock import Clock
@@ -100,7 +101,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
     "correlation": correlation.to_json(),
     "neighbours": judged and judged.to_json(),
     "swaps": swaps and swaps.to_json(),
-    "notes": [*model.notes, *notes],
+    "notes": [*model.notes, *caveats(model.embedder.model), *notes],
   }
   write_entries(workdir, entries)
   tables = {
