@@ -150,8 +150,8 @@ def _open(config: ConfigDict, workdir: Path, clock: Clock) -> tuple[Any, sources
   summary = manifest.summary()
   splits = list(dict.fromkeys(entry["split"] for entry in manifest.entries if entry["outcome"] == "accepted"))
   if not splits:
-    reasons = "; ".join(summary["reasons"])
-    raise InputError(f"no video of {config.data.raw} yields a clip: {reasons}")
+    file, reason = next(iter(summary["reasons"].items()))
+    raise InputError(f"no video of {config.data.raw} yields a clip ({file}: {reason})")
   places = [(directory, split) for split in splits]
   clips = list(sources.read_clips(config, places))
   refused = summary["rejected"]

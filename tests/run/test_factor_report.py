@@ -119,7 +119,7 @@ def test_numbers_of_swaps_and_a_folder_without_a_clip_are_refused(place, tmp_pat
     jobs.run(config, tmp_path / "w")
   (tmp_path / "raw").mkdir()
   (tmp_path / "raw" / "bad.mp4").write_text("not a film")
-  with pytest.raises(InputError, match="yields a clip: it cannot be read"):
+  with pytest.raises(InputError, match="yields a clip .bad.mp4: it cannot be read"):
     jobs.run(config_of(place, raw=str(tmp_path / "raw"), faces="full_frame"), tmp_path / "w")
 
 
