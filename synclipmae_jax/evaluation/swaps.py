@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -65,15 +65,6 @@ ROWS = {
 }
 
 
-class SwapClips(Protocol):
-  """Three people at n moments, and the first of them with what is swapped (`data.synthtalk.swaps.Swap`)."""
-
-  identity_of: tuple[np.ndarray, np.ndarray, np.ndarray]
-  mouth_of: tuple[np.ndarray, np.ndarray, np.ndarray]
-  pose_of: tuple[np.ndarray, np.ndarray, np.ndarray]
-  true: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SwapReport:
   """Scores by what is swapped, row and region; `shown` are pictures of some swaps of everything."""
@@ -112,8 +103,8 @@ class SwapReport:
     ])  # fmt: skip
 
 
-def measure_swaps(model: SyncLipMAEModel, params: Params, swaps: Sequence[SwapClips], *, shown: int = 8) -> SwapReport:
-  """Decodes every swap and compares it with the true picture. All have as many frames."""
+def measure_swaps(model: SyncLipMAEModel, params: Params, swaps: Sequence[Any], *, shown: int = 8) -> SwapReport:
+  """Decodes every swap (`data.synthtalk.swaps.Swap`) and compares it with the true picture. All have as many frames."""
   decode = jax.jit(functools.partial(swap_factors, model))
   unit = lambda frames: np.asarray(frames, np.float32) / 255
   mean = np.mean([unit(swap.identity_of[0]).mean(0) for swap in swaps], axis=0)
