@@ -78,7 +78,10 @@ class SwapReport:
 
   def to_json(self) -> dict[str, Any]:
     cell = lambda estimate: {"mean": value_or_null(estimate), "ci95": interval_or_null(estimate)}
-    nested = lambda tree: {k: nested(v) if isinstance(v, Mapping) else cell(v) for k, v in tree.items()}
+
+    def nested(tree: Mapping[str, Any]) -> dict[str, Any]:
+      return {name: nested(each) if isinstance(each, Mapping) else cell(each) for name, each in tree.items()}
+
     return {
       "swaps": self.swaps,
       "frames_a_swap": self.frames,

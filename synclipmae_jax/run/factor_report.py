@@ -152,7 +152,7 @@ def _open(config: ConfigDict, workdir: Path, clock: Clock) -> tuple[Any, sources
   if not splits:
     file, reason = next(iter(summary["reasons"].items()))
     raise InputError(f"no video of {config.data.raw} yields a clip ({file}: {reason})")
-  places = [(directory, split) for split in splits]
+  places: sources.Places = [(directory, split) for split in splits]
   clips = list(sources.read_clips(config, places))
   refused = summary["rejected"]
   notes = [f"{refused} of {summary['files']} files were refused, see data/prepared/manifest.jsonl"] * bool(refused)
@@ -210,7 +210,7 @@ def _draw(workdir: Path, people, correlation, near, sheet: _Sheet) -> Iterator[t
     yield "roc", factor_pictures.roc(workdir / "roc.png", curves)
   yield "correlation", factor_pictures.correlation(workdir / "correlation.png", correlation)
   if near:
-    queries = np.linspace(0, len(sheet.frames) - 1, QUERIES + 2).round().astype(int)[1:-1]
+    queries = np.linspace(0, len(sheet.frames) - 1, QUERIES + 2).round().astype(int)[1:-1].tolist()
     drawn = factor_pictures.neighbours(workdir / "neighbours.png", near, sheet.frames, queries=queries)
     yield "neighbours", drawn
 
