@@ -39,9 +39,10 @@ class Roc:
     return float(self.false_accepts[after - 1] + part * (self.false_accepts[after] - self.false_accepts[after - 1]))
 
   def thinned(self) -> Roc:
-    """DRAWN of the points, for a picture or a file."""
-    count = len(self.false_accepts)
-    kept = np.unique(np.linspace(0, count - 1, min(count, DRAWN)).round().astype(int))
+    """At most DRAWN of the points, spread along the curve, for a picture or a file."""
+    along = (self.false_accepts + self.true_accepts) / 2
+    kept = np.unique(np.append(np.searchsorted(along, np.linspace(0, 1, DRAWN - 1)), len(along) - 1))
+    kept = kept[kept < len(along)]
     return Roc(false_accepts=self.false_accepts[kept], true_accepts=self.true_accepts[kept])
 
 

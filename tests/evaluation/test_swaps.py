@@ -84,7 +84,7 @@ def test_a_decoder_that_draws_its_tokens_meets_the_true_picture(made):
     assert report.psnr[name][OWN]["picture"].value > 60
     source = report.psnr[name][SOURCE]["face"].value
     assert source < 25 and report.psnr[name][UNSWAPPED]["face"].value == pytest.approx(source, abs=0.01)
-    assert report.nearer[name].value == 1
+    assert report.nearer[name]["face"].value == 1
   assert report.psnr["ambient"][SOURCE]["mouth"].value == MAX_PSNR  # the mouth is not swapped
   assert {label: images.shape[0] for label, images in report.shown.items()} == dict.fromkeys(report.shown, 3)
   np.testing.assert_allclose(report.shown["decoded"], report.shown["true picture"], atol=1e-5)
@@ -94,7 +94,7 @@ def test_a_decoder_that_draws_its_tokens_meets_the_true_picture(made):
 
 def test_a_decoder_that_is_deaf_to_a_token_comes_no_nearer_by_the_swap(made):
   report = measure_swaps(Drawing(deaf=True), PARAMS, made)
-  assert report.nearer["mouth"].value == 0 and report.nearer["ambient"].value == 1
+  assert report.nearer["mouth"]["mouth"].value == 0 and report.nearer["ambient"]["face"].value == 1
   assert report.psnr["mouth"][SWAPPED] == report.psnr["mouth"][UNSWAPPED]
 
 
