@@ -3,7 +3,7 @@
 X.mp4 shows the person of A with the mouth of B and the pose, eyes and brows of C: the decoder's picture of the aligned
 face, as large as the model's (64 or 96 pixels), with hair and background of A. It is made for looking into the tokens:
 what moves although its token did not change is a leak. It is no picture for production, and no means to put words into
-the mouth of anyone: it is too small and too blurred, and shows only what the model was trained to see.
+the mouth of anyone: it is small, and the small models so far draw a blurred face of nobody in particular.
 
 What is left out is taken from the file of the identity (without one, of the ambient motion, then of the mouth). Where
 the ambient motion is of another file, hair and background are those of the middle frame of A. The sound is that of the
