@@ -18,9 +18,9 @@ saved.
     --config.data.labels=actions                           with `action,demo`: the acts that SynthTalk was told to play
 
 Preset `factors`: the factor report of a checkpoint. WORKDIR/report.html has all pictures, eval.json all numbers: R² of
-every token to every factor, verification and retrieval of people, faces decoded from the tokens of several people against
-the true picture, correlations, nearest neighbours, strips in which one token changes. Footage without truth is measured
-by the landmarks of the face mesh.
+every token to every factor, verification and retrieval of people, faces decoded from the tokens of several people
+against the true picture, correlations, nearest neighbours, strips in which one token changes. Footage without truth is
+measured by the landmarks of the face mesh.
 
     … --config=configs/probe.py:factors --workdir=DIR --config.checkpoint=runs/demo        SynthTalk
     … --config=configs/probe.py:factors --workdir=DIR --config.data.sources="(('RECORDS', 1.0),)"

@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _lines(video: str, labels: FileLabels) -> str:
   """The file, its labels with their probabilities, and a line a stretch."""
-  from synclipmae_jax.sync.report import printable
+  from synclipmae_jax.web_page import printable
 
   order = np.argsort(-labels.whole, kind="stable")[: max(3, len(labels.labels))]
   likely = ", ".join(f"{labels.classes[c]} {labels.whole[c]:.2f}" for c in order)
