@@ -32,14 +32,14 @@ demo: venv
 checkpoint: venv
 	@test -n "$(GRID)" || { echo "say where the GRID corpus lies: make checkpoint GRID=DIR" >&2; exit 2; }
 	$(BIN)/synclipmae prepare --corpus grid --raw $(GRID) --out runs/grid --size 96 --sync-model none
-	$(BIN)/python -m synclipmae_jax.data.synthtalk --out runs/heads_raw --heads 3d --train 500 --val 8 --test 40 --seconds 5 \
+	$(BIN)/python -m synclipmae_jax.data.synthtalk --out runs/heads_raw --heads 3d --train 500 --val 48 --test 40 --seconds 5 \
 	  --size 160 --seed 11
 	$(BIN)/synclipmae prepare --corpus synthtalk --raw runs/heads_raw --out runs/heads --size 96 --faces precomputed \
 	  --sync-model none
 	$(BIN)/python -m synclipmae_jax.main --config=configs/pretrain.py:embedded --workdir=runs/embedded \
 	  --config.data.sources="(('runs/heads', 1.0), ('runs/grid', 1.0))"
 	rm -rf runs/calibrated
-	$(BIN)/synclipmae calibrate runs/embedded --out runs/calibrated --records runs/grid:val --synthtalk
+	$(BIN)/synclipmae calibrate runs/embedded --out runs/calibrated --records runs/grid:val --records runs/heads:val --synthtalk
 	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers."
 
 test: $(VENV)/test.stamp
