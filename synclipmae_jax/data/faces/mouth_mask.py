@@ -33,14 +33,28 @@ def mouth_region(face_box: np.ndarray) -> np.ndarray:
   ], np.float32)  # fmt: skip
 
 
+def mouth_region_within(face_box: np.ndarray) -> np.ndarray:
+  """`mouth_region` of boxes in fractions of the picture.
+
+  Below the chin and beside the face it may end with the picture. Raises InputError where `mouth_region` does, and if
+  chin or cheeks lie outside of the picture.
+  """
+  region = mouth_region(face_box)
+  if min(face_box[:, 0].min(), region[1]) < -_BEYOND or face_box[:, 2:].max() > 1 + _BEYOND:
+    raise InputError("the mouth leaves the picture: the mask cannot cover it")
+  return np.clip(region, 0, 1)
+
+
+def region_mask(region: np.ndarray, *, height: int, width: int) -> np.ndarray:
+  """bool [height, width]: the pixels whose centre lies in a region [4], in fractions of the picture."""
+  x0, y0, x1, y1 = region
+  rows, columns = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+  return ((y0 <= rows) & (rows <= y1))[:, None] & ((x0 <= columns) & (columns <= x1))
+
+
 def mouth_mask(face_box: np.ndarray, *, height: int, width: int) -> np.ndarray:
   """bool [height, width], true where the mouth is to be generated, from face boxes [T, 4] in fractions of the picture.
 
-  A pixel belongs to the mask if its centre lies in the region. Below the chin and beside the face the mask may end with
-  the picture. Raises InputError where `mouth_region` does, and if chin or cheeks lie outside of the picture.
+  Raises InputError where `mouth_region_within` does.
   """
-  x0, y0, x1, y1 = mouth_region(face_box)
-  if min(face_box[:, 0].min(), y0) < -_BEYOND or face_box[:, 2:].max() > 1 + _BEYOND:
-    raise InputError("the mouth leaves the picture: the mask cannot cover it")
-  rows, columns = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
-  return ((y0 <= rows) & (rows <= y1))[:, None] & ((x0 <= columns) & (columns <= x1))
+  return region_mask(mouth_region_within(face_box), height=height, width=width)
