@@ -114,8 +114,8 @@ def segment_batches(
 ) -> Iterator[Batch]:
   """Endless batches of this host's `batch_size` segments from `start_step` on.
 
-      target, inactive, reactive float16 [B, S, h, w, Z]    references float16 [B, 2, h, w, Z]: identity, history
-      mask bool [B, side, side]    audio, video float16 [B, 17, D]    index uint32 [B]
+  target, inactive, reactive float16 [B, S, h, w, Z]    references float16 [B, 2, h, w, Z]: identity, history
+  mask bool [B, side, side]    audio, video float16 [B, 17, D]    index uint32 [B]
   """
   import grain  # local import: it imports jax, which reading alone does not need
 
