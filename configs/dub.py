@@ -1,13 +1,13 @@
 """Dubbing: the mouth of a video, generated to match speech or the mouth of another video (Wan2.1-VACE, AudioPack).
 
     python -m synclipmae_jax.main --config=configs/dub.py:demo --workdir=DIR       SynthTalk, a small model
-    python -m synclipmae_jax.main --config=configs/dub.py:paper --workdir=DIR --config.data.sources="(('RECORDS', 1.0),)"
-        --config.data.encoder=CHECKPOINT --config.data.autoencoder=VAE --config.data.text=TEXT --config.init.dit=WAN
-        --config.init.vace=WAN
+    python -m synclipmae_jax.main --config=configs/dub.py:paper --workdir=DIR
+        --config.data.sources="(('RECORDS', 1.0),)" --config.data.encoder=CHECKPOINT --config.data.autoencoder=VAE
+        --config.data.text=TEXT --config.init.dit=WAN --config.init.vace=WAN
 
 RECORDS are made by `synclipmae prepare --size 512`; VAE, TEXT and WAN by `python -m synclipmae_jax.convert` from Wan's
 VAE, its text encoder (`text-embeddings`) and VACE-1.3B. The run first writes the latents and tokens of all segments,
-once, to `data.cache`; where it is interrupted it goes on with the next clip. With `train.steps` 0 it does nothing else.
+once, to `data.cache`; interrupted, the same command goes on with the next clip.
 
 Presets: `paper` (accelerators), `demo`, `tiny` (for tests). `demo` and `tiny` have no pretrained backbone, so theirs is
 trained too, and a stand-in takes the place of the VAE (models/wan/space_to_depth.py): latents are rearranged pixels.
@@ -26,6 +26,13 @@ def get_config(arg: str = "demo") -> ConfigDict:
 
 
 def _paper() -> ConfigDict:
+  config = _base()
+  config.data.synthtalk = None
+  return config
+
+
+def _base() -> ConfigDict:
+  """The paper's values, with SynthTalk as data."""
   config = ConfigDict()
   config.task = "dub"
   config.seed = 0
@@ -33,7 +40,9 @@ def _paper() -> ConfigDict:
   config.data = ConfigDict(
     dict(
       sources=config_dict.placeholder(tuple),  # [(directory of records, weight)]
-      synthtalk=config_dict.placeholder(dict),  # with a weight beside `sources`, else only without
+      synthtalk=dict(  # with a weight beside `sources`, else only without
+        train=300, val=16, test=32, seconds=3.0, size=160, seed=1, weight=config_dict.placeholder(float)
+      ),
       image_size=512,  # ours: a side of the face crops
       segment_frames=17,  # paper
       encoder=config_dict.placeholder(str),  # checkpoint of the tokens; None: the embedded one
@@ -50,12 +59,14 @@ def _paper() -> ConfigDict:
   config.model = ConfigDict(
     dict(
       autoencoder=dict(kind="wan"),
-      dit=dict(width=1536, depth=30, heads=12, mlp_width=8960, text_width=4096, text_length=512, time_features=256),  # vace
+      dit=dict(
+        width=1536, depth=30, heads=12, mlp_width=8960, text_width=4096, text_length=512, time_features=256
+      ),  # vace
       vace=dict(depth=15, stride=2),  # vace
       audio_pack=dict(hidden=256),  # ours: omniavatar has 32, in 14 places
       frozen_backbone=True,  # paper
       compute_dtype="bfloat16",
-      unroll=1,
+      unroll=False,
       remat="full",
     )
   )
@@ -111,10 +122,7 @@ def _paper() -> ConfigDict:
 
 
 def _demo() -> ConfigDict:
-  config = _paper()
-  config.data.synthtalk = dict(
-    train=300, val=16, test=32, seconds=3.0, size=160, seed=1, weight=config_dict.placeholder(float)
-  )
+  config = _base()
   config.data.update(dict(image_size=64, token_width=128, text_tokens=1, eval_clips=32))
   config.model = ConfigDict(
     dict(
@@ -153,7 +161,7 @@ def _tiny() -> ConfigDict:
   config.model.dit.update(dict(width=24, depth=2, heads=2, mlp_width=32, text_width=4, time_features=8))
   config.model.vace.update(dict(depth=1))
   config.model.audio_pack.update(dict(hidden=8))
-  config.model.unroll = 1
+  config.model.unroll = False
   config.optimizer.warmup_steps = 2
   config.evaluation.update(dict(levels=(0.5,), batch_clips=2, steps=2, control_guidance=2.0))
   config.train.update(dict(steps=4, batch_clips=8, log_every=1, eval_every=2, checkpoint_every=1))

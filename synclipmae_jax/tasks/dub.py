@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from synclipmae_jax.models.functional import Functional
@@ -90,12 +89,14 @@ class Dubbing(Task):
 
   def loss(
     self, trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
-  ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, "..."]]]:
+  ) -> tuple[Float[Array, ""], Mapping[str, Array]]:
     """The weighted error of the velocity; the unweighted errors by drive, and without control."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
     level_keys, noise_keys, drive_keys, *drop_keys = jax.vmap(lambda k: jax.random.split(k, 6), out_axes=1)(keys)
     draw = jax.vmap(jax.random.uniform)
-    kept = {name: draw(k) >= self.drops[name] for name, k in zip(("history", "text", "control"), drop_keys, strict=True)}
+    kept = {
+      name: draw(k) >= self.drops[name] for name, k in zip(("history", "text", "control"), drop_keys, strict=True)
+    }
     by_audio = draw(drive_keys) < 0.5
     level = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(self.grid.sigma)))(level_keys)
     sigma = jnp.asarray(self.grid.sigma)[level]
@@ -153,7 +154,7 @@ class Dubbing(Task):
     """FLOPs of one training step. A frozen backbone passes gradients on but has none of its own: twice its forward."""
     frames = self.latent_frames + len(REFERENCES)
     tokens = frames * (self.side // self.autoencoder.space_stride // PATCH) ** 2
-    model = nnx.eval_shape(lambda: self.bind(*self.init(jax.random.key(0))))
+    model = self.bind({name: module.abstract for name, module in self.modules.items()}, {})
     learnt = model.vace.flops(tokens, text_length=model.dit.text_length) + model.audio_pack.flops(self.latent_frames)
     backbone = model.dit.flops(tokens)
     return float(batch["index"].shape[0] * (3 * learnt + (2 if self.frozen else 3) * backbone))
@@ -172,9 +173,7 @@ def from_config(config: Mapping[str, Any]) -> Dubbing:
     DIT: Functional(lambda rngs: Dit(**dit, **compute, rngs=rngs)),
     "vace": Functional(lambda rngs: Vace(**block, **model["vace"], context_channels=channels, **compute, rngs=rngs)),
     "audio_pack": Functional(
-      lambda rngs: AudioPack(
-        **pack, group=autoencoder.time_stride, compute_dtype=compute["compute_dtype"], rngs=rngs
-      )
+      lambda rngs: AudioPack(**pack, group=autoencoder.time_stride, compute_dtype=compute["compute_dtype"], rngs=rngs)
     ),
   }
   return Dubbing(
