@@ -16,6 +16,7 @@ Latents and tokens are float16. The stream of batches is a pure function of (see
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class Segments:
   records: records.Records
   usable: Sequence[Sequence[int]]  # of every clip
 
-  @property
+  @functools.cached_property
   def clips(self) -> np.ndarray:
     """int: the clips that have a usable segment."""
     return np.flatnonzero([len(numbers) > 0 for numbers in self.usable])

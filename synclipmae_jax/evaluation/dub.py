@@ -52,7 +52,7 @@ class DubbingEvaluator:
     options = {name: self._settings[name] for name in ("steps", "shift")}
     self._sampler = make_sampler(self._settings["sampler"], **options)  # a wrong one is refused before training
     self._velocity = jax.jit(self._velocity_of, static_argnames=("texted", "driven"))
-    self._decode = jax.jit(self._data.autoencoder.decode)
+    self._decode = self._data.autoencoder.decode
     self._table = "No clips to evaluate."
 
   def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:

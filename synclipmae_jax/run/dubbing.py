@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,7 +20,7 @@ from synclipmae_jax import checkpoints
 from synclipmae_jax.data import dubbing, features, pipeline
 from synclipmae_jax.data.faces.mouth_mask import mouth_region_within, region_mask
 from synclipmae_jax.data.records import Records, open_records
-from synclipmae_jax.models.wan.autoencoder import make_autoencoder, wan_functional
+from synclipmae_jax.models.wan.autoencoder import CompiledAutoencoder, wan_functional
 from synclipmae_jax.models.wan.conditioning import VideoAutoencoder, encode_pictures, to_unit, without
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.run.clock import Clock
@@ -86,16 +87,16 @@ def open_dubbing(config: ConfigDict, workdir: Path, clock: Clock) -> DubbingData
   )
 
 
-def load_autoencoder(config: ConfigDict) -> tuple[VideoAutoencoder, dict[str, Any]]:
+def load_autoencoder(config: ConfigDict) -> tuple[CompiledAutoencoder, dict[str, Any]]:
   """The autoencoder of a configuration, and what it is. Raises InputError without the weights of a Wan VAE."""
   sizes = config.model.autoencoder.to_dict()
   kind = sizes.pop("kind")
   if kind != "wan":
-    return make_autoencoder(kind, **sizes), {"kind": kind, **sizes}
+    return CompiledAutoencoder(kind, **sizes), {"kind": kind, **sizes}
   if not config.data.autoencoder:
     raise InputError("the Wan VAE needs its weights: give its converted checkpoint with --config.data.autoencoder=DIR")
   params = checkpoints.load_item(config.data.autoencoder, VAE, wan_functional(**sizes).abstract)
-  return make_autoencoder(kind, params, **sizes), {"kind": kind, **sizes, "sha256": checkpoints.tree_hash(params)}
+  return CompiledAutoencoder(kind, params, **sizes), {"kind": kind, **sizes, "sha256": checkpoints.tree_hash(params)}
 
 
 def read_text(config: ConfigDict) -> np.ndarray:
@@ -120,11 +121,8 @@ Maker = Callable[[EvalClip, EvalClip], dict[str, np.ndarray]]  # the clip as the
 
 def segment_maker(model: SyncLipMAE, autoencoder: VideoAutoencoder, *, side: int) -> Maker:
   """(clip of the encoder's size, clip of `side` pixels) -> the arrays of `data.dubbing`, of one clip."""
-  encode = jax.jit(autoencoder.encode)
-  pictures = jax.jit(functools.partial(encode_pictures, autoencoder))
   hide = jax.jit(without)
-  grey = np.asarray(encode(jnp.zeros((1, dubbing.SEGMENT, side, side, 3))), np.float16)
-  f16 = lambda x: np.asarray(x, np.float16)
+  grey = np.asarray(autoencoder.encode(jnp.zeros((1, dubbing.SEGMENT, side, side, 3))), np.float16)
 
   def make(seen: EvalClip, shown: EvalClip) -> dict[str, np.ndarray]:
     tokens = model.embed(seen.frames, seen.waveform, face_box=seen.face_box, mouth_box=seen.mouth_box)
@@ -132,28 +130,23 @@ def segment_maker(model: SyncLipMAE, autoencoder: VideoAutoencoder, *, side: int
     heard = np.clip(np.arange(len(seen.frames)) - (seen.lag or 0), 0, len(seen.frames) - 1)
     spoken = {"audio": tokens.audio[heard], "video": tokens.vocal}
     count = dubbing.segment_count(len(shown.frames))
-    stills = to_unit(shown.frames[: 1 + count * dubbing.SEGMENT : dubbing.SEGMENT])
-    made: dict[str, list[np.ndarray]] = {name: [] for name in ("target", "inactive", "region", "audio", "video")}
+    arrays = {name: np.zeros((count, *grey.shape[1:]), np.float16) for name in ("target", "inactive")}
+    arrays |= {name: np.zeros((count, dubbing.SEGMENT, x.shape[1]), np.float16) for name, x in spoken.items()}
+    arrays |= {"region": np.full((count, 4), -1, np.float32), "reactive": grey}
     for number in range(count):
       rows = dubbing.segment_frames(number)
-      try:
-        region = mouth_region_within(shown.face_box[rows])
-      except InputError:
-        region = np.full(4, -1, np.float32)
-      video, mask = to_unit(shown.frames[rows])[None], region_mask(region, height=side, width=side)[None]
-      made["target"].append(f16(encode(video)[0]))
-      made["inactive"].append(f16(encode(hide(video, mask))[0]))
-      made["region"].append(region)
+      with contextlib.suppress(InputError):  # its region stays -1
+        arrays["region"][number] = mouth_region_within(shown.face_box[rows])
+      video = jnp.asarray(to_unit(shown.frames[rows])[None])
+      mask = region_mask(arrays["region"][number], height=side, width=side)[None]
+      arrays["target"][number] = autoencoder.encode(video)[0]
+      arrays["inactive"][number] = autoencoder.encode(hide(video, mask))[0]
       for name, each in spoken.items():
-        made[name].append(f16(each[rows]))
-    empty = {
-      **dict.fromkeys(("target", "inactive"), grey[:0]),
-      "region": np.zeros((0, 4), np.float32),
-      **{name: np.zeros((0, dubbing.SEGMENT, each.shape[1]), np.float16) for name, each in spoken.items()},
-    }
-    arrays = {name: np.stack(each) if each else empty[name] for name, each in made.items()}
-    # One by one: the number of still frames differs from clip to clip, and each shape would be compiled.
-    return {**arrays, "reactive": grey, "stills": np.stack([f16(pictures(one[None, None])[0, 0]) for one in stills])}
+        arrays[name][number] = each[rows]
+    # One by one: their number differs from clip to clip, and each shape would be compiled.
+    stills = jnp.asarray(to_unit(shown.frames[: 1 + count * dubbing.SEGMENT : dubbing.SEGMENT]))
+    latents = [encode_pictures(autoencoder, one[None, None])[0, 0] for one in stills]
+    return {**arrays, "stills": np.stack(latents).astype(np.float16)}
 
   return make
 

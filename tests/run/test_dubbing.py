@@ -143,6 +143,7 @@ def test_the_wan_autoencoder_is_used_with_its_weights(place, tmp_path, model):
   checkpoints.save_items(tmp_path / "vae", {"vae": params}, {})
   given = config(place, model__autoencoder=dict(kind="wan", **sizes), data__autoencoder=str(tmp_path / "vae"))
   autoencoder, origin = dubbing.load_autoencoder(given)
+  assert (autoencoder.latent, autoencoder.space_stride, autoencoder.time_stride) == (4, 4, 4)
   assert origin["sha256"] == checkpoints.tree_hash(params)
   clip = clips(place)[0]
   cut = {name: getattr(clip, name)[:18] for name in ("frames", "face_box", "mouth_box")}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.wan.conditioning import VideoAutoencoder
@@ -35,3 +37,23 @@ def wan_functional(**sizes: Any) -> Functional:
     return Vae(**sizes, rngs=rngs)
 
   return Functional(make)
+
+
+class CompiledAutoencoder:
+  """An autoencoder with its parameters, compiled for every shape that it is given; see `make_autoencoder`."""
+
+  def __init__(self, kind: str, params: Params | None = None, **sizes: Any):
+    sized = make_autoencoder(kind, **sizes)
+    self.latent, self.space_stride, self.time_stride = sized.latent, sized.space_stride, sized.time_stride
+    self._params = params
+    # The parameters are an argument: 0.5 GB of constants would be compiled for minutes.
+    self._encode = jax.jit(lambda params, video: make_autoencoder(kind, params, **sizes).encode(video))
+    self._decode = jax.jit(lambda params, latents: make_autoencoder(kind, params, **sizes).decode(latents))
+
+  def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b s h2 w2 z"]:
+    """See `Vae.encode`."""
+    return self._encode(self._params, video)
+
+  def decode(self, latents: Float[Array, "b s h2 w2 z"]) -> Float[Array, "b t h w 3"]:
+    """See `Vae.decode`."""
+    return self._decode(self._params, latents)
