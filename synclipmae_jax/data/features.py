@@ -153,8 +153,9 @@ def _kept(folder: Path, keys: Sequence[str], make: Callable[[int], Mapping[str, 
     if not path.exists():
       folder.mkdir(parents=True, exist_ok=True)
       partial = folder / f"{index}.tmp"
+      arrays: dict[str, Any] = dict(make(index))
       with partial.open("wb") as file:
-        np.savez(file, **make(index))
+        np.savez(file, **arrays)
       partial.replace(path)
     with np.load(path) as stored:
       yield key, dict(stored)

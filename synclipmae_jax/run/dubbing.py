@@ -125,7 +125,7 @@ def segment_maker(model: SyncLipMAE, autoencoder: VideoAutoencoder, *, side: int
   grey = np.asarray(autoencoder.encode(jnp.zeros((1, dubbing.SEGMENT, side, side, 3))), np.float16)
 
   def make(seen: EvalClip, shown: EvalClip) -> dict[str, np.ndarray]:
-    tokens = model.embed(seen.frames, seen.waveform, face_box=seen.face_box, mouth_box=seen.mouth_box)
+    tokens = model.embedder.embed(seen.frames, seen.waveform, face_box=seen.face_box, mouth_box=seen.mouth_box)
     # Of a clip that is out of sync, the sound of a frame is what belongs to its picture.
     heard = np.clip(np.arange(len(seen.frames)) - (seen.lag or 0), 0, len(seen.frames) - 1)
     spoken = {"audio": tokens.audio[heard], "video": tokens.vocal}
