@@ -65,6 +65,7 @@ def _base() -> ConfigDict:
       vace=dict(depth=15, stride=2),  # vace
       audio_pack=dict(hidden=256),  # ours: omniavatar has 32, in 14 places
       frozen_backbone=True,  # paper
+      predicts="velocity",  # vace
       compute_dtype="bfloat16",
       unroll=False,
       remat="full",
@@ -131,6 +132,7 @@ def _demo() -> ConfigDict:
       vace=dict(depth=3, stride=2),
       audio_pack=dict(hidden=128),
       frozen_backbone=False,
+      predicts="clean",  # Li and He 2025: a patch has 768 numbers, more than the width
       compute_dtype="float32",
       unroll=True,
       remat="none",

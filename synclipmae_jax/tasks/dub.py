@@ -19,7 +19,7 @@ from synclipmae_jax.models.wan.audio_pack import AudioPack
 from synclipmae_jax.models.wan.autoencoder import make_autoencoder
 from synclipmae_jax.models.wan.conditioning import REFERENCES, VideoAutoencoder
 from synclipmae_jax.models.wan.dit import PATCH, Dit
-from synclipmae_jax.models.wan.dubbing import DubbingModel
+from synclipmae_jax.models.wan.dubbing import PREDICTS, DubbingModel
 from synclipmae_jax.models.wan.vace import Vace
 from synclipmae_jax.sharding import RULES, Rules
 from synclipmae_jax.types import Batch, InputError, Params, Task
@@ -30,9 +30,9 @@ DIT = "dit"
 class Dubbing(Task):
   """The training of a dubbing model (`types.Task`). Items: `dit`, `vace`, `audio_pack`.
 
-  `modules`: item -> its constructor; `frozen`: whether `dit` is. `side`: pixels of a picture; `segment`: frames;
-  `drops`: probabilities of `history`, `text` and `control` to be left out of an example. With `loss_on_references` the
-  loss counts the latent frames of the references too, except a history that was left out.
+  `modules`: item -> its constructor; `frozen`: whether `dit` is; `predicts`: what the output is. `side`: pixels of a
+  picture; `segment`: frames; `drops`: probabilities of `history`, `text` and `control` to be left out of an example.
+  With `loss_on_references` the loss counts the latent frames of the references too, except a history that was left out.
   """
 
   name = "dub"
@@ -44,6 +44,7 @@ class Dubbing(Task):
     modules: Mapping[str, Functional],
     *,
     frozen: bool,
+    predicts: str,
     autoencoder: VideoAutoencoder,
     side: int,
     segment: int,
@@ -61,7 +62,9 @@ class Dubbing(Task):
       )
     if not all(0 <= drops[name] < 1 for name in ("history", "text", "control")):
       raise InputError(f"history, text and control are dropped with probabilities in [0, 1), not {dict(drops)}")
-    self.modules, self.frozen, self.autoencoder = modules, frozen, autoencoder
+    if predicts not in PREDICTS:
+      raise InputError(f"unknown model.predicts {predicts!r}: {' or '.join(PREDICTS)}")
+    self.modules, self.frozen, self.predicts, self.autoencoder = modules, frozen, predicts, autoencoder
     self.side, self.segment, self.text_shape, self.token_width = side, segment, text_shape, token_width
     self.grid, self.drops, self.loss_on_references = grid, drops, loss_on_references
 
@@ -74,7 +77,8 @@ class Dubbing(Task):
   def bind(self, trainable: Params, frozen: Params) -> DubbingModel:
     """The model with these parameters."""
     params = {**trainable, **frozen}
-    return DubbingModel(**{name: module.bind(params[name]) for name, module in self.modules.items()})
+    bound = {name: module.bind(params[name]) for name, module in self.modules.items()}
+    return DubbingModel(**bound, predicts=self.predicts)
 
   def inputs(
     self, batch: Batch, *, history: Bool[Array, " b"]
@@ -179,6 +183,7 @@ def from_config(config: Mapping[str, Any]) -> Dubbing:
   return Dubbing(
     modules,
     frozen=model["frozen_backbone"],
+    predicts=model["predicts"],
     autoencoder=autoencoder,
     side=data["image_size"],
     segment=data["segment_frames"],

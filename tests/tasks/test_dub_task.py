@@ -22,7 +22,7 @@ TOKEN = 6
 def config(**changes):
   out = dub.get_config("tiny").to_dict()
   out["data"] |= dict(token_width=TOKEN, image_size=16)
-  out["model"]["dit"] |= dict(text_length=2)  # of one token alone attention has no gradient
+  out["model"]["predicts"] = "velocity"
   out["loss"] |= dict(drops=dict(history=0.0, text=0.0, control=0.0))
   for name, value in changes.items():
     group, field = name.split("__")
@@ -66,7 +66,8 @@ def loss(learner, params, examples, seed=0):
 
 
 def test_the_backbone_is_frozen_and_all_else_learns():
-  learner = task(model__frozen_backbone=True)
+  two = {**config()["model"]["dit"], "text_length": 2}  # over one token alone attention has no gradient
+  learner = from_config(config(model__frozen_backbone=True, model__dit=two))
   trainable, frozen = params = drawn(learner)
   assert trainable.keys() == {"vace", "audio_pack"} and frozen.keys() == {"dit"}
   step = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
@@ -120,7 +121,9 @@ def test_what_is_dropped_is_not_seen():
 
 def test_the_model_learns_to_follow_its_tokens():
   """Bright and dark latent frames in random order, which only the tokens tell."""
-  learner = from_config(config(data__image_size=8))
+  grid = dict(shift=30.0, weights="none")  # mostly noise, in which nothing else is to be seen
+  loss_of = {**config()["loss"], **grid}
+  learner = from_config({**config(data__image_size=8, model__predicts="clean"), "loss": loss_of})
   zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in learner.abstract_batches(16)[0].items()}
 
   def examples(key):
@@ -189,6 +192,7 @@ def test_sizes_that_do_not_fit_are_refused():
     (dict(data__segment_frames=18), "segments 1"),
     (dict(loss__drops=dict(history=1.0, text=0.0, control=0.0)), "probabilities"),
     (dict(loss__weights="sum"), "the weights are"),
+    (dict(model__predicts="noise"), "velocity or clean"),
     (dict(model__autoencoder=dict(kind="jpeg")), "unknown autoencoder"),
   ):
     with pytest.raises(InputError, match=why):

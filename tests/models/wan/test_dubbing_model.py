@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -73,6 +74,14 @@ def test_at_the_first_step_and_without_control_it_is_plain_vace():
   one = bound(params).velocity(**given, tokens=tokens(0), driven=jnp.array([True, False]))
   np.testing.assert_allclose(one[1], expected[1], rtol=1e-6, atol=1e-6)
   assert np.abs(one[0] - expected[0]).max() > 1e-2  # with other parameters the control is seen
+
+
+def test_a_model_of_clean_latents_has_the_velocity_that_leads_to_them():
+  given, params = inputs(), drawn()
+  model = dataclasses.replace(bound(params), predicts="clean")
+  velocity = model.velocity(**given, tokens=tokens(0), driven=jnp.array([False, False]))
+  level = np.array([0.9, dubbing.LEAST_NOISE])[:, None, None, None, None]  # the second has less noise than the least
+  np.testing.assert_allclose(given["latents"] - level * velocity, plain(params, given), rtol=1e-4, atol=1e-4)
 
 
 def test_switching_the_drive_changes_nothing_but_the_tokens():
