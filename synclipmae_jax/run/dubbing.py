@@ -95,7 +95,9 @@ def load_autoencoder(config: ConfigDict) -> tuple[CompiledAutoencoder, dict[str,
     return CompiledAutoencoder(kind, **sizes), {"kind": kind, **sizes}
   if not config.data.autoencoder:
     raise InputError("the Wan VAE needs its weights: give its converted checkpoint with --config.data.autoencoder=DIR")
-  params = checkpoints.load_item(config.data.autoencoder, VAE, wan_functional(**sizes).abstract)
+  # Broadcast scalars describe numpy leaves without allocating memory.
+  like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), wan_functional(**sizes).abstract)
+  params = checkpoints.load_item(config.data.autoencoder, VAE, like)
   return CompiledAutoencoder(kind, params, **sizes), {"kind": kind, **sizes, "sha256": checkpoints.tree_hash(params)}
 
 
