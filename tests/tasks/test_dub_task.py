@@ -120,8 +120,11 @@ def test_what_is_dropped_is_not_seen():
 
 
 def test_the_model_learns_to_follow_its_tokens():
-  """Bright and dark latent frames in random order, which only the tokens tell."""
-  grid = dict(shift=30.0, weights="none")  # mostly noise, in which nothing else is to be seen
+  """Bright and dark latent frames in random order, which only the tokens tell.
+
+  As in a released VACE, the projections to and from its blocks are not zero; the AudioPack's is.
+  """
+  grid = dict(shift=100.0, weights="none")  # mostly noise, in which nothing else is to be seen
   loss_of = {**config()["loss"], **grid}
   learner = from_config({**config(data__image_size=8, model__predicts="clean"), "loss": loss_of})
   zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in learner.abstract_batches(16)[0].items()}
@@ -133,7 +136,7 @@ def test_the_model_learns_to_follow_its_tokens():
     target = jnp.broadcast_to(signs[:, :, None, None, None], zeros["target"].shape)
     return {**zeros, "target": target, "audio": tokens, "video": tokens, "index": index}
 
-  optimizer = optax.adam(3e-3)
+  optimizer = optax.adam(5e-3)
 
   @jax.jit
   def train(params):
@@ -143,10 +146,14 @@ def test_the_model_learns_to_follow_its_tokens():
       updates, state = optimizer.update(gradient, state)
       return (optax.apply_updates(params, updates), state), metrics["loss"]
 
-    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), 300))
+    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), 500))
     return params, losses
 
-  params, losses = train(learner.init(jax.random.key(0))[0])
+  start, _ = learner.init(jax.random.key(0))
+  random = drawn(learner)[0]["vace"]
+  start["vace"]["before_projection"] = random["before_projection"]
+  start["vace"]["blocks"]["after_projection"] = random["blocks"]["after_projection"]
+  params, losses = train(start)
   assert losses[-30:].mean() < losses[:30].mean() / 2
   test = examples(jax.random.key(7))
   right = loss(learner, (params, {}), test)
