@@ -63,10 +63,9 @@ def test_a_configuration_is_found_from_anywhere(tmp_path, monkeypatch):
     assert Path(file).samefile(ROOT / "configs" / "pretrain.py") and preset == "tiny,A1"
   (tmp_path / "pretrain.py").touch()  # one's own comes first
   assert config_files.find_config("pretrain.py") == "pretrain.py"
+  contained = "dub.py, evaluate.py, pretrain.py, probe.py, sync.py"
   for name in ("configs/none.py:tiny", "elsewhere/pretrain.py"):
-    with pytest.raises(
-      InputError, match="does not exist; the package contains evaluate.py, pretrain.py, probe.py, sync.py"
-    ):
+    with pytest.raises(InputError, match=f"does not exist; the package contains {contained}"):
       config_files.find_config(name)
 
 

@@ -3,6 +3,7 @@
 Record i of a split belongs to clip i of the same split of the clips' records; it holds `key` and one array a name.
 
   DIR/<hash of checkpoint and records>/features/1.0.0/
+  DIR/<hash of checkpoint and records>.parts/<split>/<index>.npz     of `write_resumably`, until all clips are there
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,7 @@ def write_features(
   opened = {split: records.open_records(clips, split=split) for split in examples}
   if not opened:
     raise InputError("there is no split to write features of")
-  made_of = next(iter(opened.values())).made_of
-  key = hashlib.sha256(repr((checkpoint, sorted(made_of.items()), sorted(opened))).encode()).hexdigest()[:12]
-  directory = Path(directory)
+  directory, key = Path(directory), _hash(opened, checkpoint)
   version = directory / key / Features.name / str(Features.VERSION)
   if not version.exists():
     builder = Features(
@@ -124,6 +123,44 @@ def write_features(
     )
     records.write(builder, directory / key)
   for other in directory.iterdir():
-    if re.fullmatch("[0-9a-f]{12}", other.name) and other.name != key and (other / Features.name).is_dir():
+    of_others = re.fullmatch("[0-9a-f]{12}", other.name) and other.name != key and (other / Features.name).is_dir()
+    if of_others or re.fullmatch("[0-9a-f]{12}[.]parts", other.name):
       shutil.rmtree(other)
   return version
+
+
+def write_resumably(
+  directory: str | os.PathLike,
+  make: Mapping[str, Callable[[int], Mapping[str, np.ndarray]]],
+  *,
+  clips: str | os.PathLike,
+  checkpoint: str,
+) -> Path:
+  """`write_features` of arrays that take long to make: a call that was interrupted keeps those of the clips before.
+
+  `make[split](index)` makes the arrays of a clip. Each clip's are kept in a file of its own until the records of all
+  are written; meanwhile they take their space twice. Raises InputError as `write_features` does.
+  """
+  opened = {split: records.open_records(clips, split=split) for split in make}
+  parts = Path(directory) / f"{_hash(opened, checkpoint)}.parts"
+  examples = {split: _kept(parts / split, opened[split].keys, each) for split, each in make.items()}
+  return write_features(directory, examples, clips=clips, checkpoint=checkpoint)
+
+
+def _kept(folder: Path, keys: Sequence[str], make: Callable[[int], Mapping[str, np.ndarray]]) -> Iterator[Any]:
+  for index, key in enumerate(keys):
+    path = folder / f"{index}.npz"
+    if not path.exists():
+      folder.mkdir(parents=True, exist_ok=True)
+      partial = folder / f"{index}.tmp"
+      arrays: dict[str, Any] = dict(make(index))
+      with partial.open("wb") as file:
+        np.savez(file, **arrays)
+      partial.replace(path)
+    with np.load(path) as stored:
+      yield key, dict(stored)
+
+
+def _hash(opened: Mapping[str, records.Records], checkpoint: str) -> str:
+  made_of = next(iter(opened.values())).made_of if opened else {}
+  return hashlib.sha256(repr((checkpoint, sorted(made_of.items()), sorted(opened))).encode()).hexdigest()[:12]

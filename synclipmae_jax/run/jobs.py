@@ -44,6 +44,11 @@ JOBS: dict[str, TrainingJob | MeasuringJob] = {
     evaluation="synclipmae_jax.evaluation.vsr:build",
     data="synclipmae_jax.run.recognition:open_recognition",
   ),
+  "dub": TrainingJob(
+    task="synclipmae_jax.tasks.dub:from_config",
+    evaluation="synclipmae_jax.evaluation.dub:build",
+    data="synclipmae_jax.run.dubbing:open_dubbing",
+  ),
   "sync": MeasuringJob(function="synclipmae_jax.run.sync_protocol:run"),
   "real_faces": MeasuringJob(function="synclipmae_jax.run.real_faces:run"),
   "factors": MeasuringJob(function="synclipmae_jax.run.factor_report:run"),

@@ -5,7 +5,7 @@ import pytest
 from footage import clicks, numbered, write_video
 
 from synclipmae_jax.data import prepare, records
-from synclipmae_jax.data.features import write_features
+from synclipmae_jax.data.features import write_features, write_resumably
 from synclipmae_jax.types import InputError
 
 SPLITS = ("train", "test")
@@ -108,3 +108,35 @@ def test_features_that_do_not_fit_are_one_sentence_and_nothing_is_kept(prepared,
     write_features(tmp_path, {"train": examples}, clips=prepared, checkpoint="abc")
   with pytest.raises(InputError, match="no records"):
     records.open_records(tmp_path, split="train")
+
+
+def test_costly_features_go_on_where_they_were_interrupted(prepared, tmp_path):
+  lengths = {split: records.open_records(prepared, split=split).n_frames for split in SPLITS}
+  made, total = [], sum(map(len, lengths.values()))
+
+  def write_costly(stop, checkpoint="abc"):
+    def make(split):
+      def of(index):
+        if len(made) == stop:
+          raise KeyboardInterrupt
+        made.append((split, index))
+        return {"vocal": np.full((lengths[split][index], 2), index, np.float16), "none": np.zeros((0, 3), np.float32)}
+
+      return of
+
+    return write_resumably(tmp_path, {split: make(split) for split in SPLITS}, clips=prepared, checkpoint=checkpoint)
+
+  with pytest.raises(KeyboardInterrupt):
+    write_costly(total - 1)
+  assert len(made) == total - 1
+  path = write_costly(None)
+  assert len(made) == len(set(made)) == total  # none was made twice
+  assert [each.name for each in tmp_path.iterdir()] == [path.parents[1].name]
+  for split in SPLITS:
+    opened = records.open_records(tmp_path, split=split)
+    for index in range(len(opened)):
+      assert (opened[index]["vocal"] == index).all() and opened[index]["none"].shape == (0, 3)
+  made.clear()
+  write_costly(0)
+  with pytest.raises(KeyboardInterrupt):
+    write_costly(0, checkpoint="other")

@@ -19,10 +19,10 @@ from synclipmae_jax.types import InputError
 
 
 class ZeroLinear(Linear):
-  """Dense layer initialised to zero, so that untrained VACE blocks do not change the output of the backbone."""
+  """Dense layer initialised to zero, so that what ends in it changes nothing before it is trained."""
 
-  def __init__(self, width: int, *, compute_dtype, rngs: nnx.Rngs):
-    super().__init__(width, width, compute_dtype=compute_dtype, rngs=rngs)
+  def __init__(self, in_features: int, out_features: int, *, compute_dtype, rngs: nnx.Rngs):
+    super().__init__(in_features, out_features, compute_dtype=compute_dtype, rngs=rngs)
     self.kernel[...] = jnp.zeros_like(self.kernel[...])
 
 
@@ -31,7 +31,7 @@ class VaceBlock(Block):
 
   def __init__(self, width: int, heads: int, mlp_width: int, *, compute_dtype, rngs: nnx.Rngs):
     super().__init__(width, heads, mlp_width, compute_dtype=compute_dtype, rngs=rngs)
-    self.after_projection = ZeroLinear(width, compute_dtype=compute_dtype, rngs=rngs)
+    self.after_projection = ZeroLinear(width, width, compute_dtype=compute_dtype, rngs=rngs)
 
 
 class Vace(nnx.Module):
@@ -59,7 +59,7 @@ class Vace(nnx.Module):
     self.context_channels = context_channels
     self.unroll, self.remat = unroll, remat
     self.patch_embedding = Linear(PATCH**2 * context_channels, width, compute_dtype=compute_dtype, rngs=rngs)
-    self.before_projection = ZeroLinear(width, compute_dtype=compute_dtype, rngs=rngs)
+    self.before_projection = ZeroLinear(width, width, compute_dtype=compute_dtype, rngs=rngs)
     self.blocks = stack_blocks(
       lambda r: VaceBlock(width, heads, mlp_width, compute_dtype=compute_dtype, rngs=r), depth, rngs
     )

@@ -1,0 +1,174 @@
+"""The evaluation of dubbing: held-out segments are generated with each drive and compared with the truth.
+
+During training the error of the velocity is measured at some noise levels (quick). At the end the segments of the test
+clips are sampled. PSNR is that of the mouth region, in which alone the model is needed, against the truth as the
+autoencoder gives it back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from synclipmae_jax import sharding
+from synclipmae_jax.evaluation.report import write_entries
+from synclipmae_jax.evaluation.table import markdown, number_or_null
+from synclipmae_jax.models.wan import flow_matching
+from synclipmae_jax.models.wan.conditioning import REFERENCES
+from synclipmae_jax.models.wan.samplers import make_sampler, sample
+from synclipmae_jax.types import Evaluation, Params, RunContext
+
+Segment = Mapping[str, Any]
+# Row of the table -> what drives the mouth. The tokens of `other` are those of the segment before in the list.
+SYSTEMS = {
+  "audio": "audio tokens",
+  "video": "vocal-motion tokens",
+  "none": "no control",
+  "other": "audio tokens of another clip",
+  "history": "no model: the picture before the segment, still",
+}
+
+
+def build(context: RunContext) -> Evaluation:
+  """The scores of `context.data`, which has `autoencoder`, `remark`, `val` and `test` (its own share)."""
+  evaluator = DubbingEvaluator(context)
+  return Evaluation(evaluators=[evaluator], conclude=evaluator.conclude)
+
+
+class DubbingEvaluator:
+  """Scores of the current parameters; see the head of this file."""
+
+  name = "dubbing"
+
+  def __init__(self, context: RunContext):
+    self._context, self._task, self._data = context, context.task, context.data
+    self._settings = context.config["evaluation"]
+    options = {name: self._settings[name] for name in ("steps", "shift")}
+    self._sampler = make_sampler(self._settings["sampler"], **options)  # a wrong one is refused before training
+    self._velocity = jax.jit(self._velocity_of, static_argnames=("texted", "driven"))
+    self._decode = self._data.autoencoder.decode
+    self._table = "No clips to evaluate."
+
+  def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:
+    params = self._local(trainable), self._local(frozen)
+    if not final:
+      return self._velocity_errors(*params)
+    states = [self._psnr(*params, segments) for segments in self._batches(self._data.test)]
+    gathered = [row for share in sharding.gather(states) for part in share for row in part]
+    return self._report(gathered, step) if gathered else {}
+
+  def conclude(self) -> str:
+    return self._table
+
+  def _velocity_errors(self, trainable: Params, frozen: Params) -> dict[str, float]:
+    """Mean squared error of the velocity by drive, over segments and noise levels, with the same noise every time."""
+    found = []
+    for segments in self._batches(self._data.val):
+      batch = _stack(segments)
+      clean, context, noise = self._inputs(batch)
+      for level in self._settings["levels"]:
+        sigma = jnp.full(len(clean), level)
+        noisy = flow_matching.add_noise(clean, noise, sigma)
+        for drive in ("audio", "video", "none"):
+          tokens = batch["video" if drive == "video" else "audio"]
+          velocity = self._velocity(
+            trainable, frozen, noisy, context, batch["text"], flow_matching.TIMES * sigma, tokens,
+            texted=True, driven=drive != "none",
+          )  # fmt: skip
+          error = flow_matching.velocity_error(velocity, clean, noise)[:, len(REFERENCES) :].mean(axis=1)
+          found += [(drive, float(value)) for value in error]
+    found = [pair for share in sharding.gather(found) for pair in share]
+    drives = sorted({drive for drive, _ in found})
+    return {f"error_{drive}": float(np.mean([value for each, value in found if each == drive])) for drive in drives}
+
+  def _psnr(self, trainable: Params, frozen: Params, segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    """One row a segment: its key, and for each system the mean squared error in the mouth region (pixels 0..1)."""
+    batch = _stack(segments)
+    _, context, noise = self._inputs(batch)
+    truth = np.asarray(self._decode(jnp.asarray(batch["target"], jnp.float32)))
+    still = np.asarray(self._decode(jnp.asarray(batch["references"][:, 1:], jnp.float32)))
+    errors = {"history": _region_error(np.broadcast_to(still, truth.shape), truth, batch["mask"])}
+    tokens = {"audio": batch["audio"], "video": batch["video"], "none": batch["audio"]}
+    if len(segments) > 1:
+      tokens["other"] = np.roll(batch["audio"], 1, axis=0)
+    for system, given in tokens.items():
+      made = self._generate(trainable, frozen, noise, context, batch["text"], given, controlled=system != "none")
+      errors[system] = _region_error(np.asarray(self._decode(made[:, len(REFERENCES) :])), truth, batch["mask"])
+    return [
+      {"key": segment["key"], **{system: float(values[row]) for system, values in errors.items()}}
+      for row, segment in enumerate(segments)
+    ]
+
+  def _generate(self, trainable, frozen, noise, context, text, tokens, *, controlled: bool):
+    scales = {"text": self._settings["text_guidance"], "control": self._settings["control_guidance"]}
+
+    def velocity(latents, t):
+      told = lambda texted, driven: self._velocity(
+        trainable, frozen, latents, context, text, t, tokens, texted=texted, driven=driven and controlled
+      )
+      return flow_matching.guided(told, **(scales if controlled else {"text": scales["text"]}))
+
+    return sample(velocity, noise, self._sampler)
+
+  def _velocity_of(self, trainable, frozen, latents, context, text, t, tokens, *, texted: bool, driven: bool):
+    text = jnp.asarray(text, jnp.float32) if texted else jnp.zeros(text.shape)
+    return self._task.bind(trainable, frozen).velocity(
+      latents, context, text, t, jnp.asarray(tokens, jnp.float32), driven=jnp.full(len(latents), driven)
+    )
+
+  def _inputs(self, batch: Mapping[str, np.ndarray]):
+    """(clean latents, context, noise), the noise by the keys' places in the batch."""
+    clean, context = self._task.inputs(batch, history=jnp.ones(len(batch["mask"]), bool))
+    return clean, context, jax.random.normal(jax.random.key(0), clean.shape)
+
+  def _batches(self, segments: Sequence[Segment]) -> list[Sequence[Segment]]:
+    size = self._settings["batch_clips"]
+    return [segments[start : start + size] for start in range(0, len(segments), size)]
+
+  def _local(self, params: Params) -> Params:
+    """A whole copy on this process's first device: every process has its own segments."""
+    everywhere = NamedSharding(self._context.mesh, PartitionSpec())
+    whole = jax.jit(lambda tree: tree, out_shardings=everywhere)(params)
+    return jax.tree.map(lambda x: x.addressable_data(0), whole)
+
+  def _report(self, rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
+    psnr = {
+      system: np.array([_decibels(row[system]) for row in rows if system in row])
+      for system in SYSTEMS
+      if any(system in row for row in rows)
+    }
+    mean = {system: float(values.mean()) for system, values in psnr.items()}
+    if jax.process_index() == 0:
+      sampling = {name: self._settings[name] for name in ("sampler", "steps", "shift")}
+      guidance = {name: self._settings[name] for name in ("text_guidance", "control_guidance")}
+      entry = {"step": step, "segments": len(rows), "remark": self._data.remark, **sampling, **guidance}
+      entry["psnr_mouth"] = {system: number_or_null(value) for system, value in mean.items()}
+      write_entries(self._context.workdir, {"dubbing": entry})
+    body = [
+      [system, SYSTEMS[system], f"{mean[system]:.2f}", str(len(values))]
+      for system, values in psnr.items()
+    ]  # fmt: skip
+    self._table = "\n".join(markdown(("system", "driven by", "PSNR of the mouth, dB", "segments"), body))
+    if self._data.remark:
+      self._table += f"\nCaveat: {self._data.remark}."
+    return {f"psnr_{system}": value for system, value in mean.items()}
+
+
+def _stack(segments: Sequence[Segment]) -> dict[str, np.ndarray]:
+  return {name: np.stack([segment[name] for segment in segments]) for name in segments[0] if name != "key"}
+
+
+def _region_error(found: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """[B]: mean squared difference of videos [B, T, H, W, 3] in [-1, 1] over the mask [B, H, W], in pixels of 0..1."""
+  squared = np.square((found - truth) / 2).mean(axis=(1, 4))
+  return (squared * mask).sum(axis=(1, 2)) / np.maximum(mask.sum(axis=(1, 2)), 1)
+
+
+def _decibels(error: float) -> float:
+  return -10 * math.log10(max(error, 1e-10))
