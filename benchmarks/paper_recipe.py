@@ -3,6 +3,7 @@
     python benchmarks/paper_recipe.py runs/paper_recipe                                     on SynthTalk, which it makes
     python benchmarks/paper_recipe.py runs/paper_recipe --sources "(('runs/grid', 1.0),)"   on these records instead
     python benchmarks/paper_recipe.py runs/paper_recipe --only as_written contrast_1 --steps 400
+    python benchmarks/paper_recipe.py runs/paper_recipe -- --config.model.decode_frames=1   further arguments
 
 Preset `scaled` of configs/pretrain.py: losses, their weights, masks, jitter, optimiser and schedule of `paper`, sizes
 of `demo`. The speech encoder is the log-mel front end: wav2vec 2.0 with random weights would ask another question.
@@ -47,10 +48,11 @@ def main() -> None:
   parser.add_argument("--sources", help="records to train on, as of --config.data.sources (default: SynthTalk)")
   parser.add_argument("--steps", type=int, default=900)
   parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS), metavar="NAME")
-  parser.add_argument("more", nargs="*", help="behind --: further arguments of every run")
-  flags = parser.parse_args()
+  given = sys.argv[1:]
+  split = given.index("--") if "--" in given else len(given)
+  flags = parser.parse_args(given[:split])
   out = flags.out.resolve()
-  more = list(flags.more)
+  more = given[split + 1 :]
   if flags.sources:
     more.append(f"--config.data.sources={flags.sources}")
   commands = {
