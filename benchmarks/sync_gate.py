@@ -7,7 +7,7 @@ and prepared as footage of unknown lag, once with the gate and once without. A m
 each, with the same seed and steps, and both are measured on the same held-out clips, which are not shifted. Prints one
 JSON object: what the gate found, and Acc and R@1 of both models. Started again it continues.
 
-The embedded model of synthetic faces answers for no GRID clip; --sync-model names one that does, or `lips`.
+The embedded model has learned from GRID, which would flatter it here; --sync-model names another, or `lips`.
 """
 
 import argparse

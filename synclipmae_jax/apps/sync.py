@@ -1,7 +1,7 @@
 """`synclipmae sync VIDEO…`: the lag of the picture against the sound, its confidence, and the corrected file.
 
 A lag is positive if the video lags the audio. VIDEO is a file, a folder or a pattern; several may be given. Without
---checkpoint the small model of the package is used, which was trained on synthetic faces only.
+--checkpoint the small model of the package is used, which answers where its evidence suffices and says so where not.
 
 Exit status: 0 if every file got an answer ("not synchronizable" is one), 1 if some of several did not, 2 for wrong
 arguments or a single file that cannot be judged, 130 after Ctrl-C.
