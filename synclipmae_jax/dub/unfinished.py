@@ -16,12 +16,10 @@ class Unfinished:
   """The latents of segments by number, float16, in a hidden folder beside `out`."""
 
   def __init__(self, out: Path, *, digest: str):
-    self._folder = out.with_name(f".{out.name}.unfinished")
+    self._folder, self._digest = out.with_name(f".{out.name}.unfinished"), digest
     owner = self._folder / _OWNER
     if not (owner.is_file() and owner.read_text() == digest):
       self.remove()
-      self._folder.mkdir()
-      owner.write_text(digest)
 
   def get(self, number: int) -> np.ndarray | None:
     """None where there is nothing, or nothing whole."""
@@ -32,6 +30,9 @@ class Unfinished:
   def put(self, number: int, latents: np.ndarray) -> None:
     """Raises OSError for a full disk; what was put before stays."""
     partial = self._path(number).with_suffix(".part")
+    if not (owner := self._folder / _OWNER).is_file():
+      self._folder.mkdir(exist_ok=True)
+      owner.write_text(self._digest)
     try:
       with partial.open("wb") as file:
         np.save(file, latents)

@@ -31,6 +31,7 @@ def run(place, *arguments, video="a.mp4"):
               str(place / "encoder" / "0"), "--faces", "full_frame", *map(str, arguments)])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_object_says_what_was_done_and_how_well_it_is_in_sync(place, tmp_path, capsys):
   assert run(place, "--audio", place / "speech.flac", "--out", tmp_path / "x.mp4", "--json", "--steps", 1) == 0
   told = json.loads(capsys.readouterr().out)
