@@ -176,8 +176,11 @@ class Dubber:
     self._refuse_small_memory()
 
     unfinished = Unfinished(out, digest=self._describe(video, audio or drive_video, fit, faces, audio_track, seed))
-    replaced = choose_sound(video).index if sound_streams(video) else None
+    tracks = sound_streams(video)
+    replaced = choose_sound(video).index if tracks else None
     notes = [*seen.notes, *plan.notes, *(f"{audio or drive_video}: {note}" for note in speech.notes)]
+    if replaced is not None and len(tracks) > 1:
+      notes.append(f"its sound track {tracks.index(replaced) + 1} of {len(tracks)} is replaced, the others are kept")
     notes += [times.note] if times.note else []
     with contextlib.ExitStack() as stack:
       write = stack.enter_context(exchanging(

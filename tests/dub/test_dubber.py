@@ -185,7 +185,8 @@ def test_turn_other_tracks_and_uneven_times_are_kept(place, model, tmp_path):
         frame.sample_rate, frame.time_base, frame.pts = 16_000, Fraction(1, 16_000), first
         container.mux(stream.encode(frame))
       container.mux(stream.encode())
-  model.dub(tmp_path / "in.mkv", tmp_path / "x.mp4", audio=place / "short.wav", faces="full_frame")
+  done = model.dub(tmp_path / "in.mkv", tmp_path / "x.mp4", audio=place / "short.wav", faces="full_frame")
+  assert done.notes == ("its sound track 1 of 2 is replaced, the others are kept",)
   with av.open(str(tmp_path / "x.mp4")) as container:
     assert [stream.type for stream in container.streams] == ["video", "audio", "audio"]
     assert container.streams[2].language == "fra"

@@ -264,7 +264,7 @@ def _first_picture(path: Path) -> _First:
   raise InputError("it holds no picture that can be decoded")
 
 
-def sound_streams(path: str | os.PathLike) -> int:
-  """How many sound tracks a file has."""
+def sound_streams(path: str | os.PathLike) -> list[int]:
+  """The indices of the sound tracks of a file."""
   with open_media(path) as container:
-    return len(container.streams.audio)
+    return [stream.index for stream in container.streams.audio]
