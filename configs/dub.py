@@ -9,8 +9,16 @@ RECORDS are made by `synclipmae prepare --size 512`; VAE, TEXT and WAN by `pytho
 VAE, its text encoder (`text-embeddings`) and VACE-1.3B. The run first writes the latents and tokens of all segments,
 once, to `data.cache`; interrupted, the same command goes on with the next clip.
 
-Presets: `paper` (accelerators), `demo`, `tiny` (for tests). `demo` and `tiny` have no pretrained backbone, so theirs is
-trained too, and a stand-in takes the place of the VAE (models/wan/space_to_depth.py): latents are rearranged pixels.
+    python -m synclipmae_jax.main --config=configs/dub.py:evaluate --workdir=DIR
+        --config.data.truth=FOLDER --config.data.systems="(('ours', 'FOLDER'), ('wav2lip', 'FOLDER'))"
+
+scores dubbed videos made by any system. A video of a system belongs to that of the truth (or the source) of the same
+name; all are measured in the face box of that one. WORKDIR/dub_scores.json has a row for every video, dub_scores.md the
+table.
+
+Presets: `paper` (accelerators), `demo`, `tiny` (for tests), `evaluate`. `demo` and `tiny` have no pretrained backbone,
+so theirs is trained too, and a stand-in takes the place of the VAE (models/wan/space_to_depth.py): latents are
+rearranged pixels.
 The comment after a value gives its source: `paper`, `vace` (Wan2.1-VACE-1.3B), `diffsynth` (DiffSynth-Studio's training
 of it), `omniavatar` or `ours`.
 """
@@ -19,7 +27,7 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config(arg: str = "demo") -> ConfigDict:
-  presets = {"paper": _paper, "demo": _demo, "tiny": _tiny}
+  presets = {"paper": _paper, "demo": _demo, "tiny": _tiny, "evaluate": _evaluate}
   if arg not in presets:
     raise ValueError(f"unknown preset {arg!r} of configs/dub.py: one of {', '.join(presets)}")
   return presets[arg]().lock()
@@ -168,3 +176,20 @@ def _tiny() -> ConfigDict:
   config.evaluation.update(dict(levels=(0.5,), batch_clips=2, steps=2, control_guidance=2.0))
   config.train.update(dict(steps=4, batch_clips=8, log_every=1, eval_every=2, checkpoint_every=1))
   return config
+
+
+def _evaluate() -> ConfigDict:
+  config = ConfigDict()
+  config.task = "dub_scores"
+  config.checkpoint = config_dict.placeholder(str)  # of our sync score and identity token; None: the embedded one
+  config.faces = "auto"  # how faces are found in truth or source, as in `synclipmae sync`
+  config.syncnet = config_dict.placeholder(str)  # converted weights of SyncNet v2, for LSE-C and LSE-D
+  config.stable_syncnet = config_dict.placeholder(str)  # the same of StableSyncNet
+  config.data = ConfigDict(
+    dict(
+      systems=config_dict.placeholder(tuple),  # ((name, folder of its videos),)
+      truth=config_dict.placeholder(str),  # folder of true videos: the same pictures, speaking the new sound
+      source=config_dict.placeholder(str),  # folder of the undubbed videos; the reference where there is no truth
+    )
+  )
+  return config.lock()

@@ -6,7 +6,11 @@ model.
 
 from importlib import import_module
 
-_EXPORTS = {"SyncLipMAE": "synclipmae_jax.pretrained", "prepare": "synclipmae_jax.data.prepare"}
+_EXPORTS = {
+  "Dubber": "synclipmae_jax.dub.dubber",
+  "SyncLipMAE": "synclipmae_jax.pretrained",
+  "prepare": "synclipmae_jax.data.prepare",
+}
 __all__ = sorted(_EXPORTS)
 
 

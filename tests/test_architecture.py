@@ -34,7 +34,7 @@ MAY_IMPORT = {
   "sync": SHARED | {"data", "metrics", "figures", "web_page", "inference", "sync"},
   "lipread": SHARED | {"data", "text", "models", "decoding", "checkpoints", "inference", "lipread"},
   "probing": SHARED | {"data", "probing"},
-  "dub": SHARED | {"data", "models", "checkpoints", "inference", "dub"},
+  "dub": ARRAYS | {"data", "checkpoints", "tasks", "inference", "dub"},
   "pretrained": SHARED | {"inference", "sync"},
   "run": ARRAYS
   | {
@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "run",
     "lipread",
     "probing",
+    "dub",
     "apps",
   },
   "main": {"types", "train", "run"},

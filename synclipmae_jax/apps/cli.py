@@ -12,6 +12,7 @@ COMMANDS = {
   "embed": "a video -> identity, vocal, ambient and audio tokens of every frame",
   "calibrate": "a trained model -> a checkpoint with calibrated confidences",
   "edit": "the face of one video with the mouth of another and the pose of a third, from their tokens",
+  "dub": "a video with its mouth generated to match speech, or the mouth of another video",
   "lipread": "a video -> what its face says, read from the lips, with word times",
   "emotion": "a video -> the emotion or the actions of its face, by a linear probe, over time",
   "wer": "what a recogniser read -> its word and character error rates",

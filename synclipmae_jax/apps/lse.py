@@ -14,14 +14,11 @@ import argparse
 import functools
 import json
 import math
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from synclipmae_jax.apps.footage import (
   add_videos,
@@ -32,9 +29,7 @@ from synclipmae_jax.apps.footage import (
   tell_fallback,
 )
 from synclipmae_jax.baselines.protocol import SyncModel
-from synclipmae_jax.data import labels, pipeline
-from synclipmae_jax.data.clips import Settings, cut_file
-from synclipmae_jax.data.corpora import SourceItem
+from synclipmae_jax.data.clips import Settings
 from synclipmae_jax.metrics import lse
 from synclipmae_jax.types import EvalClip, InputError
 
@@ -100,32 +95,17 @@ def _lse_of(of: Callable[..., lse.LseState], model: SyncModel, clip: EvalClip) -
 
 def _measure(path: str, judges: Sequence[LseOf], settings: Settings) -> dict[str, Any]:
   """The entry of one file. Raises InputError if it yields no clip."""
+  from synclipmae_jax.run.file_clips import clips_of
+
   with tempfile.TemporaryDirectory() as folder:
     clips = 0
     states: list[lse.LseState | None] = [None] * len(judges)
-    for clip in _clips(path, settings, Path(folder)):
+    for clip in clips_of(path, settings, Path(folder)):
       found = [judge(clip) for judge in judges]
       states = [new if old is None else old.merge(new) for old, new in zip(states, found, strict=True)]
       clips += 1
   values = {name: e.value for state in states for name, e in state.compute().items()}
   return {"file": path, "clips": clips, **{name: None if math.isnan(v) else v for name, v in values.items()}}
-
-
-def _clips(path: str, settings: Settings, folder: Path) -> Iterator[EvalClip]:
-  sidecar = Path(path).with_suffix(".faces.npz")
-  faces_path = sidecar if os.path.exists(sidecar) else None
-  item = SourceItem(
-    key=Path(path).stem, path=Path(path), faces_path=faces_path, corpus="", split="", identity="", split_group=""
-  )
-  cut = cut_file(item, settings, folder, check=lambda: None)
-  for number, entry in enumerate(cut.clips):
-    stem = folder / f"{number:02d}"
-    with np.load(stem.with_suffix(".npz")) as boxes:
-      record = {name: boxes[name] for name in ("face_box", "mouth_box")}
-    record |= {"mp4": stem.with_suffix(".mp4").read_bytes(), "flac": stem.with_suffix(".flac").read_bytes()}
-    record |= {"key": entry["key"], "corpus": "", "identity": "", "n_frames": entry["frames"]}
-    record |= labels.cut(vars(item), start=entry["start"], frames=entry["frames"], whole=entry["whole"])
-    yield pipeline.eval_clip(record | {"has_lag": False, "truth_names": ()}, settings.size)
 
 
 def _print(entries: Sequence[Mapping[str, Any]]) -> None:

@@ -1,1 +1,1 @@
-"""Dubbing of a video: which frames are generated together, and how they are put back into their pictures."""
+"""Dubbing of a video: its pictures and its drive, what is generated together, and how it is put back."""

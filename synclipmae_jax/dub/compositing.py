@@ -36,47 +36,45 @@ def feathered(mask: np.ndarray, *, width: float) -> np.ndarray:
   return np.clip(ndimage.distance_transform_edt(mask) / (width + 1), 0, 1).astype(np.float32)
 
 
-def mouth_weight(
-  region: np.ndarray, *, crop: tuple[float, float, float], height: int, width: int, feather: float = 0.04
-) -> np.ndarray:
+Crop = tuple[float, float, float, float]  # x0, y0, width, height in pixels of the picture; pixels need not be square
+
+
+def mouth_weight(region: np.ndarray, *, crop: Crop, height: int, width: int, feather: float = 0.04) -> np.ndarray:
   """`feathered` weights [height, width] of a picture for a mouth region [4] in fractions of its crop.
 
-  `crop`: x0, y0 and side of the square crop in pixels of the picture; `feather`: of the side. Raises InputError for a
-  region without a pixel, or outside of the crop.
+  `feather`: of the crop's shorter side. Raises InputError for a region without a pixel, or outside of the crop.
   """
-  x, y, side = crop
+  x, y, *size = crop
   region = np.asarray(region, np.float64)
   if region.min() < 0 or region.max() > 1:
     raise InputError(f"the mouth region {region.round(3).tolist()} leaves its crop")
-  corners = region * side + np.array([x, y, x, y])
+  corners = region * np.tile(size, 2) + np.array([x, y, x, y])
   mask = region_mask(corners / np.array([width, height, width, height]), height=height, width=width)
   if not mask.any():
     raise InputError("the mouth region has no pixel of the picture")
-  return feathered(mask, width=feather * side)
+  return feathered(mask, width=feather * min(size))
 
 
-def paste(
-  picture: np.ndarray, generated: np.ndarray, weight: np.ndarray, *, crop: tuple[float, float, float]
-) -> np.ndarray:
+def paste(picture: np.ndarray, generated: np.ndarray, weight: np.ndarray, *, crop: Crop) -> np.ndarray:
   """A picture, uint8 [H, W, 3], with `generated` [S, S, 3] in 0..255 blended in by `weight` [H, W].
 
-  `generated` is the square `crop` (x0, y0, side in pixels of the picture). Pixels of weight 0 keep every bit. Raises
-  InputError if a pixel with weight lies outside of the crop.
+  `generated` is the `crop` of the picture. Pixels of weight 0 keep every bit. Raises InputError if a pixel with weight
+  lies outside of the crop.
   """
   rows, columns = (np.flatnonzero(weight.any(axis=axis)) for axis in (1, 0))
   out = picture.copy()
   if not len(rows):
     return out
   box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
-  x, y, side = crop
-  if (box[:2] + 0.5 < (x, y)).any() or (box[2:] - 0.5 > (x + side, y + side)).any():
-    raise InputError(f"the mask reaches to {box.tolist()}, beyond its crop at ({x:g}, {y:g}) of {side:g} pixels")
+  x, y, *across = crop
+  if (box[:2] + 0.5 < (x, y)).any() or (box[2:] - 0.5 > (x + across[0], y + across[1])).any():
+    raise InputError(f"the mask reaches to {box.tolist()}, beyond its crop {crop}")
   part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
   size = len(generated)
   # The outermost pixels may reach beyond the crop by half of their width.
-  margin = int(np.ceil(size / side)) + 1
+  margin = int(np.ceil(size / min(across))) + 1
   padded = np.pad(generated.astype(np.float32), ((margin, margin), (margin, margin), (0, 0)), "edge")
-  within = tuple((box - np.array([x, y, x, y])) * size / side + margin)
+  within = tuple((box - np.array([x, y, x, y])) * size / np.tile(across, 2) + margin)
   shape = (int(box[2] - box[0]), int(box[3] - box[1]))
   scaled = [
     np.asarray(Image.fromarray(padded[..., channel]).resize(shape, Image.Resampling.BILINEAR, box=within))

@@ -21,7 +21,7 @@ from synclipmae_jax.evaluation.report import write_entries
 from synclipmae_jax.evaluation.table import markdown, number_or_null
 from synclipmae_jax.models.wan import flow_matching
 from synclipmae_jax.models.wan.conditioning import REFERENCES
-from synclipmae_jax.models.wan.samplers import make_sampler, sample
+from synclipmae_jax.tasks.dub import SAMPLING, Generator
 from synclipmae_jax.types import Evaluation, Params, RunContext
 
 Segment = Mapping[str, Any]
@@ -49,9 +49,7 @@ class DubbingEvaluator:
   def __init__(self, context: RunContext):
     self._context, self._task, self._data = context, context.task, context.data
     self._settings = context.config["evaluation"]
-    options = {name: self._settings[name] for name in ("steps", "shift")}
-    self._sampler = make_sampler(self._settings["sampler"], **options)  # a wrong one is refused before training
-    self._velocity = jax.jit(self._velocity_of, static_argnames=("texted", "driven"))
+    self._generate = Generator(self._task, self._settings)  # wrong settings are refused before training
     self._decode = self._data.autoencoder.decode
     self._table = "No clips to evaluate."
 
@@ -77,7 +75,7 @@ class DubbingEvaluator:
         noisy = flow_matching.add_noise(clean, noise, sigma)
         for drive in ("audio", "video", "none"):
           tokens = batch["video" if drive == "video" else "audio"]
-          velocity = self._velocity(
+          velocity = self._generate.velocity(
             trainable, frozen, noisy, context, batch["text"], flow_matching.TIMES * sigma, tokens,
             texted=True, driven=drive != "none",
           )  # fmt: skip
@@ -105,23 +103,6 @@ class DubbingEvaluator:
       for row, segment in enumerate(segments)
     ]
 
-  def _generate(self, trainable, frozen, noise, context, text, tokens, *, controlled: bool):
-    scales = {"text": self._settings["text_guidance"], "control": self._settings["control_guidance"]}
-
-    def velocity(latents, t):
-      told = lambda texted, driven: self._velocity(
-        trainable, frozen, latents, context, text, t, tokens, texted=texted, driven=driven and controlled
-      )
-      return flow_matching.guided(told, **(scales if controlled else {"text": scales["text"]}))
-
-    return sample(velocity, noise, self._sampler)
-
-  def _velocity_of(self, trainable, frozen, latents, context, text, t, tokens, *, texted: bool, driven: bool):
-    text = jnp.asarray(text, jnp.float32) if texted else jnp.zeros(text.shape)
-    return self._task.bind(trainable, frozen).velocity(
-      latents, context, text, t, jnp.asarray(tokens, jnp.float32), driven=jnp.full(len(latents), driven)
-    )
-
   def _inputs(self, batch: Mapping[str, np.ndarray]):
     """(clean latents, context, noise), the noise by the keys' places in the batch."""
     clean, context = self._task.inputs(batch, history=jnp.ones(len(batch["mask"]), bool))
@@ -145,7 +126,7 @@ class DubbingEvaluator:
     }
     mean = {system: float(values.mean()) for system, values in psnr.items()}
     if jax.process_index() == 0:
-      sampling = {name: self._settings[name] for name in ("sampler", "steps", "shift")}
+      sampling = {name: self._settings[name] for name in SAMPLING}
       guidance = {name: self._settings[name] for name in ("text_guidance", "control_guidance")}
       entry = {"step": step, "segments": len(rows), "remark": self._data.remark, **sampling, **guidance}
       entry["psnr_mouth"] = {system: number_or_null(value) for system, value in mean.items()}

@@ -20,15 +20,12 @@ from synclipmae_jax import checkpoints
 from synclipmae_jax.data import dubbing, features, pipeline
 from synclipmae_jax.data.faces.mouth_mask import mouth_region_within, region_mask
 from synclipmae_jax.data.records import Records, open_records
-from synclipmae_jax.models.wan.autoencoder import CompiledAutoencoder, wan_functional
+from synclipmae_jax.inference.wan import load_autoencoder, read_text
 from synclipmae_jax.models.wan.conditioning import VideoAutoencoder, encode_pictures, to_unit, without
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.run.sources import evaluation_splits, find_sources, find_splits
 from synclipmae_jax.types import Batch, EvalClip, InputError
-
-VAE = "vae"  # item of a converted Wan VAE
-PROMPT = "prompt_0000"  # of converted text embeddings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,37 +82,6 @@ def open_dubbing(config: ConfigDict, workdir: Path, clock: Clock) -> DubbingData
     _sources=[dubbing.Source(segments=one, weight=source.weight) for one, source in zip(opened, sources, strict=True)],
     _text=text,
   )
-
-
-def load_autoencoder(config: ConfigDict) -> tuple[CompiledAutoencoder, dict[str, Any]]:
-  """The autoencoder of a configuration, and what it is. Raises InputError without the weights of a Wan VAE."""
-  sizes = config.model.autoencoder.to_dict()
-  kind = sizes.pop("kind")
-  if kind != "wan":
-    return CompiledAutoencoder(kind, **sizes), {"kind": kind, **sizes}
-  if not config.data.autoencoder:
-    raise InputError("the Wan VAE needs its weights: give its converted checkpoint with --config.data.autoencoder=DIR")
-  # Broadcast scalars describe numpy leaves without allocating memory.
-  like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), wan_functional(**sizes).abstract)
-  params = checkpoints.load_item(config.data.autoencoder, VAE, like)
-  return CompiledAutoencoder(kind, params, **sizes), {"kind": kind, **sizes, "sha256": checkpoints.tree_hash(params)}
-
-
-def read_text(config: ConfigDict) -> np.ndarray:
-  """The first prompt of `data.text`, float16, zero-padded to `data.text_tokens`; zeros without one.
-
-  Raises InputError for embeddings that do not fit.
-  """
-  shape = (config.data.text_tokens, config.model.dit.text_width)
-  if not config.data.text:
-    return np.zeros(shape, np.float16)
-  found = np.asarray(checkpoints.load_item(config.data.text, "text_embeddings")[PROMPT], np.float32)
-  if found.shape[1] != shape[1] or len(found) > shape[0]:
-    raise InputError(
-      f"the prompt of {config.data.text} has {found.shape[0]} tokens of {found.shape[1]} numbers, but at most"
-      f" {shape[0]} of {shape[1]} fit: raise --config.data.text_tokens"
-    )
-  return np.pad(found, ((0, shape[0] - len(found)), (0, 0))).astype(np.float16)
 
 
 Maker = Callable[[EvalClip, EvalClip], dict[str, np.ndarray]]  # the clip as the encoder and as the autoencoder see it

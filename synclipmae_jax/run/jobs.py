@@ -49,6 +49,7 @@ JOBS: dict[str, TrainingJob | MeasuringJob] = {
     evaluation="synclipmae_jax.evaluation.dub:build",
     data="synclipmae_jax.run.dubbing:open_dubbing",
   ),
+  "dub_scores": MeasuringJob(function="synclipmae_jax.run.dub_scores:run"),
   "sync": MeasuringJob(function="synclipmae_jax.run.sync_protocol:run"),
   "real_faces": MeasuringJob(function="synclipmae_jax.run.real_faces:run"),
   "factors": MeasuringJob(function="synclipmae_jax.run.factor_report:run"),

@@ -6,7 +6,7 @@ which learns together with the AudioPack.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,11 +20,13 @@ from synclipmae_jax.models.wan.autoencoder import make_autoencoder
 from synclipmae_jax.models.wan.conditioning import REFERENCES, VideoAutoencoder
 from synclipmae_jax.models.wan.dit import PATCH, Dit
 from synclipmae_jax.models.wan.dubbing import PREDICTS, DubbingModel
+from synclipmae_jax.models.wan.samplers import make_sampler, sample
 from synclipmae_jax.models.wan.vace import Vace
 from synclipmae_jax.sharding import RULES, Rules
 from synclipmae_jax.types import Batch, InputError, Params, Task
 
 DIT = "dit"
+SAMPLING = ("sampler", "steps", "shift")  # settings of a sampler
 
 
 class Dubbing(Task):
@@ -162,6 +164,63 @@ class Dubbing(Task):
     learnt = model.vace.flops(tokens, text_length=model.dit.text_length) + model.audio_pack.flops(self.latent_frames)
     backbone = model.dit.flops(tokens)
     return float(batch["index"].shape[0] * (3 * learnt + (2 if self.frozen else 3) * backbone))
+
+
+class Generator:
+  """Generates segments by a task's model.
+
+  `settings`: `evaluation` of configs/dub.py. Raises InputError for a wrong sampler.
+  """
+
+  def __init__(self, task: Dubbing, settings: Mapping[str, Any]):
+    self._task = task
+    self._sampler = make_sampler(settings["sampler"], steps=settings["steps"], shift=settings["shift"])
+    self._text, self._control = settings["text_guidance"], settings["control_guidance"]
+    self.velocity = jax.jit(self._velocity_of, static_argnames=("texted", "driven"))
+
+  @property
+  def steps(self) -> int:
+    """Of the sampler."""
+    return len(self._sampler)
+
+  def __call__(
+    self,
+    trainable: Params,
+    frozen: Params,
+    noise,
+    context,
+    text,
+    tokens,
+    *,
+    controlled: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+  ) -> Float[Array, "b s h w z"]:
+    """Clean latents [B, S, H, W, Z], with the references first. Without `controlled` the tokens are not used.
+
+    `noise`: [B, S, H, W, Z]; the rest as in `DubbingModel.velocity`.
+    """
+
+    def velocity(latents, t):
+      told = lambda texted, driven: self.velocity(
+        trainable, frozen, latents, context, text, t, tokens, texted=texted, driven=driven and controlled
+      )
+      return flow_matching.guided(told, text=self._text, control=self._control if controlled else 1.0)
+
+    return sample(velocity, noise, self._sampler, progress=progress)
+
+  def memory(self, trainable: Params, frozen: Params, *inputs: Any) -> int:
+    """Bytes of one evaluation of the model beside its parameters and inputs. `inputs`: as for a call, from noise on."""
+    noise, context, text, tokens = inputs
+    times = jnp.zeros(len(noise))
+    given = (trainable, frozen, noise, context, text, times, tokens)
+    used = self.velocity.lower(*given, texted=True, driven=True).compile().memory_analysis()
+    return 0 if used is None else used.temp_size_in_bytes + used.output_size_in_bytes
+
+  def _velocity_of(self, trainable, frozen, latents, context, text, t, tokens, *, texted: bool, driven: bool):
+    text = jnp.asarray(text, jnp.float32) if texted else jnp.zeros(text.shape)
+    return self._task.bind(trainable, frozen).velocity(
+      latents, context, text, t, jnp.asarray(tokens, jnp.float32), driven=jnp.full(len(latents), driven)
+    )
 
 
 def from_config(config: Mapping[str, Any]) -> Dubbing:

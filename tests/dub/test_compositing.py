@@ -13,7 +13,9 @@ def picture(seed=0, height=90, width=120):
   return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("crop", [(20.0, 10.0, 64.0), (20.37, 10.81, 63.2), (0.0, 0.0, 90.0), (33.3, 5.5, 30.1)])
+@pytest.mark.parametrize(
+  "crop", [(20.0, 10.0, 64.0, 64.0), (20.37, 10.81, 63.2, 63.2), (0.0, 0.0, 90.0, 90.0), (33.3, 5.5, 30.1, 41.7)]
+)
 @pytest.mark.parametrize("size", [16, 64, 200])
 def test_every_pixel_outside_of_the_mask_keeps_every_bit(crop, size):
   shown = picture()
@@ -23,14 +25,14 @@ def test_every_pixel_outside_of_the_mask_keeps_every_bit(crop, size):
   changed = (out != shown).any(axis=-1)
   assert changed.any() and not changed[weight == 0].any()
   assert out.dtype == np.uint8 and (shown == picture()).all()
-  x, y, side = crop
+  x, y, across, side = crop
   rows, columns = np.nonzero(weight)
   assert (rows + 0.5 >= y + 0.5 * side - 1e-6).all() and (rows + 0.5 <= y + 0.95 * side + 1e-6).all()
-  assert (columns + 0.5 >= x + 0.1 * side - 1e-6).all() and (columns + 0.5 <= x + 0.9 * side + 1e-6).all()
+  assert (columns + 0.5 >= x + 0.1 * across - 1e-6).all() and (columns + 0.5 <= x + 0.9 * across + 1e-6).all()
 
 
 def test_what_was_cut_out_is_put_back_as_it_was():
-  shown, crop = picture(), (20.0, 10.0, 64.0)
+  shown, crop = picture(), (20.0, 10.0, 64.0, 64.0)
   weight = mouth_weight(REGION, crop=crop, height=90, width=120)
   own = shown[10:74, 20:84].astype(np.float32)
   np.testing.assert_array_equal(paste(shown, own, weight, crop=crop), shown)
@@ -41,7 +43,7 @@ def test_what_was_cut_out_is_put_back_as_it_was():
 
 def test_it_lands_where_it_belongs_at_any_scale():
   """A ramp across the crop is the same ramp across its place in the picture."""
-  crop, size = (20.37, 10.81, 63.2), 128
+  crop, size = (20.37, 10.81, 63.2, 63.2), 128
   ramp = (np.arange(size) + 0.5) / size * 200
   generated = np.stack([np.tile(ramp, (size, 1)), np.tile(ramp[:, None], (1, size)), np.zeros((size, size))], -1)
   weight = mouth_weight(REGION, crop=crop, height=90, width=120, feather=0.0)
@@ -76,14 +78,14 @@ def test_a_drift_of_colour_is_undone_and_right_colours_stay():
 
 
 def test_what_does_not_fit_is_refused():
-  crop, shown = (20.0, 10.0, 64.0), picture()
+  crop, shown = (20.0, 10.0, 64.0, 64.0), picture()
   weight = mouth_weight(REGION, crop=crop, height=90, width=120)
   with pytest.raises(InputError, match="beyond its crop"):
-    paste(shown, np.zeros((8, 8, 3)), weight, crop=(40.0, 10.0, 30.0))
+    paste(shown, np.zeros((8, 8, 3)), weight, crop=(40.0, 10.0, 30.0, 30.0))
   with pytest.raises(InputError, match="leaves its crop"):
     mouth_weight(REGION + 0.2, crop=crop, height=90, width=120)
   with pytest.raises(InputError, match="no pixel"):
-    mouth_weight(REGION, crop=(200.0, 10.0, 64.0), height=90, width=120)
+    mouth_weight(REGION, crop=(200.0, 10.0, 64.0, 64.0), height=90, width=120)
   video = np.zeros((2, 8, 8, 3))
   for kept in (np.zeros((8, 8), bool), np.ones((9, 9), bool)):
     with pytest.raises(InputError, match="colours are matched"):

@@ -27,12 +27,19 @@ _MAX_DAMAGED_SHARE = 0.05  # ... and share of the length; a file with more is re
 
 
 def read_chunks(
-  path: str | os.PathLike, *, origin: Fraction, sound: SoundTrack | None = None, notes: list[str] | None = None
+  path: str | os.PathLike,
+  *,
+  origin: Fraction,
+  sound: SoundTrack | None = None,
+  notes: list[str] | None = None,
+  rate: int = SAMPLE_RATE,
+  layout: str = "mono",
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (first sample, float32 [n] in [-1, 1]) in order: 16 kHz mono, sample 0 at second `origin` of the container.
 
-  `sound` is a result of `choose_sound`, which is called if it is None. Sound that cannot be decoded is left out; a note
-  on it is appended to `notes`. Raises InputError if there is no sound, if it ends early, or if it cannot be decoded.
+  With another `layout` than mono the samples are [channels, n]. `sound` is a result of `choose_sound`, which is called
+  if it is None. Sound that cannot be decoded is left out; a note on it is appended to `notes`. Raises InputError if
+  there is no sound, if it ends early, or if it cannot be decoded.
   """
   sound = sound or choose_sound(path)
   clock = read_clock(path)
@@ -43,9 +50,9 @@ def read_chunks(
     def lay(frames) -> Iterator[tuple[int, np.ndarray]]:
       nonlocal position
       for frame in frames:
-        samples = frame.to_ndarray()[sound.channel or 0]
-        yield position, samples
-        position += len(samples)
+        samples = frame.to_ndarray()
+        yield position, samples[sound.channel or 0] if layout == "mono" else samples
+        position += samples.shape[1]
 
     resampler, run_format, run_end = None, None, Fraction(0)  # the end of the run in seconds of the container
     failed, damage = False, []
@@ -73,9 +80,10 @@ def read_chunks(
         if frame_format != run_format or abs(begin - run_end) > _MAX_DRIFT:
           if resampler is not None:
             yield from lay(resampler.resample(None))
-          layout = "mono" if sound.channel is None or frame.layout.nb_channels <= sound.channel else frame.layout
-          resampler, run_format, run_end = av.AudioResampler("fltp", layout, SAMPLE_RATE), frame_format, begin
-          position = round((begin - origin) * SAMPLE_RATE)
+          apart = layout == "mono" and sound.channel is not None and frame.layout.nb_channels > sound.channel
+          resampler = av.AudioResampler("fltp", frame.layout if apart else layout, rate)
+          run_format, run_end = frame_format, begin
+          position = round((begin - origin) * rate)
         run_end += Fraction(frame.samples, frame.sample_rate)
         frame.pts = None  # the resampler only counts samples; times are computed here
         yield from lay(resampler.resample(frame))

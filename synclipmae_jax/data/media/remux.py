@@ -77,13 +77,13 @@ def fix_lag(source: str | os.PathLike, out: str | os.PathLike, *, lag_ms: float)
       raise InputError(f"{out} is the file itself: name another file, it is never overwritten")
   refuse_existing(out)
   with contextlib.ExitStack() as stack:
-    with _writing(out):
+    with destination(out):
       folder = stack.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=".fix-"))
     partial = Path(folder) / f"partial{out.suffix}"
-    copy = _Copy(source, partial, out=out, container_format=container_format, lag=Fraction(lag_ms) / 1000)
+    copy = Copy(source, partial, out=out, container_format=container_format, lag=Fraction(lag_ms) / 1000)
     copy.run()
     refuse_existing(out)  # it may have been created meanwhile
-    with _writing(out):
+    with destination(out):
       partial.rename(out)
   return RemuxReport(
     out=str(out), lag_ms=lag_ms, copied=tuple(copy.copied), reencoded=tuple(copy.reencoded), notes=tuple(copy.notes)
@@ -104,7 +104,7 @@ def refuse_existing(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def destination(out: Path) -> Iterator[None]:
   """Distinguishes errors of the destination from damage of the source (both are OSErrors of FFmpeg)."""
   try:
     yield
@@ -114,10 +114,15 @@ def _writing(out: Path) -> Iterator[None]:
     raise InputError(f"{out} cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
-class _Copy:
-  """One copy of a file; its results are in `copied`, `reencoded` and `notes`."""
+class Copy:
+  """One copy of a file; its results are in `copied`, `reencoded` and `notes`.
 
-  def __init__(self, path: Path, partial: Path, *, out: Path, container_format: str, lag: Fraction):
+  `partial` is written; messages name `out`.
+  """
+
+  needs_sound = True
+
+  def __init__(self, path: Path, partial: Path, *, out: Path, container_format: str, lag: Fraction = Fraction(0)):
     self.copied, self.reencoded, self.notes = [], [], []
     self._tracks = []  # streams of the source whose packets are copied
     self._path, self._partial, self._out, self._format, self._lag = path, partial, out, container_format, lag
@@ -128,6 +133,14 @@ class _Copy:
       self.notes.append(f"the picture begins {float(-lag) * 1000:g} ms later, so that no sound is lost")
 
   def run(self) -> None:
+    with self._opened() as (source, write):
+      for packet in self._clock.packets(source, *timeline.timed(source)):
+        if packet.size and packet.stream_index in write:
+          write[packet.stream_index](packet)
+
+  @contextlib.contextmanager
+  def _opened(self) -> Iterator[tuple[av.container.InputContainer, dict[int, Callable[..., None]]]]:
+    """The source and, by the index of a stream, a function that writes its packets. The copy is closed at the end."""
     self._clock = read_clock(self._path)
     with self._clock.open(self._path) as source:
       plan = self._plan(source)
@@ -136,11 +149,11 @@ class _Copy:
       options = dict(_OPTIONS) if self._format in _EDIT_LISTS else {}
       if options and any("." in key for key in source.metadata):  # com.apple.quicktime.make, ...
         options["movflags"] += "+use_metadata_tags"
-      with _writing(self._out):
+      with destination(self._out):
         target = av.open(os.fspath(self._partial), "w", format=self._format, options=options)
       try:
-        self._copy(source, target, plan)
-        with _writing(self._out):
+        yield source, self._begin(source, target, plan)
+        with destination(self._out):
           target.close()
       except BaseException:
         with contextlib.suppress(Exception):
@@ -151,7 +164,7 @@ class _Copy:
   def _plan(self, source) -> timeline.Timeline:
     """The times of all streams. Reads the file to its end."""
     picture = video_stream(source)
-    if not source.streams.audio:
+    if self.needs_sound and not source.streams.audio:
       raise InputError("it has no sound track")
     self._same_container = self._format in source.format.name.split(",")
     if self._format == "avi" and not self._same_container:
@@ -166,7 +179,8 @@ class _Copy:
     self.notes += plan.notes
     return plan
 
-  def _copy(self, source, target, plan: timeline.Timeline) -> None:
+  def _begin(self, source, target, plan: timeline.Timeline) -> dict[int, Callable[..., None]]:
+    """Adds the streams and writes the header."""
     target.metadata.update(described(source.metadata))
     if not any("timecode" in stream.metadata for stream in source.streams.video):  # else the copied stream has it
       target.metadata.update({key: value for key, value in source.metadata.items() if key == "timecode"})
@@ -175,23 +189,25 @@ class _Copy:
     for stream in source.streams:
       if (writer := self._writer(stream, source, target, plan)) is not None:
         write[stream.index] = writer
+    self._add_streams(target)
     try:
-      with _writing(self._out):
+      with destination(self._out):
         target.start_encoding()
     except InputError as error:
       if isinstance(error.__cause__, (av.error.ArgumentError, av.error.InvalidDataError, av.error.PatchWelcomeError)):
         held = ", ".join(self.copied)
         raise InputError(f"{self._out}: a {self._format} file cannot hold {held}: choose another suffix") from error
       raise
-    for packet in self._clock.packets(source, *timeline.timed(source)):
-      if packet.size and packet.stream_index in write:
-        write[packet.stream_index](packet)
+    return write
+
+  def _add_streams(self, target) -> None:
+    """Streams that are not in the source."""
 
   def _moved(self, chapter: dict, base: Fraction) -> dict:
     ticks = round((self._rest_shift - base) / chapter["time_base"])
     return chapter | {name: max(0, chapter[name] + ticks) for name in ("start", "end")}
 
-  def _writer(self, stream, source, target, plan: timeline.Timeline) -> Callable[[av.Packet], None] | None:
+  def _writer(self, stream, source, target, plan: timeline.Timeline) -> Callable[..., None] | None:
     """A function that writes the packets of a stream; None if it is left out or has none."""
     name = stream_name(stream, self._path)
     if stream.codec_context is None and stream.type != "attachment" or stream.type == "data":
@@ -231,9 +247,9 @@ class _Copy:
     fine = round(stream.time_base / times.time_base)
     rows = zip(*(np.asarray(column).tolist() for column in (times.pts, times.dts, times.keep)), strict=True)
 
-    def write(packet: av.Packet) -> None:
+    def write(packet: av.Packet, wanted: bool = True) -> None:
       pts, dts, keep = next(rows)
-      if keep:
+      if keep and wanted:
         packet.pts = None if pts == timeline.NO_TIME else pts + shift
         packet.dts = None if dts == timeline.NO_TIME else dts + shift
         packet.duration, packet.time_base = (packet.duration or 0) * fine, times.time_base
@@ -244,7 +260,7 @@ class _Copy:
 
   def _muxing(self, target) -> Callable[..., None]:
     def mux(packets) -> None:
-      with _writing(self._out):
+      with destination(self._out):
         target.mux(packets)
 
     return mux

@@ -1,0 +1,54 @@
+"""How a generated mouth moves, compared with the true one: from the 68 points of iBUG 300-W, in order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_LIPS, _EYES = slice(48, 68), (36, 45)  # all points of the lips; the outer corners of the eyes
+_INNER = ([61, 62, 63], [65, 66, 67])  # the inner edge of the upper and the lower lip
+
+
+def mouth_distance(found: np.ndarray, true: np.ndarray) -> float:
+  """Mean distance of the points of the lips [T, 68, 2], in percent of the distance between the true eyes.
+
+  Both mouths are moved to one centre in every frame, so that only their form counts. Frames with nan are left out; nan
+  without any.
+  """
+  centred = [points[:, _LIPS] - points[:, _LIPS].mean(axis=1, keepdims=True) for points in (found, true)]
+  distance = np.linalg.norm(centred[0] - centred[1], axis=-1).mean(axis=1) / _across(true)
+  return _mean(100 * distance)
+
+
+def opening(points: np.ndarray) -> np.ndarray:
+  """float [T]: the distance between the lips, relative to that of the eyes, of points [T, 68, 2]."""
+  upper, lower = (points[:, part].mean(axis=1) for part in _INNER)
+  return np.linalg.norm(upper - lower, axis=-1) / _across(points)
+
+
+def opening_correlation(found: np.ndarray, true: np.ndarray) -> float:
+  """Correlation of the `opening` of two mouths over time; nan where one does not move or fewer than two are known."""
+  a, b = opening(found), opening(true)
+  known = np.isfinite(a) & np.isfinite(b)
+  if known.sum() < 2 or not (np.ptp(a[known]) and np.ptp(b[known])):
+    return float("nan")
+  return float(np.corrcoef(a[known], b[known])[0, 1])
+
+
+def drift(difference: np.ndarray, *, frames: int) -> float:
+  """How far the mean colour [T, 3] of a result less that of its source moves from the first to the last `frames`.
+
+  The largest of the channels, in the unit of `difference`; nan frames are left out.
+  """
+  known = difference[np.isfinite(difference).all(axis=1)]
+  if not len(known):
+    return float("nan")
+  return float(np.abs(known[-frames:].mean(axis=0) - known[:frames].mean(axis=0)).max())
+
+
+def _across(points: np.ndarray) -> np.ndarray:
+  return np.linalg.norm(points[:, _EYES[0]] - points[:, _EYES[1]], axis=-1)
+
+
+def _mean(values: np.ndarray) -> float:
+  known = values[np.isfinite(values)]
+  return float(known.mean()) if len(known) else float("nan")
