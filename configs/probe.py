@@ -13,6 +13,9 @@ saved.
 
     --config.encoder.checkpoint=runs/demo                  the encoder; default: the embedded checkpoint
     --config.encoder.kind=picture                          the same probe on the bare picture of 16 x 16 pixels
+    --config.encoder.kind=videomae                         on a run of configs/videomae.py or a converted donor, which
+                                                           `checkpoint` names; or marlin. Of its rows, one of every two
+                                                           frames that it sees, as many as have `probe.frames` frames
     --config.probe.protocol=clips                          16 neighbouring frames at 5 places, as VideoMAE is tested
     --config.data.cache=runs/features                      features that several runs share
     --config.data.labels=actions                           with `action,demo`: the acts that SynthTalk was told to play

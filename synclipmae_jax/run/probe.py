@@ -144,9 +144,7 @@ def _choices(config: ConfigDict, encoder: FeatureEncoder) -> list[Choice]:
   def choice(tokens: str, protocol: str, **number: int) -> Choice:
     names = tuple(name.strip() for name in tokens.split("+")) if tokens else encoder.tokens
     sizes = dict(frames=probe.frames, clips=probe.clips, clip_frames=probe.clip_frames) | number
-    if encoder.row_frames > 1:  # its rows are clips already
-      protocol = "all"
-    return Choice(tokens=names, sampling=Sampling(protocol=protocol, **sizes))
+    return Choice(tokens=names, sampling=Sampling(protocol=protocol, row_frames=encoder.row_frames, **sizes))
 
   first = choice(probe.tokens, probe.protocol)
   if unknown := sorted({*first.tokens} - {*encoder.names}):
@@ -238,7 +236,7 @@ def _notes(choice: Choice, train: Gathered, judged: Gathered, left_out: Sequence
     notes.append(f"{count} clips without such a label are left out")
   if count := train.short + judged.short:
     notes.append(
-      f"{count} clips have fewer than {choice.sampling.shortest} frames: some of their frames count several times"
+      f"{count} clips have fewer than {choice.sampling.shortest * choice.sampling.row_frames} frames: some of their frames count several times"
     )
   if shared := len({*train.identities} & {*judged.identities}):
     notes.append(f"{shared} of the {len({*judged.identities})} people were fitted on too")

@@ -76,7 +76,7 @@ def test_another_encoder_behind_the_same_probe(place, tmp_path):
   assert SavedProbe.load(tmp_path).encoder == "picture"
 
 
-def test_an_encoder_of_video_is_probed_on_all_its_clips(place, tmp_path, monkeypatch):
+def test_an_encoder_of_video_is_probed_on_as_many_frames(place, tmp_path, monkeypatch):
   class Video:
     name, checkpoint, sha256, row_frames = "video", "none", "video", 16
     names = tokens = ("clip",)
@@ -93,7 +93,11 @@ def test_an_encoder_of_video_is_probed_on_all_its_clips(place, tmp_path, monkeyp
     jobs.run(config, tmp_path)
   assert not any(tmp_path.iterdir())
   config.encoder.checkpoint = "24"
-  assert [row.name for row in jobs.job_of(config).run(config, tmp_path).rows] == ["clip, all rows"]
+  config.compare = (("", "frames", 16), ("", "all", 0), ("vocal", "frames", 80))
+  report = jobs.job_of(config).run(config, tmp_path)
+  assert [row.name for row in report.rows] == ["clip, 80 frames", "clip, 16 frames", "clip, all rows"]
+  assert "40 clips have fewer than 80 frames: some of their frames count several times" in report.notes
+  assert SavedProbe.load(tmp_path).sampling.row_frames == 16
 
 
 def test_probes_of_the_same_features_are_equal(place, tmp_path):
@@ -110,6 +114,8 @@ def test_probes_of_the_same_features_are_equal(place, tmp_path):
     (dict(probe__tokens="vocal+audio"), "probe.tokens names 'audio': SyncLipMAE has identity, vocal, ambient"),
     (dict(probe__frames=0), "probe.frames, probe.clips and probe.clip_frames are at least 1"),
     (dict(encoder__kind="marlin9"), "unknown encoder.kind 'marlin9': one of synclipmae"),
+    (dict(encoder__kind="videomae"), "does not describe a video encoder"),
+    (dict(encoder__kind="marlin", encoder__checkpoint=None), "no MARLIN comes with the package: give"),
     (dict(encoder__kind="picture"), "the bare picture has no parameters and takes no checkpoint"),
   ],
 )
