@@ -235,9 +235,8 @@ def _notes(choice: Choice, train: Gathered, judged: Gathered, left_out: Sequence
   if count := train.unlabelled + judged.unlabelled:
     notes.append(f"{count} clips without such a label are left out")
   if count := train.short + judged.short:
-    notes.append(
-      f"{count} clips have fewer than {choice.sampling.shortest * choice.sampling.row_frames} frames: some of their frames count several times"
-    )
+    frames = choice.sampling.shortest * choice.sampling.row_frames
+    notes.append(f"{count} clips have fewer than {frames} frames: some of their frames count several times")
   if shared := len({*train.identities} & {*judged.identities}):
     notes.append(f"{shared} of the {len({*judged.identities})} people were fitted on too")
   return notes
