@@ -2,11 +2,11 @@
 
     python benchmarks/feature_extraction.py [CHECKPOINT]
 
-Both read face crops uint8 [T, S, S, 3] with boxes and give identity, vocal and ambient tokens of every frame: two views,
-the blocks. The torch encoder (`torch_modules.py`, scaled dot-product attention) has the weights of the checkpoint, and
-its tokens must agree within 1e-3. The choice of patches is timed on our side only. On a busy machine, on one core:
-`OMP_NUM_THREADS=1 taskset -c 0`; otherwise the threads of torch wait for one another. Needs the extra `convert`. Target:
-at most 1.0 x PyTorch's time.
+Both read face crops uint8 [T, S, S, 3] with boxes and give identity, vocal and ambient tokens of every frame from two
+views. The torch encoder (`torch_modules.py`, scaled dot-product attention) has the weights of the checkpoint, and its
+tokens must agree within 1e-3. The choice of patches is timed on our side only. On a busy machine run it on one core, or
+the threads of torch wait for one another: `OMP_NUM_THREADS=1 taskset -c 0`. Needs the extra `convert`. Target: at most
+1.0 x PyTorch's time.
 """
 
 from __future__ import annotations
