@@ -68,7 +68,7 @@ def _emotion_demo() -> ConfigDict:
   )
   config.probe = ConfigDict(
     dict(
-      tokens="",  # paper: vocal+ambient, their mean ("": those of the encoder); any of its tokens, joined by +
+      tokens="",  # paper: vocal+ambient, their mean ("": those of the encoder); joined by | beside one another
       protocol="frames",  # paper; clips: as VideoMAE and MARLIN; all: every frame
       frames=80,  # paper: 16 or 80
       clips=5,  # VideoMAE: 5 clips of Kinetics
@@ -83,6 +83,7 @@ def _emotion_demo() -> ConfigDict:
     ("vocal", "frames", 80),
     ("ambient", "frames", 80),
     ("identity", "frames", 80),
+    ("vocal|ambient", "frames", 80),
   )
   return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,6 +58,12 @@ class Sampling:
     run = _spread(min(count, length), length)
     starts = np.linspace(0, max(0, count - length), self.clips).round().astype(int)
     return (starts[:, None] + run).ravel()
+
+
+def join(tokens: Sequence[np.ndarray], *, beside: bool) -> np.ndarray:
+  """Tokens [..., D] each -> float32, their mean [..., D] or, `beside` one another, [..., n D]."""
+  tokens = [np.asarray(token, np.float32) for token in tokens]
+  return np.concatenate(tokens, axis=-1) if beside else np.mean(tokens, axis=0)
 
 
 def _spread(count: int, wanted: int) -> np.ndarray:

@@ -62,11 +62,12 @@ def test_features_are_made_once_for_all_labels_and_choices(place, tmp_path, monk
 
   monkeypatch.setattr(feature_encoders.TokenFeatures, "features", refuse)
   report = jobs.job_of(get_config("tiny")).run(
-    config_of(place, data__labels="shown", probe__protocol="clips"), tmp_path
+    config_of(place, data__labels="shown", probe__protocol="clips", probe__tokens="vocal|ambient"), tmp_path
   )
-  assert report.rows[0].name == "vocal + ambient, 5 clips of 16" and report.scores.confusion is None
+  assert report.rows[0].name == "vocal | ambient, 5 clips of 16" and report.scores.confusion is None
   assert not (tmp_path / "confusion.png").exists() and (tmp_path / "classes.png").exists()
-  assert SavedProbe.load(tmp_path).probe.several
+  saved = SavedProbe.load(tmp_path)
+  assert saved.probe.several and saved.beside and len(saved.probe.kernel) == 64
 
 
 def test_another_encoder_behind_the_same_probe(place, tmp_path):

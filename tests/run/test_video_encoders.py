@@ -21,6 +21,7 @@ CONFIG = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(CONFIG)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_features(tmp_path, capsys):
   config = CONFIG.get_config("marlin_tiny")
   assert jobs.run(config, tmp_path) is None
