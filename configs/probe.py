@@ -7,9 +7,9 @@
 
 RECORDS are made by `synclipmae prepare` of a corpus with such labels: emotions of CelebV-HQ, MEAD, RAVDESS or CREMA-D,
 actions of CelebV-HQ (35) or CelebV-Text (37). One linear layer reads of every frame the mean of the tokens
-`probe.tokens`; the logits of a video are the mean of those of `probe.frames` frames, the middles of as many equal parts
-of the clip; a shorter clip gives some frames several times. `compare` are other choices, measured beside it and not
-saved.
+`probe.tokens`, "vocal+ambient", or them beside one another, "vocal|ambient"; the logits of a video are the mean of
+those of `probe.frames` frames, the middles of as many equal parts of the clip; a shorter clip gives some frames several
+times. `compare` are other choices, measured beside it and not saved.
 
     --config.encoder.checkpoint=runs/demo                  the encoder; default: the embedded checkpoint
     --config.encoder.kind=picture                          the same probe on the bare picture of 16 x 16 pixels

@@ -47,7 +47,7 @@ class Choice:
   def name(self) -> str:
     one = self.sampling
     how = {"all": "all rows", "frames": f"{one.frames} frames", "clips": f"{one.clips} clips of {one.clip_frames}"}
-    return f"{(' | ' if self.beside else ' + ').join(self.tokens)}, {how[one.protocol]}"
+    return f"{(' beside ' if self.beside else ' + ').join(self.tokens)}, {how[one.protocol]}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

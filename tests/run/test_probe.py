@@ -64,7 +64,7 @@ def test_features_are_made_once_for_all_labels_and_choices(place, tmp_path, monk
   report = jobs.job_of(get_config("tiny")).run(
     config_of(place, data__labels="shown", probe__protocol="clips", probe__tokens="vocal|ambient"), tmp_path
   )
-  assert report.rows[0].name == "vocal | ambient, 5 clips of 16" and report.scores.confusion is None
+  assert report.rows[0].name == "vocal beside ambient, 5 clips of 16" and report.scores.confusion is None
   assert not (tmp_path / "confusion.png").exists() and (tmp_path / "classes.png").exists()
   saved = SavedProbe.load(tmp_path)
   assert saved.probe.several and saved.beside and len(saved.probe.kernel) == 64
