@@ -7,12 +7,15 @@
 
 RECORDS are made by `synclipmae prepare` of a corpus with such labels: emotions of CelebV-HQ, MEAD, RAVDESS or CREMA-D,
 actions of CelebV-HQ (35) or CelebV-Text (37). One linear layer reads of every frame the mean of the tokens
-`probe.tokens`; the logits of a video are the mean of those of `probe.frames` frames, the middles of as many equal parts
-of the clip; a shorter clip gives some frames several times. `compare` are other choices, measured beside it and not
-saved.
+`probe.tokens`, "vocal+ambient", or them beside one another, "vocal|ambient"; the logits of a video are the mean of
+those of `probe.frames` frames, the middles of as many equal parts of the clip; a shorter clip gives some frames several
+times. `compare` are other choices, measured beside it and not saved.
 
     --config.encoder.checkpoint=runs/demo                  the encoder; default: the embedded checkpoint
     --config.encoder.kind=picture                          the same probe on the bare picture of 16 x 16 pixels
+    --config.encoder.kind=videomae                         on a run of configs/videomae.py or a converted donor, which
+                                                           `checkpoint` names; or marlin. Of its rows, one of every two
+                                                           frames that it sees, as many as have `probe.frames` frames
     --config.probe.protocol=clips                          16 neighbouring frames at 5 places, as VideoMAE is tested
     --config.data.cache=runs/features                      features that several runs share
     --config.data.labels=actions                           with `action,demo`: the acts that SynthTalk was told to play
@@ -65,7 +68,7 @@ def _emotion_demo() -> ConfigDict:
   )
   config.probe = ConfigDict(
     dict(
-      tokens="",  # paper: vocal+ambient, their mean ("": those of the encoder); any of its tokens, joined by +
+      tokens="",  # paper: vocal+ambient, their mean ("": those of the encoder); joined by | beside one another
       protocol="frames",  # paper; clips: as VideoMAE and MARLIN; all: every frame
       frames=80,  # paper: 16 or 80
       clips=5,  # VideoMAE: 5 clips of Kinetics
@@ -80,6 +83,7 @@ def _emotion_demo() -> ConfigDict:
     ("vocal", "frames", 80),
     ("ambient", "frames", 80),
     ("identity", "frames", 80),
+    ("vocal|ambient", "frames", 80),
   )
   return config
 

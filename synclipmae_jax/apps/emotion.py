@@ -2,8 +2,9 @@
 
 DIR is a run of configs/probe.py. A probe knows the classes that it was fitted on and always names one of them (of one
 emotion) or any number (of actions); it holds for faces like those it was fitted on: one of SynthTalk says nothing about
-people. Of several faces, the one visible in most frames is labelled. Each label over time is that of a window of
---window seconds, fewer frames than the probe was fitted for, and less certain.
+people. The sound is not read, so that a silent file will do. Of several faces, the one visible in most frames is
+labelled. Each label over time is that of a window of --window seconds, fewer frames than the probe was fitted for, and
+less certain.
 
 --csv has a row for every label of the file (part: file) and for every stretch with one label (part: stretch). --plot
 draws the probabilities over time.
@@ -20,13 +21,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from synclipmae_jax.apps.footage import (
-  add_videos,
+  add_faces,
   complain,
   exit_status,
   find_videos,
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     "synclipmae emotion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  add_videos(parser)
+  parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder or a pattern")
+  add_faces(parser)
   parser.add_argument("--probe", metavar="DIR", required=True, help="a run of configs/probe.py, or its probe.npz")
   parser.add_argument("--checkpoint", metavar="DIR", help="the encoder of the probe (default: the embedded one)")
   parser.add_argument("--window", type=float, default=1.0, metavar="S", help="seconds of a label over time (default 1)")
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+  from synclipmae_jax.inference.silent import embed_pictures
   from synclipmae_jax.pretrained import SyncLipMAE
   from synclipmae_jax.run.feature_encoders import SYNCLIPMAE, visual_hash
 
@@ -83,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
   errors: dict[str, str] = {}
   for video in tqdm(videos, unit="file", desc="emotion", disable=args.json or not sys.stderr.isatty()):
     try:
-      embedding: Any = model.embed(video, faces=args.faces, audio_track=args.audio_track)
+      embedding = embed_pictures(model.embedder, video, faces=args.faces)
       labels = label_file(saved, {name: getattr(embedding, name) for name in saved.tokens}, window=args.window)
       for note in (notes := (*embedding.notes, *labels.notes)):
         remark("emotion", video, note)

@@ -198,7 +198,7 @@ class VideoFeatures:
       raise InputError(f"pool is one of {', '.join(POOLS)} and stride at least 1, got {pool!r} and {stride}")
     encoder: VideoEncoder = module.bind(module.abstract)
     self.image_size, self.width, self.frames = encoder.image_size, encoder.width, encoder.frames
-    self.stride, self._face, self._params, self._chunk = stride, face, jax.device_put(params), chunk
+    self.stride, self.params, self._face, self._chunk = stride, jax.device_put(params), face, chunk
     self._run = jax.jit(lambda params, frames: module.bind(params).features(frames, pool=pool))
 
   def embed(self, frames: np.ndarray, face_box: np.ndarray | None = None) -> np.ndarray:
@@ -215,7 +215,7 @@ class VideoFeatures:
     margins = FACE_MARGINS if self._face else None
     pictures = square_pictures(frames, face_box, size=self.image_size, margins=margins)
     rows = window_rows(len(frames), self.frames, self.stride)
-    found = in_chunks(lambda rows: self._run(self._params, pictures[rows]), rows, chunk=min(self._chunk, len(rows)))
+    found = in_chunks(lambda rows: self._run(self.params, pictures[rows]), rows, chunk=min(self._chunk, len(rows)))
     return found.reshape(-1, self.width)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from synclipmae_jax.probing.sampling import join
 from synclipmae_jax.probing.saved import SavedProbe
 from synclipmae_jax.types import FPS, InputError, Segment
 
@@ -68,7 +69,7 @@ def label_file(saved: SavedProbe, tokens: Mapping[str, np.ndarray], *, window: f
   if window <= 0:
     raise InputError(f"the window must be longer than 0 s, not {window:g}")
   probe = saved.probe
-  features = np.mean([tokens[name] for name in saved.tokens], axis=0)
+  features = join([tokens[name] for name in saved.tokens], beside=saved.beside)
   if features.shape[1] != len(probe.kernel):
     raise InputError(f"the probe reads features of {len(probe.kernel)} numbers, these have {features.shape[1]}")
   seen = np.isfinite(features).all(axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,13 +20,15 @@ class Sampling:
   evenly spread from the first frame to the last, as VideoMAE and MARLIN are tested. `all`: every row.
 
   A clip with fewer rows than asked for gives some of them several times, as evenly as can be; a run that is longer than
-  the clip is the clip, so sampled.
+  the clip is the clip, so sampled. Where a row is of `row_frames` frames, so many rows are taken as have the frames
+  that are asked for.
   """
 
   protocol: str = "frames"
   frames: int = 80
   clips: int = 5
   clip_frames: int = 16
+  row_frames: int = 1
 
   def __post_init__(self):
     if self.protocol not in PROTOCOLS:
@@ -39,7 +42,10 @@ class Sampling:
   @property
   def shortest(self) -> int:
     """Clips with fewer rows give some of them several times."""
-    return {"frames": self.frames, "clips": self.clip_frames, "all": 1}[self.protocol]
+    return {"frames": self._rows_of(self.frames), "clips": self._rows_of(self.clip_frames), "all": 1}[self.protocol]
+
+  def _rows_of(self, frames: int) -> int:
+    return -(-frames // self.row_frames)
 
   def rows(self, count: int) -> np.ndarray:
     """The rows of a clip of `count` rows (at least one), int [n]."""
@@ -47,10 +53,17 @@ class Sampling:
       case "all":
         return np.arange(count)
       case "frames":
-        return _spread(count, self.frames)
-    run = _spread(min(count, self.clip_frames), self.clip_frames)
-    starts = np.linspace(0, max(0, count - self.clip_frames), self.clips).round().astype(int)
+        return _spread(count, self._rows_of(self.frames))
+    length = self._rows_of(self.clip_frames)
+    run = _spread(min(count, length), length)
+    starts = np.linspace(0, max(0, count - length), self.clips).round().astype(int)
     return (starts[:, None] + run).ravel()
+
+
+def join(tokens: Sequence[np.ndarray], *, beside: bool) -> np.ndarray:
+  """Tokens [..., D] each -> float32, their mean [..., D] or, `beside` one another, [..., n D]."""
+  tokens = [np.asarray(token, np.float32) for token in tokens]
+  return np.concatenate(tokens, axis=-1) if beside else np.mean(tokens, axis=0)
 
 
 def _spread(count: int, wanted: int) -> np.ndarray:

@@ -24,18 +24,21 @@ class SavedProbe:
 
   probe: LinearProbe
   labels: str  # what the classes are: "emotion", "actions" or "shown"
-  tokens: tuple[str, ...]  # the features whose mean it reads
+  tokens: tuple[str, ...]  # the features that it reads
   sampling: Sampling
   encoder: str  # its kind
   checkpoint: str  # its origin, for messages
   sha256: str  # of the encoder's parameters
   notes: tuple[str, ...] = ()  # what a reader of its labels must know
+  beside: bool = False  # it reads them beside one another, not their mean
 
   def save(self, directory: str | os.PathLike) -> Path:
     """Writes DIRECTORY/probe.npz in one rename."""
     known = {
       "version": VERSION,
-      **{name: getattr(self, name) for name in ("labels", "tokens", "encoder", "checkpoint", "sha256", "notes")},
+      **{
+        name: getattr(self, name) for name in ("labels", "tokens", "encoder", "checkpoint", "sha256", "notes", "beside")
+      },
       "sampling": dataclasses.asdict(self.sampling),
       "classes": self.probe.classes,
       "several": self.probe.several,
@@ -66,6 +69,7 @@ class SavedProbe:
       return cls(
         probe=probe, labels=known["labels"], tokens=tuple(known["tokens"]), sampling=Sampling(**known["sampling"]),
         encoder=known["encoder"], checkpoint=known["checkpoint"], sha256=known["sha256"], notes=tuple(known["notes"]),
+        beside=bool(known.get("beside", False)),
       )  # fmt: skip
     except Exception as error:  # a damaged zip, JSON or array can fail in many ways
       raise InputError(f"{path} holds no probe of this version ({error})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -10,10 +11,11 @@ import numpy as np
 from synclipmae_jax import checkpoints
 from synclipmae_jax.baselines.protocol import FeatureEncoder
 from synclipmae_jax.pretrained import SyncLipMAE
+from synclipmae_jax.run.video_encoders import NAMES, TubeFeatures
 from synclipmae_jax.types import InputError
 
 SYNCLIPMAE = "synclipmae"
-_BLOCK = 128  # frames that are encoded at once
+BLOCK = 128  # frames that are encoded at once
 
 
 class TokenFeatures:
@@ -35,10 +37,10 @@ class TokenFeatures:
 
   def features(self, frames: np.ndarray, *, face_box: np.ndarray, mouth_box: np.ndarray) -> Mapping[str, np.ndarray]:
     pieces: dict[str, list[np.ndarray]] = {name: [] for name in self.names}
-    for start in range(0, len(frames), _BLOCK):
-      block = [x[start : start + _BLOCK] for x in (frames, face_box, mouth_box)]
+    for start in range(0, len(frames), BLOCK):
+      block = [x[start : start + BLOCK] for x in (frames, face_box, mouth_box)]
       count = len(block[0])
-      padded = [np.pad(x, [(0, _BLOCK - count)] + [(0, 0)] * (x.ndim - 1), "edge") for x in block]
+      padded = [np.pad(x, [(0, BLOCK - count)] + [(0, 0)] * (x.ndim - 1), "edge") for x in block]
       tokens = self._embed(self._params, *padded)
       for name, parts in pieces.items():
         parts.append(np.asarray(getattr(tokens, name)[0])[:count])
@@ -72,6 +74,7 @@ def _picture(directory: str | None) -> FeatureEncoder:
 ENCODERS: dict[str, Callable[[str | None], FeatureEncoder]] = {
   SYNCLIPMAE: lambda directory: TokenFeatures(SyncLipMAE.load(directory)),
   "picture": _picture,
+  **{kind: functools.partial(TubeFeatures, kind) for kind in NAMES},
 }
 
 

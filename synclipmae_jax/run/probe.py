@@ -24,7 +24,7 @@ from synclipmae_jax.evaluation.sync import SYNTHETIC_CORPUS, SYNTHETIC_NOTE
 from synclipmae_jax.metrics.classification import LabelState
 from synclipmae_jax.probing import targets as labelling
 from synclipmae_jax.probing.linear_probe import LinearProbe, check_targets, fit
-from synclipmae_jax.probing.sampling import Sampling
+from synclipmae_jax.probing.sampling import Sampling, join
 from synclipmae_jax.probing.saved import FILE, SavedProbe
 from synclipmae_jax.run import sources
 from synclipmae_jax.run.clock import Clock
@@ -37,16 +37,17 @@ HELD_OUT_PEOPLE = 5  # without a validation split one person in so many chooses 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
-  """The features that a probe reads: the mean of `tokens` over the sampled rows."""
+  """The features that a probe reads: `tokens`, their mean or beside one another, averaged over the sampled rows."""
 
   tokens: tuple[str, ...]
   sampling: Sampling
+  beside: bool = False
 
   @property
   def name(self) -> str:
     one = self.sampling
     how = {"all": "all rows", "frames": f"{one.frames} frames", "clips": f"{one.clips} clips of {one.clip_frames}"}
-    return f"{' + '.join(self.tokens)}, {how[one.protocol]}"
+    return f"{(' beside ' if self.beside else ' + ').join(self.tokens)}, {how[one.protocol]}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
   if jax.process_index() == 0:
     saved = SavedProbe(
       probe=fits[choices[0]].probe, labels=config.data.labels, tokens=choices[0].tokens, sampling=choices[0].sampling,
+      beside=choices[0].beside,
       encoder=config.encoder.kind, checkpoint=encoder.checkpoint, sha256=encoder.sha256,
       notes=("it was fitted on synthetic faces only",) * synthetic,
     )  # fmt: skip
@@ -142,11 +144,11 @@ def _choices(config: ConfigDict, encoder: FeatureEncoder) -> list[Choice]:
   probe = config.probe
 
   def choice(tokens: str, protocol: str, **number: int) -> Choice:
-    names = tuple(name.strip() for name in tokens.split("+")) if tokens else encoder.tokens
+    beside = "|" in tokens
+    names = tuple(name.strip() for name in tokens.split("|" if beside else "+")) if tokens else encoder.tokens
     sizes = dict(frames=probe.frames, clips=probe.clips, clip_frames=probe.clip_frames) | number
-    if encoder.row_frames > 1:  # its rows are clips already
-      protocol = "all"
-    return Choice(tokens=names, sampling=Sampling(protocol=protocol, **sizes))
+    sampling = Sampling(protocol=protocol, row_frames=encoder.row_frames, **sizes)
+    return Choice(tokens=names, sampling=sampling, beside=beside)
 
   first = choice(probe.tokens, probe.protocol)
   if unknown := sorted({*first.tokens} - {*encoder.names}):
@@ -237,9 +239,8 @@ def _notes(choice: Choice, train: Gathered, judged: Gathered, left_out: Sequence
   if count := train.unlabelled + judged.unlabelled:
     notes.append(f"{count} clips without such a label are left out")
   if count := train.short + judged.short:
-    notes.append(
-      f"{count} clips have fewer than {choice.sampling.shortest} frames: some of their frames count several times"
-    )
+    frames = choice.sampling.shortest * choice.sampling.row_frames
+    notes.append(f"{count} clips have fewer than {frames} frames: some of their frames count several times")
   if shared := len({*train.identities} & {*judged.identities}):
     notes.append(f"{shared} of the {len({*judged.identities})} people were fitted on too")
   return notes
@@ -317,7 +318,8 @@ def clip_means(cached: Records, rows: np.ndarray, choices: Sequence[Choice]) -> 
     for choice, means in found.items():
       count = len(record[choice.tokens[0]])
       picked = choice.sampling.rows(count)
-      means.append(np.mean([record[name][picked].astype(np.float32).mean(axis=0) for name in choice.tokens], axis=0))
+      each = [record[name][picked].astype(np.float32).mean(axis=0) for name in choice.tokens]
+      means.append(join(each, beside=choice.beside))
     short += len(record[choices[0].tokens[0]]) < choices[0].sampling.shortest
   return {choice: np.array(means, np.float32) for choice, means in found.items()}, short
 

@@ -26,6 +26,8 @@ def place(tmp_path_factory):
   sound = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
   for name in ("a", "b"):
     write_video(place / f"{name}.mp4", [numbered(t * 40503 % 65536) for t in range(50)], sound=sound)
+  (place / "silent").mkdir()
+  write_video(place / "silent" / "a.mp4", [numbered(t * 40503 % 65536) for t in range(50)])
   (place / "bad.mp4").write_text("not a film")
   model = SyncLipMAE.load(place / "checkpoint")
   vocal = model.embed(place / "a.mp4", faces="full_frame").vocal
@@ -69,6 +71,14 @@ def test_one_file(place, tmp_path, capsys):
   assert len(rows) == 1 + len(entry["stretches"])
   assert (tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.png"]
+
+
+def test_the_sound_does_not_matter(place, capsys):
+  found = []
+  for video in (place / "a.mp4", place / "silent" / "a.mp4"):
+    assert run(place, video, "--json") == 0
+    found.append(json.loads(capsys.readouterr().out))
+  assert found[0]["probabilities"] == found[1]["probabilities"] and found[0]["stretches"] == found[1]["stretches"]
 
 
 def test_several_files_and_a_bad_one(place, tmp_path, capsys):

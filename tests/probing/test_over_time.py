@@ -64,3 +64,12 @@ def test_what_cannot_be_labelled():
   wide = {name: np.zeros((5, 6), np.float32) for name in ("vocal", "ambient")}
   with pytest.raises(InputError, match="features of 4 numbers, these have 6"):
     label_file(dataclasses.replace(probe_of_the_sign()), wide, window=1.0)
+
+
+def test_tokens_beside_one_another():
+  kernel = np.zeros((8, 2), np.float32)
+  kernel[4] = 4, -4  # the first number of the second token
+  probe = LinearProbe(kernel=kernel, bias=np.zeros(2, np.float32), classes=("left", "right"), several=False)
+  saved = saved_probe(probe=probe, tokens=("vocal", "ambient"), sampling=Sampling(frames=16), beside=True)
+  given = {"vocal": tokens([1] * 20)["vocal"], "ambient": tokens([-1] * 20)["ambient"]}
+  assert label_file(saved, given, window=0.2).labels == ("right",)

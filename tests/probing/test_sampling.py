@@ -25,6 +25,13 @@ def test_runs_of_neighbouring_frames_reach_from_the_first_to_the_last():
   np.testing.assert_array_equal(Sampling(protocol="all").rows(3), [0, 1, 2])
 
 
+def test_rows_of_several_frames_are_taken_for_as_many_frames():
+  np.testing.assert_array_equal(Sampling(frames=8, row_frames=2).rows(8), [1, 3, 5, 7])
+  assert len(Sampling(frames=80, row_frames=16).rows(3)) == 5 and len(Sampling(frames=16, row_frames=64).rows(3)) == 1
+  rows = Sampling(protocol="clips", clips=2, clip_frames=8, row_frames=2).rows(10)
+  np.testing.assert_array_equal(rows, [0, 1, 2, 3, 6, 7, 8, 9])
+
+
 @pytest.mark.parametrize("wrong", [dict(protocol="middle"), dict(frames=0), dict(clips=-1)])
 def test_wrong_sizes_are_refused(wrong):
   with pytest.raises(InputError, match="probe"):

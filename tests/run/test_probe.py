@@ -62,11 +62,12 @@ def test_features_are_made_once_for_all_labels_and_choices(place, tmp_path, monk
 
   monkeypatch.setattr(feature_encoders.TokenFeatures, "features", refuse)
   report = jobs.job_of(get_config("tiny")).run(
-    config_of(place, data__labels="shown", probe__protocol="clips"), tmp_path
+    config_of(place, data__labels="shown", probe__protocol="clips", probe__tokens="vocal|ambient"), tmp_path
   )
-  assert report.rows[0].name == "vocal + ambient, 5 clips of 16" and report.scores.confusion is None
+  assert report.rows[0].name == "vocal beside ambient, 5 clips of 16" and report.scores.confusion is None
   assert not (tmp_path / "confusion.png").exists() and (tmp_path / "classes.png").exists()
-  assert SavedProbe.load(tmp_path).probe.several
+  saved = SavedProbe.load(tmp_path)
+  assert saved.probe.several and saved.beside and len(saved.probe.kernel) == 64
 
 
 def test_another_encoder_behind_the_same_probe(place, tmp_path):
@@ -76,7 +77,7 @@ def test_another_encoder_behind_the_same_probe(place, tmp_path):
   assert SavedProbe.load(tmp_path).encoder == "picture"
 
 
-def test_an_encoder_of_video_is_probed_on_all_its_clips(place, tmp_path, monkeypatch):
+def test_an_encoder_of_video_is_probed_on_as_many_frames(place, tmp_path, monkeypatch):
   class Video:
     name, checkpoint, sha256, row_frames = "video", "none", "video", 16
     names = tokens = ("clip",)
@@ -93,7 +94,11 @@ def test_an_encoder_of_video_is_probed_on_all_its_clips(place, tmp_path, monkeyp
     jobs.run(config, tmp_path)
   assert not any(tmp_path.iterdir())
   config.encoder.checkpoint = "24"
-  assert [row.name for row in jobs.job_of(config).run(config, tmp_path).rows] == ["clip, all rows"]
+  config.compare = (("", "frames", 16), ("", "all", 0), ("vocal", "frames", 80))
+  report = jobs.job_of(config).run(config, tmp_path)
+  assert [row.name for row in report.rows] == ["clip, 80 frames", "clip, 16 frames", "clip, all rows"]
+  assert "40 clips have fewer than 80 frames: some of their frames count several times" in report.notes
+  assert SavedProbe.load(tmp_path).sampling.row_frames == 16
 
 
 def test_probes_of_the_same_features_are_equal(place, tmp_path):
@@ -110,6 +115,8 @@ def test_probes_of_the_same_features_are_equal(place, tmp_path):
     (dict(probe__tokens="vocal+audio"), "probe.tokens names 'audio': SyncLipMAE has identity, vocal, ambient"),
     (dict(probe__frames=0), "probe.frames, probe.clips and probe.clip_frames are at least 1"),
     (dict(encoder__kind="marlin9"), "unknown encoder.kind 'marlin9': one of synclipmae"),
+    (dict(encoder__kind="videomae"), "does not describe a video encoder"),
+    (dict(encoder__kind="marlin", encoder__checkpoint=None), "no MARLIN comes with the package: give"),
     (dict(encoder__kind="picture"), "the bare picture has no parameters and takes no checkpoint"),
   ],
 )

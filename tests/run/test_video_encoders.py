@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from synclipmae_jax import checkpoints
 from synclipmae_jax.convert.conversion import convert
 from synclipmae_jax.run import jobs
+from synclipmae_jax.run.feature_encoders import load_encoder
 from synclipmae_jax.run.video_encoders import load_video_encoder
 from synclipmae_jax.types import InputError
 
@@ -20,6 +21,7 @@ CONFIG = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(CONFIG)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_features(tmp_path, capsys):
   config = CONFIG.get_config("marlin_tiny")
   assert jobs.run(config, tmp_path) is None
@@ -33,7 +35,14 @@ def test_a_run_and_its_features(tmp_path, capsys):
   frames = np.random.default_rng(0).integers(0, 256, (20, 48, 48, 3), dtype=np.uint8)
   features = load_video_encoder(tmp_path).embed(frames)
   assert features.shape == (3, 32) and np.isfinite(features).all()
-  assert load_video_encoder(tmp_path, pool="pair").embed(frames).shape == (12, 32)
+  pairs = load_video_encoder(tmp_path, pool="pair").embed(frames)
+  assert pairs.shape == (12, 32)
+  probed = load_encoder("marlin", str(tmp_path))
+  assert (probed.name, probed.image_size, probed.row_frames, probed.names) == ("MARLIN", 32, 2, ("tubes",))
+  boxes = dict(face_box=np.zeros((20, 4), np.float32), mouth_box=np.zeros((20, 4), np.float32))
+  np.testing.assert_array_equal(probed.features(frames, **boxes)["tubes"], pairs)
+  with pytest.raises(InputError, match="is of MARLIN: give --config.encoder.kind=marlin"):
+    load_encoder("videomae", str(tmp_path))
 
 
 def test_features_of_a_converted_donor(tmp_path):
@@ -54,6 +63,8 @@ def test_features_of_a_converted_donor(tmp_path):
   np.testing.assert_array_equal(model.embed(unseen, box), features)
   with pytest.raises(InputError, match="boxes are needed"):
     model.embed(frames)
+  probed = load_encoder("marlin", str(tmp_path / "marlin"))
+  assert probed.row_frames == 4 and probed.features(frames, face_box=box, mouth_box=box)["tubes"].shape == (16, 64)
 
 
 def test_another_checkpoint_is_refused(tmp_path):
