@@ -46,6 +46,9 @@ def _demo() -> ConfigDict:
       tokens="vocal",  # what is read: vocal tokens, or the grey pixels of the mouth (576 numbers)
       encoder=config_dict.placeholder(str),  # checkpoint of the tokens; None: the embedded one
       token_width=128,  # dimensions of a token
+      views=1,  # ours: reads of every training clip: as it is, and from pictures moved, turned, mirrored and coloured
+      warp=1.0,  # ours: the speed of a training clip is up to this factor higher or lower
+      splice=0.0,  # ours: share of training clips with words of other clips in the same places (data/variations.py)
       lengths=(50, 75, 100, 125),  # frames; a batch is padded to one of them, longer clips are left out
       max_tokens=96,  # of a text; longer texts are left out
       curriculum_frames=75,  # auto_avsr begins with short clips; ours: for so many steps clips up to this length
@@ -143,6 +146,9 @@ def _grid() -> ConfigDict:
   config = _demo()
   config.data.synthtalk = None
   config.data.update(dict(lengths=(75,), max_tokens=40, curriculum_steps=0, eval_clips=200))
+  config.data.update(dict(views=8, warp=1.15, splice=0.5))  # 800 sentences are otherwise known by heart
+  config.decoding.ctc_weight = 0.1
+  config.train.update(dict(steps=12_000, eval_every=1_000))
   return config
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from synclipmae_jax.data import features, records
+from synclipmae_jax.data.variations import Variation, vary
 from synclipmae_jax.types import Batch, EvalClip, InputError, Segment, TranscribedClip
 
 TOKENS = "tokens"  # the array of a record that the recogniser reads
@@ -109,11 +110,12 @@ def token_batches(
   max_tokens: int,
   seed: int,
   batch_size: int,
+  variation: Variation | None = None,
   start_step: int = 0,
   host_index: int = 0,
   host_count: int = 1,
 ) -> Iterator[Batch]:
-  """Endless batches of this host's `batch_size` clips from `start_step` on.
+  """Endless batches of this host's `batch_size` clips from `start_step` on, varied if asked for.
 
   A clip is padded to the shortest of `lengths` (frames, ascending) that holds it; a batch has clips of one of them.
   Clips longer than the last, and those without text or with more than `max_tokens` tokens, are left out.
@@ -137,7 +139,11 @@ def token_batches(
       chosen = np.flatnonzero(usable & (buckets == bucket))
       if len(chosen):
         of_bucket = int(np.random.SeedSequence([seed, number, bucket]).generate_state(1)[0])
-        datasets.append(grain.MapDataset.source(_Chosen(source, chosen)).seed(of_bucket).shuffle().repeat())
+        listed = _Chosen(source, chosen)
+        dataset = grain.MapDataset.source(listed).seed(of_bucket).shuffle().repeat()
+        if variation is not None:
+          dataset = dataset.map_with_index(_Vary(listed, variation, of_bucket, length, max_tokens))
+        datasets.append(dataset)
         weights.append(source.weight * len(chosen) / usable.sum())
     if datasets:
       padded = grain.MapDataset.mix(datasets, weights).map_with_index(_Pad(length, max_tokens))
@@ -169,7 +175,39 @@ class _Chosen:
 
   def __getitem__(self, position: int) -> dict[str, np.ndarray]:
     index = int(self.indices[position])
-    return {"tokens": self.source.data.records[index][TOKENS], "text": np.array(self.source.ids[index], np.int32)}
+    return {
+      "tokens": self.source.data.records[index][TOKENS],
+      "text": np.array(self.source.ids[index], np.int32),
+      "clip": np.array(index),
+    }
+
+  def words(self, index: int) -> list[Segment]:
+    return [Segment(*word) for word in self.source.data.labels[index]["words"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Vary:
+  """(position in the stream of one source, clip) -> the clip, varied."""
+
+  clips: _Chosen
+  variation: Variation
+  seed: int
+  frames: int
+  tokens: int
+
+  def __call__(self, position: int, clip: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, position], np.uint64)))
+    partner = None
+    if self.variation.splice:
+      other = self.clips[int(rng.integers(len(self.clips)))]
+      partner = other["tokens"].astype(np.float32), self.clips.words(int(other["clip"]))
+    words = self.clips.words(int(clip["clip"]))
+    found = vary(clip["tokens"], words, partner, self.variation, frames=self.frames, rng=rng)
+    if found is None:
+      return clip
+    tokens, ids = found
+    text = clip["text"] if ids is None else np.array(ids, np.int32)
+    return {**clip, "tokens": tokens.astype(np.float16), "text": text} if len(text) <= self.tokens else clip
 
 
 @dataclasses.dataclass(frozen=True)

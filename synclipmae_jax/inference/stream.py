@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Generator, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -76,11 +76,7 @@ class TokenStream:
 
   def __init__(self, model: Embedder, path: str | os.PathLike, *, faces: str, audio_track: int | None = None):
     self._model, self._path = model, path
-    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
-      raise InputError("it is not a regular file")
-    self.info = video.probe(path, audio_track=audio_track)
-    if (hours := (self.info.end - float(self.info.origin)) / 3600) > video.MAX_HOURS:
-      raise InputError(f"it declares a length of {hours:.0f} hours, more than {video.MAX_HOURS}")
+    self.info = probe_file(path, audio_track=audio_track)
     self._source, notes = open_faces(path, faces, info=self.info)
     self._notes = [*self.info.notes, *notes]
 
@@ -90,20 +86,18 @@ class TokenStream:
     return tuple(self._notes)
 
   def __iter__(self) -> Iterator[Block]:
-    with contextlib.closing(_in_thread(self._cuts(), ahead=2)) as cuts:
+    with contextlib.closing(in_thread(self._cuts(), ahead=2)) as cuts:
       for cut in cuts:
         yield self._tokens(cut)
 
-  def _cuts(self) -> Generator[_Cut, None, None]:
+  def _cuts(self) -> Generator[Cut, None, None]:
     """The input of the model, block by block."""
-    model, info = self._model, self.info
-    aspect = max(info.width, info.height) / min(info.width, info.height)
-    short_side = max(_SHORT_SIDE, 3 * model.image_size) * math.sqrt(min(1, _MAX_ASPECT / aspect))
-    pictures = video.read_frames(self._path, short_side=round(short_side), notes=self._notes)
-    with contextlib.closing(_in_thread(pictures, ahead=16)) as pictures:  # parallel to the search for faces
+    short_side = short_side_of(self.info, self._model.image_size)
+    pictures = video.read_frames(self._path, short_side=short_side, notes=self._notes)
+    with contextlib.closing(in_thread(pictures, ahead=16)) as pictures:  # parallel to the search for faces
       yield from self._cut_all(pictures)
 
-  def _cut_all(self, pictures: Iterator[video.Frame]) -> Iterator[_Cut]:
+  def _cut_all(self, pictures: Iterator[video.Frame]) -> Iterator[Cut]:
     model, info = self._model, self.info
     sound = audio.Track(self._path, origin=info.origin, sound=info.sound, notes=self._notes)
     size, ahead = model.block_frames, max(LOOKAHEAD, model.audio_context)
@@ -118,7 +112,7 @@ class TokenStream:
       if held:
         count = min(size, len(held))
         heard = self._hear(sound, start, end=start + len(held) if ended else None)
-        yield _cut(self._source, [held.popleft() for _ in range(count)], start, heard, info=info, size=model.image_size)
+        yield cut_faces(self._source, [held.popleft() for _ in range(count)], start, heard, info=info, size=model.image_size)
         start += count
     self._check_end(start)
 
@@ -145,7 +139,7 @@ class TokenStream:
   def _chunks(self) -> Iterator[tuple[int, np.ndarray]]:
     return audio.read_chunks(self._path, origin=self.info.origin, sound=self.info.sound)
 
-  def _tokens(self, cut: _Cut) -> Block:
+  def _tokens(self, cut: Cut) -> Block:
     model, context = self._model, SAMPLES_PER_FRAME * self._model.audio_context
     tokens = model.encode_sound(cut.heard)[: cut.count]
     nowhere = dict(width=tokens.shape[1], looks=len(model.looks))
@@ -159,6 +153,22 @@ class TokenStream:
           own[cut.row[mine]] = tokens_of[mine]
     waveform = cut.heard[context : context + SAMPLES_PER_FRAME * cut.count]
     return Block(start=cut.start, count=cut.count, waveform=waveform, audio=tokens, faces=found)
+
+
+def probe_file(path: str | os.PathLike, **options: Any) -> video.MediaInfo:
+  """`video.probe` of a file that may be anything. Raises InputError, also for a length that is beyond measure."""
+  if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
+    raise InputError("it is not a regular file")
+  info = video.probe(path, **options)
+  if (hours := (info.end - float(info.origin)) / 3600) > video.MAX_HOURS:
+    raise InputError(f"it declares a length of {hours:.0f} hours, more than {video.MAX_HOURS}")
+  return info
+
+
+def short_side_of(info: video.MediaInfo, image_size: int) -> int:
+  """Pixels of the short side of the pictures in memory."""
+  aspect = max(info.width, info.height) / min(info.width, info.height)
+  return round(max(_SHORT_SIDE, 3 * image_size) * math.sqrt(min(1, _MAX_ASPECT / aspect)))
 
 
 def embed_file(
@@ -226,7 +236,7 @@ def crop_file(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Cut:
+class Cut:
   """The m face crops of a block of `count` frames, all faces together, and its sound."""
 
   start: int
@@ -240,9 +250,9 @@ class _Cut:
   mouth_box: np.ndarray  # float32 [m, 4], -1 where unknown
 
 
-def _cut(
+def cut_faces(
   source: FaceSource, images: list[np.ndarray], start: int, heard: np.ndarray, *, info: video.MediaInfo, size: int
-) -> _Cut:
+) -> Cut:
   height, width = images[0].shape[:2]
   small, scaler = dataclasses.replace(info, width=width, height=height), video.Scaler()
   tracks = source.take(start, start + len(images))
@@ -262,7 +272,7 @@ def _cut(
       placed = crop_boxes(track, a, b, crop, small)
       for name, parts in boxes.items():
         parts.append(placed[name])
-  return _Cut(
+  return Cut(
     start=start, count=len(images), heard=heard, tracks=tracks, face=np.array(face, int), row=np.array(row, int),
     frames=np.reshape(frames, (-1, size, size, 3)).astype(np.uint8),
     **{name: np.concatenate(parts) for name, parts in boxes.items()},
@@ -278,7 +288,7 @@ def runs(true: np.ndarray) -> list[tuple[int, int]]:
 Item = TypeVar("Item")
 
 
-def _in_thread(items: Generator[Item, None, None], *, ahead: int) -> Generator[Item, None, None]:
+def in_thread(items: Generator[Item, None, None], *, ahead: int) -> Generator[Item, None, None]:
   """`items`, made by another thread, which is at most `ahead` of them ahead; an exception there is raised here."""
   ready, stop = queue.Queue(ahead), threading.Event()
 

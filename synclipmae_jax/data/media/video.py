@@ -61,19 +61,20 @@ class Frame:
   damaged: bool = False  # the picture is damaged: the one before it is shown
 
 
-def probe(path: str | os.PathLike, *, audio_track: int | None = None) -> MediaInfo:
+def probe(path: str | os.PathLike, *, audio_track: int | None = None, silent: bool = False) -> MediaInfo:
   """Sizes and rates of a video file, from its first decoded picture; raises InputError with a reason for the user.
 
-  `audio_track`: number of the sound track, counted from 1; None: `choose_sound` selects it.
+  `audio_track`: number of the sound track, counted from 1; None: `choose_sound` selects it. `silent`: no sound is
+  wanted, and the file needs none.
   """
   with open_media(path) as container:  # the header is checked first: it is read fast
     stream = video_stream(container)
     if stream.frames > _MAX_FRAMES:
       raise InputError(f"it declares {stream.frames} frames, more than any footage has")
-  sound = choose_sound(path, audio_track)
+  sound = None if silent else choose_sound(path, audio_track)
   clock = read_clock(path)
   with clock.open(path) as container:
-    stream, heard = video_stream(container), container.streams[sound.index]
+    stream, heard = video_stream(container), None if sound is None else container.streams[sound.index]
     first = next((picture for picture in pictures(container, stream, clock) if picture.frame), None)
     if first is None:
       raise InputError("it holds no picture that can be decoded")
@@ -82,12 +83,12 @@ def probe(path: str | os.PathLike, *, audio_track: int | None = None) -> MediaIn
       width=width,
       height=height,
       fps=float(stream.average_rate or stream.guessed_rate or 0),
-      sample_rate=heard.rate or 0,
-      channels=heard.channels or 0,
+      sample_rate=(heard and heard.rate) or 0,
+      channels=(heard and heard.channels) or 0,
       origin=(first.begin or 0) * stream.time_base,
       end=clock.declared_end_of_all(container),
       sound=sound,
-      notes=(*clock.notes, *sound.notes),
+      notes=(*clock.notes, *(sound.notes if sound else ())),
     )
 
 
