@@ -1,7 +1,8 @@
 """The evaluation of lip reading: word and character error rates of held-out clips, word times, and the table.
 
 During training the best CTC path of the validation clips is compared (quick). At the end the averaged parameters of the
-last checkpoints read the test clips with every search, and are written to WORKDIR/averaged/STEP.
+last checkpoints read the test clips with every search, and are written to WORKDIR/averaged/STEP, with how sure they were
+of these clips, by which `synclipmae lipread` tells what is beyond them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from synclipmae_jax import checkpoints, sharding
 from synclipmae_jax.decoding.alignment import align, word_times
 from synclipmae_jax.decoding.beam_search import Scorer
+from synclipmae_jax.decoding.confidence import lower_ends, measures
 from synclipmae_jax.decoding.language_model import ngram_scorer
 from synclipmae_jax.decoding.transcriber import MODES, Search, Transcriber, Transcript
 from synclipmae_jax.evaluation.report import write_entries
@@ -30,6 +32,7 @@ from synclipmae_jax.text.normaliser import normalise
 from synclipmae_jax.text.tokenisers import Tokeniser
 from synclipmae_jax.types import Evaluation, InputError, Params, RunContext, Segment
 
+DOUBTED = 0.02  # share of the test clips that `synclipmae lipread` would warn of
 Clip = Any  # TranscribedClip, with cached tokens, or EvalClip, with the frames to embed
 
 
@@ -62,20 +65,23 @@ class RecognitionEvaluator:
       return {name: value for name, value in found.items() if not math.isnan(value)}
     averaged, steps = average(self._context.workdir, self._local(trainable), step=step, last=self._settings["average"])
     params = jax.device_put(averaged, jax.local_devices()[0])
-    states, times = {}, []
+    states, times, sure = {}, [], []
     for search in self._settings["searches"]:
-      states[search], errors = self._read(search, params, data.test_clips)
-      times = times or errors
-    self._save(averaged, step, steps)
+      states[search], errors, found = self._read(search, params, data.test_clips)
+      times, sure = times or errors, sure or found
+    self._save(averaged, step, steps, lower_ends(sure, share=DOUBTED))
     return self._report(states, times, step, steps)
 
   def conclude(self) -> str:
     return self._table
 
-  def _read(self, mode: str, params: Params, clips: Sequence[Clip]) -> tuple[ErrorState, list[float]]:
-    """The errors of all processes' clips, and the errors (seconds) of the times of words that were read correctly."""
+  def _read(
+    self, mode: str, params: Params, clips: Sequence[Clip]
+  ) -> tuple[ErrorState, list[float], list[dict[str, float]]]:
+    """Of all processes' clips: the errors, the errors (seconds) of the times of the words of texts that were read
+    correctly, and the measures of how sure the recogniser was."""
     tokeniser: Tokeniser = self._context.data.tokeniser
-    found, times = [], []
+    found, times, sure = [], [], []
     for clip, transcript in zip(clips, self._transcribe(mode, params, clips), strict=True):
       hypothesis = tokeniser.decode(transcript.tokens)
       found.append(
@@ -84,8 +90,13 @@ class RecognitionEvaluator:
         )
       )
       times += word_time_errors(tokeniser, transcript, clip.words)
-    gathered = sharding.gather((merged(found), times))
-    return merged(state for state, _ in gathered), [error for _, errors in gathered for error in errors]
+      sure.append(measures(transcript))
+    gathered = sharding.gather((merged(found), times, sure))
+    return (
+      merged(state for state, _, _ in gathered),
+      [error for _, errors, _ in gathered for error in errors],
+      [one for _, _, every in gathered for one in every],
+    )
 
   def _transcribe(self, mode: str, params: Params, clips: Sequence[Clip]):
     if mode not in self._transcribers:
@@ -121,10 +132,10 @@ class RecognitionEvaluator:
     whole = jax.jit(lambda tree: tree, out_shardings=everywhere)(params)
     return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
-  def _save(self, params: Params, step: int, steps: Sequence[int]) -> None:
+  def _save(self, params: Params, step: int, steps: Sequence[int], expected: Mapping[str, float]) -> None:
     directory = self._context.workdir / "averaged" / str(step)
     if not sharding.gather(directory.exists())[0]:  # all processes save together
-      meta = {**self._context.stamp, "step": step, "averaged": list(steps)}
+      meta = {**self._context.stamp, "step": step, "averaged": list(steps), "expected": dict(expected)}
       checkpoints.save_items(directory, dict(params), meta)
 
   def _report(

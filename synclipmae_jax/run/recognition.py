@@ -28,6 +28,7 @@ from synclipmae_jax.models import augment
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.run.sources import evaluation_splits, find_sources, find_splits, read_clips
+from synclipmae_jax.text.grammar import Grammar
 from synclipmae_jax.text.tokenisers import Characters, Pieces, Tokeniser, encode_all, from_dict
 from synclipmae_jax.types import Batch, EvalClip, InputError, TranscribedClip
 
@@ -73,7 +74,8 @@ def open_recognition(config: ConfigDict, workdir: Path, clock: Clock) -> Recogni
     with clock("tokens"):
       caches, origin = _cache(config, sources, workdir, held_out)
     opened = [[transcribed.open_transcribed(view, split="train") for view in views] for views in caches]
-    tokeniser = make_tokeniser(config, [text for views in opened for text in views[0].texts])
+    texts = [text for views in opened for text in views[0].texts]
+    tokeniser = make_tokeniser(config, texts)
     clips = [
       _held_out(config, [views[0] for views in caches], [split for _, split in places], **own) for places in held_out
     ]
@@ -87,6 +89,8 @@ def open_recognition(config: ConfigDict, workdir: Path, clock: Clock) -> Recogni
     variation = Variation(encode=tokeniser.encode, warp=config.data.warp, splice=config.data.splice)
     stream = _token_stream(config, [view for views in readable for view in views], variation)
   stamp |= {"tokeniser": tokeniser.to_dict(), "tokeniser_sha256": tokeniser.digest}
+  if (grammar := Grammar.of(texts)) is not None:
+    stamp |= {"grammar": grammar.to_dict()}
   return Recognition(
     config=config, preprocessing=stamp, tokeniser=tokeniser, val_clips=clips[0], test_clips=clips[1], remark=remark,
     _stream=stream,

@@ -128,6 +128,6 @@ def test_av_hubert(golden):
   ))  # fmt: skip
   assert_close(run(items, crops), states)
   decoder = modules["text_decoder"]
-  length = np.full(1, states.shape[1])
+  length = jnp.full(1, states.shape[1])
   decoded = jax.jit(lambda params, tokens, states: decoder.bind(params)(tokens, states, length))
   assert_close(decoded(items["text_decoder"], tokens, states), logits)
