@@ -145,8 +145,8 @@ def _grid() -> ConfigDict:
   """GRID: sentences of 3 s from a closed grammar."""
   config = _demo()
   config.data.synthtalk = None
-  config.data.update(dict(lengths=(75,), max_tokens=40, curriculum_steps=0, eval_clips=200))
-  config.data.update(dict(views=8, warp=1.15, splice=0.5))  # 800 sentences are otherwise known by heart
+  config.data.update(dict(lengths=(75,), max_tokens=32, curriculum_steps=0, eval_clips=200))
+  config.data.update(dict(views=4, warp=1.15, splice=0.5))  # 800 sentences are otherwise known by heart
   config.decoding.ctc_weight = 0.1
   config.train.update(dict(steps=12_000, eval_every=1_000))
   return config

@@ -32,6 +32,8 @@ from synclipmae_jax.text.normaliser import normalise
 from synclipmae_jax.text.tokenisers import Tokeniser
 from synclipmae_jax.types import Evaluation, InputError, Params, RunContext, Segment
 
+TimeError = tuple[str, float, float, float]  # corpus, and the errors of `word_time_errors`
+_TIMES = ("start_ms", "middle_ms", "end_ms")
 DOUBTED = 0.02  # share of the test clips that `synclipmae lipread` would warn of
 Clip = Any  # TranscribedClip, with cached tokens, or EvalClip, with the frames to embed
 
@@ -77,9 +79,9 @@ class RecognitionEvaluator:
 
   def _read(
     self, mode: str, params: Params, clips: Sequence[Clip]
-  ) -> tuple[ErrorState, list[float], list[dict[str, float]]]:
-    """Of all processes' clips: the errors, the errors (seconds) of the times of the words of texts that were read
-    correctly, and the measures of how sure the recogniser was."""
+  ) -> tuple[ErrorState, list[TimeError], list[dict[str, float]]]:
+    """Of all processes' clips: the errors, the errors of the times of the words of texts that were read correctly, and
+    the measures of how sure the recogniser was."""
     tokeniser: Tokeniser = self._context.data.tokeniser
     found, times, sure = [], [], []
     for clip, transcript in zip(clips, self._transcribe(mode, params, clips), strict=True):
@@ -89,7 +91,7 @@ class RecognitionEvaluator:
           clip.key, normalise(clip.text), normalise(hypothesis), corpus=clip.corpus, label_source=clip.text_source
         )
       )
-      times += word_time_errors(tokeniser, transcript, clip.words)
+      times += [(clip.corpus, *error) for error in word_time_errors(tokeniser, transcript, clip.words)]
       sure.append(measures(transcript))
     gathered = sharding.gather((merged(found), times, sure))
     return (
@@ -139,10 +141,10 @@ class RecognitionEvaluator:
       checkpoints.save_items(directory, dict(params), meta)
 
   def _report(
-    self, states: Mapping[str, ErrorState], times: Sequence[float], step: int, steps: Sequence[int]
+    self, states: Mapping[str, ErrorState], times: Sequence[TimeError], step: int, steps: Sequence[int]
   ) -> dict[str, Any]:
     rates = {search: state.compute() for search, state in states.items()}
-    median = float(np.median(times)) if len(times) else math.nan
+    word_times = time_entries(times)
     if jax.process_index() == 0:
       entries = {search: _entry(rate) for search, rate in rates.items()}
       write_entries(
@@ -151,22 +153,30 @@ class RecognitionEvaluator:
           "recognition": {
             "step": step, "averaged": list(steps), "remark": self._context.data.remark,
             "normaliser": normaliser.VERSION, "all": entries,
-            "by_corpus": error_entries(states), "word_time_error_s": number_or_null(median), "word_times": len(times),
+            "by_corpus": error_entries(states), "word_times": word_times,
           }
         },
       )  # fmt: skip
     self._table = error_table(states)
     if self._context.data.remark:
       self._table += f"\nCaveat: {self._context.data.remark}."
-    if not math.isnan(median):
-      self._table += f"\n\nTimes of {len(times)} words: median error {1000 * median:.0f} ms."
+    self._table += "".join(
+      f"\n\nTimes of {entry['words']} words of {entry['corpus'] or '-'}, median absolute errors: middle"
+      f" {entry['middle_ms']:.0f} ms, start {entry['start_ms']:.0f} ms, end {entry['end_ms']:.0f} ms."
+      for entry in word_times
+    )
     first = next(iter(rates.values()))
+    middles = [middle for _, _, middle, _ in times]
+    median = float(np.median(middles)) if middles else math.nan
     found = {"wer": first.wer.value, "cer": first.cer.value, "word_time_error_s": median}
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-def word_time_errors(tokeniser: Tokeniser, transcript: Transcript, words: Sequence[Segment]) -> list[float]:
-  """|difference| in seconds of the middles of all words, if the text was read correctly and its times are known."""
+def word_time_errors(
+  tokeniser: Tokeniser, transcript: Transcript, words: Sequence[Segment]
+) -> list[tuple[float, float, float]]:
+  """|difference| in seconds of the starts, middles and ends of all words, if the text was read correctly and its times
+  are known."""
   spans = tokeniser.words(transcript.tokens)
   texts = [tokeniser.decode(transcript.tokens[start:stop]) for start, stop in spans]
   if not words or texts != [normalise(word.label) for word in words]:
@@ -178,9 +188,20 @@ def word_time_errors(tokeniser: Tokeniser, transcript: Transcript, words: Sequen
   listed = [(text, *span) for text, span in zip(texts, spans, strict=True)]
   found = word_times(alignment, listed, frames=len(transcript.log_probs))
   return [
-    abs((ours.start + ours.end) / 2 - (theirs.start + theirs.end) / 2)
+    (start, abs(ours.start + ours.end - theirs.start - theirs.end) / 2, end)
     for ours, theirs in zip(found, words, strict=True)
+    for start, end in [(abs(ours.start - theirs.start), abs(ours.end - theirs.end))]
   ]
+
+
+def time_entries(times: Sequence[TimeError]) -> list[dict[str, Any]]:
+  """Of each corpus the number of words with known times and the median errors of their times, milliseconds, as JSON."""
+  found = []
+  for corpus in sorted({error[0] for error in times}):
+    errors = np.array([error[1:] for error in times if error[0] == corpus])
+    medians = (1000 * np.median(errors, axis=0)).tolist()
+    found.append({"corpus": corpus, "words": len(errors), **dict(zip(_TIMES, medians, strict=True))})
+  return found
 
 
 def language_model(path: str | None, tokeniser: Tokeniser) -> Callable[[int, int], Scorer] | None:

@@ -68,6 +68,7 @@ class LipReader:
     if tokeniser.size != recogniser.vocabulary:
       raise InputError(f"a tokeniser of {tokeniser.size} ids does not fit a recogniser of {recogniser.vocabulary}")
     self.tokeniser, self.params, self.longest, self.tokens = tokeniser, params, lengths[-1], tokens
+    self.recogniser, self.search, self.max_tokens = recogniser, search, max_tokens
     self.name, self.grammar, self.expected = name, grammar, dict(expected or {})
     self._transcribe = Transcriber(recogniser, lengths=lengths, max_tokens=max_tokens, search=search, batch=1)
 
@@ -80,7 +81,7 @@ class LipReader:
     """
     if directory is None and not EMBEDDED.exists():
       raise InputError("this installation contains no recogniser: give the directory of one")
-    name = "the embedded recogniser" if directory is None else str(directory)
+    called = "the embedded recogniser" if directory is None else str(directory)
     directory = EMBEDDED if directory is None else directory
     averaged = Path(directory) / "averaged"
     steps = sorted(int(path.name) for path in averaged.glob("*") if path.name.isdecimal())
@@ -114,7 +115,7 @@ class LipReader:
       max_tokens=config["data"]["max_tokens"],
       search=search,
       tokens=made["tokens"],
-      name=name,
+      name=called,
       grammar=grammar,
       expected=meta.get("expected"),
     )
