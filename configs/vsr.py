@@ -88,6 +88,7 @@ def _demo() -> ConfigDict:
       smoothing=0.1,  # auto_avsr
       dropout=0.1,  # auto_avsr
       time_mask=10,  # auto_avsr: up to 10 frames of every 25
+      frame_weight=0.0,  # ours: of labels of frames by the times of words (text/frame_labels.py), relative to CTC
     )
   )
   config.decoding = ConfigDict(
@@ -147,6 +148,7 @@ def _grid() -> ConfigDict:
   config.data.synthtalk = None
   config.data.update(dict(lengths=(75,), max_tokens=32, curriculum_steps=0, eval_clips=200))
   config.data.update(dict(views=4, warp=1.15, splice=0.5))  # 800 sentences are otherwise known by heart
+  config.loss.frame_weight = 0.3
   config.decoding.ctc_weight = 0.1
   config.train.update(dict(steps=12_000, eval_every=1_000))
   return config

@@ -64,17 +64,20 @@ def spliced(
   return joined, [*words[:first], *moved(their[first:last], taken), *moved(words[last:], after)]
 
 
-def trimmed(tokens: np.ndarray, words: Sequence[Segment], *, frames: int, rng: np.random.Generator) -> np.ndarray | None:
-  """At most `frames` frames: what is too much is taken off the silence at both ends. None where there is not enough."""
+def trimmed(
+  tokens: np.ndarray, words: Sequence[Segment], *, frames: int, rng: np.random.Generator
+) -> tuple[np.ndarray, int] | None:
+  """At most `frames` frames, and the first of them: what is too much is taken off the silence at both ends. None where
+  there is not enough of it."""
   excess = len(tokens) - frames
   if excess <= 0:
-    return tokens
+    return tokens, 0
   before = max(int(words[0].start * FPS) - 1, 0)
   behind = max(len(tokens) - int(np.ceil(words[-1].end * FPS)) - 1, 0)
   if before + behind < excess:
     return None
   start = int(rng.integers(max(excess - behind, 0), min(before, excess) + 1))
-  return tokens[start : start + frames]
+  return tokens[start : start + frames], start
 
 
 def vary(
@@ -85,8 +88,8 @@ def vary(
   *,
   frames: int,
   rng: np.random.Generator,
-) -> tuple[np.ndarray, list[int] | None] | None:
-  """Tokens of at most `frames` frames and the ids of their text, None where it is the clip's own.
+) -> tuple[np.ndarray, list[Segment], list[int] | None] | None:
+  """Tokens of at most `frames` frames, the words, and the ids of their text, None where it is the clip's own.
 
   `partner` is another clip; it is not used where it has another number of words. None altogether where the result
   would not fit into `frames`.
@@ -104,6 +107,8 @@ def vary(
   tokens = warped(tokens, factor)
   scaled = [Segment(word.start * factor, word.end * factor, word.label) for word in words]
   fitting = trimmed(tokens, scaled, frames=frames, rng=rng)
-  if fitting is None or not len(fitting):
+  if fitting is None or not len(fitting[0]):
     return None
-  return fitting, list(variation.encode(" ".join(word.label for word in words))) if changed else None
+  seen, first = fitting
+  moved = [Segment(word.start - first / FPS, word.end - first / FPS, word.label) for word in scaled]
+  return seen, moved, list(variation.encode(" ".join(word.label for word in words))) if changed else None

@@ -28,6 +28,7 @@ from synclipmae_jax.models import augment
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.run.sources import evaluation_splits, find_sources, find_splits, read_clips
+from synclipmae_jax.text.frame_labels import frame_labels
 from synclipmae_jax.text.grammar import Grammar
 from synclipmae_jax.text.tokenisers import Characters, Pieces, Tokeniser, encode_all, from_dict
 from synclipmae_jax.types import Batch, EvalClip, InputError, TranscribedClip
@@ -87,7 +88,7 @@ def open_recognition(config: ConfigDict, workdir: Path, clock: Clock) -> Recogni
     ]
     _tell_left_out(config, [views[0] for views in readable])
     variation = Variation(encode=tokeniser.encode, warp=config.data.warp, splice=config.data.splice)
-    stream = _token_stream(config, [view for views in readable for view in views], variation)
+    stream = _token_stream(config, [view for views in readable for view in views], variation, tokeniser)
   stamp |= {"tokeniser": tokeniser.to_dict(), "tokeniser_sha256": tokeniser.digest}
   if (grammar := Grammar.of(texts)) is not None:
     stamp |= {"grammar": grammar.to_dict()}
@@ -152,7 +153,9 @@ def _clip_stream(config: ConfigDict, sources: Sequence[pipeline.Source], tokenis
   return stream
 
 
-def _token_stream(config: ConfigDict, sources: Sequence[transcribed.Source], variation: Variation):
+def _token_stream(
+  config: ConfigDict, sources: Sequence[transcribed.Source], variation: Variation, tokeniser: Tokeniser
+):
   def stream(step: int, lengths: Sequence[int], *, host_index: int, host_count: int) -> Iterator[Batch]:
     return transcribed.token_batches(
       sources,
@@ -161,6 +164,7 @@ def _token_stream(config: ConfigDict, sources: Sequence[transcribed.Source], var
       seed=config.seed,
       batch_size=config.train.batch_clips // host_count,
       variation=variation if variation.warp > 1 or variation.splice else None,
+      label_frames=functools.partial(frame_labels, tokeniser) if config.loss.frame_weight else None,
       start_step=step,
       host_index=host_index,
       host_count=host_count,

@@ -47,18 +47,20 @@ def test_a_varied_clip_says_its_text_and_fits(seed):
   own, other = clip(SENTENCES[0]), clip(SENTENCES[1 + seed % 2], silence=8, frames=5)
   found = vary(*own, other, Variation(encode=encode, warp=1.2, splice=1.0), frames=26, rng=rng)
   assert found is not None
-  tokens, ids = found
+  tokens, words, ids = found
   assert len(tokens) <= 26
+  for word in words:  # the middle of a word is seen when it is said
+    assert abs(tokens[int((word.start + word.end) / 2 * FPS), 0] - float(word.label)) < 1e-3
   assert said(tokens) == (list(SENTENCES[0]) if ids is None else ids)
 
 
 def test_without_times_of_words_only_the_speed_changes():
   tokens, _ = clip(SENTENCES[0])
-  found, ids = vary(tokens, [], None, Variation(encode=encode, warp=1.3), frames=25, rng=np.random.default_rng(0))
+  found, _, ids = vary(tokens, [], None, Variation(encode=encode, warp=1.3), frames=25, rng=np.random.default_rng(0))
   assert ids is None and len(found) <= 25 and said(found) == [1, 2, 3]
   other = clip((4, 5))  # another number of words
   assert vary(*clip(SENTENCES[0]), other, Variation(encode=encode, splice=1.0), frames=30,
-              rng=np.random.default_rng(1))[1] is None  # fmt: skip
+              rng=np.random.default_rng(1))[2] is None  # fmt: skip
 
 
 def test_what_does_not_fit_is_left_alone():
