@@ -38,7 +38,9 @@ class Decoder:
 
   def start(self, memory: Tensor, lengths: Tensor, *, beam: int, steps: int) -> dict[str, Any]:
     split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-    cross = [map(split, self._dense("blocks/cross/key_value", memory, layer).chunk(2, -1)) for layer in range(self.depth)]
+    cross = [
+      map(split, self._dense("blocks/cross/key_value", memory, layer).chunk(2, -1)) for layer in range(self.depth)
+    ]
     shape = (self.depth, 2, len(memory), beam, self.heads, steps, self.width // self.heads)
     mask = torch.arange(memory.shape[1])[None, None, None] < lengths[:, None, None, None]
     places = torch.from_numpy(sinusoids(np.arange(steps), self.width))
@@ -118,7 +120,9 @@ def search(
     tokens = tokens[rows, parents]
     if place < max_tokens:
       tokens[..., place] = last
-    label, empty = _extend(log_probs, label[rows, parents], empty[rows, parents], last == last_label[rows, parents], last)
+    label, empty = _extend(
+      log_probs, label[rows, parents], empty[rows, parents], last == last_label[rows, parents], last
+    )
     last_label = last
     state["past"] = state["past"][:, :, rows, parents]
   return [row[: int(count)].tolist() for row, count in zip(text, length, strict=True)]

@@ -1,8 +1,8 @@
 """The evaluation of lip reading: word and character error rates of held-out clips, word times, and the table.
 
 During training the best CTC path of the validation clips is compared (quick). At the end the averaged parameters of the
-last checkpoints read the test clips with every search, and are written to WORKDIR/averaged/STEP, with how sure they were
-of these clips, by which `synclipmae lipread` tells what is beyond them.
+last checkpoints read the test clips with every search, and are written to WORKDIR/averaged/STEP, with how sure they
+were of these clips, by which `synclipmae lipread` tells what is beyond them.
 """
 
 from __future__ import annotations

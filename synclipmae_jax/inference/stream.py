@@ -112,7 +112,8 @@ class TokenStream:
       if held:
         count = min(size, len(held))
         heard = self._hear(sound, start, end=start + len(held) if ended else None)
-        yield cut_faces(self._source, [held.popleft() for _ in range(count)], start, heard, info=info, size=model.image_size)
+        images = [held.popleft() for _ in range(count)]
+        yield cut_faces(self._source, images, start, heard, info=info, size=model.image_size)
         start += count
     self._check_end(start)
 

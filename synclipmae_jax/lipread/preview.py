@@ -96,4 +96,6 @@ def _number(image: Image.Image, boxes: Sequence[np.ndarray], font: ImageFont.Fre
   for number, box in enumerate(boxes, start=1):
     if np.isfinite(box).all():
       place = ((box[0] + box[2]) / 2 * image.width, max(box[1] * image.height, font.size))
-      pen.text(place, str(number), fill=(255, 255, 255), font=font, anchor="md", stroke_width=_EDGE, stroke_fill=(0, 0, 0))
+      pen.text(
+        place, str(number), fill=(255, 255, 255), font=font, anchor="md", stroke_width=_EDGE, stroke_fill=(0, 0, 0)
+      )

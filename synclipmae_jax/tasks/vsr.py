@@ -28,8 +28,8 @@ class VisualSpeechRecognition(Task):
   """The training of a recogniser (`types.Task`). Trainable items: `Recogniser.ITEMS`, with `visual` the encoder too.
 
   A batch is padded to one of `lengths` frames and holds texts of at most `max_tokens` tokens. An example without text
-  counts nothing. `time_mask` is the length that no mask reaches, 0: none; `frame_weight` is that of the labels of frames
-  (`text.frame_labels`), relative to CTC; `visual_flops` are those of a frame's token.
+  counts nothing. `time_mask` is the length that no mask reaches, 0: none; `frame_weight` is that of the labels of
+  frames (`text.frame_labels`), relative to CTC; `visual_flops` are those of a frame's token.
   """
 
   name = "vsr"

@@ -1,7 +1,7 @@
 """Where the times of words are known: the token that each frame shows, as a path of CTC.
 
-The letters of a word share its frames evenly. That is cruder than any alignment, but a network that is told what is said
-when finds out in a fraction of the steps that CTC alone needs.
+The letters of a word share its frames evenly. That is cruder than any alignment, but a network that is told when a word
+is said need not find out by itself, as CTC must.
 """
 
 from __future__ import annotations
