@@ -31,8 +31,7 @@ def cues(readings: Sequence[Reading]) -> list[list[Word]]:
 
 def spoken(reading: Reading, line: Sequence[Word], *, several: bool) -> str:
   """The text of a subtitle, behind the number of its speaker where there are several."""
-  said = " ".join(word.text for word in line)
-  return f"SPEAKER {reading.speaker}: {said}" if several else said
+  return _speaker(reading, several) + " ".join(word.text for word in line)
 
 
 def write(readings: Sequence[Reading], suffix: str) -> str:
@@ -57,11 +56,15 @@ def lines(readings: Sequence[Reading]) -> str:
   """One line a reading: its times, confidence, speaker if there are several, text, and why it is doubtful."""
   several = len({reading.speaker for reading in readings}) > 1
   return "".join(
-    f"{r.start:7.2f} {r.end:7.2f}  {100 * r.confidence:3.0f} %  {spoken(r, r.words, several=several)}"
+    f"{r.start:7.2f} {r.end:7.2f}  {100 * r.confidence:3.0f} %  {_speaker(r, several)}{r.text}"
     + "".join(f"  [doubtful: {doubt}]" for doubt in r.doubts)
     + "\n"
     for r in readings
   )
+
+
+def _speaker(reading: Reading, several: bool) -> str:
+  return f"SPEAKER {reading.speaker}: " if several else ""
 
 
 def _clock(seconds: float, point: str) -> str:
