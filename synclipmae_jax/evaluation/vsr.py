@@ -69,8 +69,8 @@ class RecognitionEvaluator:
     params = jax.device_put(averaged, jax.local_devices()[0])
     states, times, sure = {}, [], []
     for search in self._settings["searches"]:
-      states[search], errors, found = self._read(search, params, data.test_clips)
-      times, sure = times or errors, sure or found
+      states[search], errors, certainty = self._read(search, params, data.test_clips)
+      times, sure = times or errors, sure or certainty
     self._save(averaged, step, steps, lower_ends(sure, share=DOUBTED))
     return self._report(states, times, step, steps)
 

@@ -9,7 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
@@ -71,7 +71,9 @@ def read_lips(
   return sorted(found, key=lambda lips: -lips.seen), tuple(notes)
 
 
-def _cuts(source, pictures: Iterator[video.Frame], model: Embedder, info: video.MediaInfo) -> Iterator[Cut]:
+def _cuts(
+  source, pictures: Iterator[video.Frame], model: Embedder, info: video.MediaInfo
+) -> Generator[Cut, None, None]:
   start, held, ended = 0, collections.deque(), False
   while not ended or held:
     while not ended and len(held) < model.block_frames + LOOKAHEAD:

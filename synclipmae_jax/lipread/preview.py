@@ -18,7 +18,7 @@ from synclipmae_jax.lipread.subtitles import cues, spoken
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
 _LINE = 0.055  # height of a line of text / height of the picture
-_DOUBTFUL = (255, 190, 60)  # colour of what is read with doubt
+_CERTAIN, _DOUBTFUL = (255, 255, 255), (255, 190, 60)  # colours: of what is read without and with doubt
 _EDGE = 2  # pixels of the black edge of the letters
 
 
@@ -46,7 +46,7 @@ def write_preview(
     heard = video.probe(source)
     sound = audio.Track(source, origin=heard.origin, sound=heard.sound)
   width, height = info.width - info.width % 2, info.height - info.height % 2
-  font = ImageFont.load_default(size=max(12, round(_LINE * height)))
+  size = max(12, round(_LINE * height))
   with av.open(os.fspath(out), "w", format="mp4") as container:
     picture = container.add_stream("libx264", rate=FPS, width=width, height=height, pix_fmt="yuv420p")
     picture.options = {"crf": "20", "preset": "veryfast"}
@@ -55,9 +55,9 @@ def write_preview(
       now = frame.index / FPS
       lines = [(text, doubtful) for start, end, text, doubtful in shown if start <= now < end]
       image = Image.fromarray(np.ascontiguousarray(frame.image[:height, :width]))
-      _draw(image, lines, font)
+      _draw(image, lines, size)
       if several:
-        _number(image, [box[frame.index] for box in boxes if frame.index < len(box)], font)
+        _number(image, [box[frame.index] for box in boxes if frame.index < len(box)], size)
       encoded = av.VideoFrame.from_image(image)
       encoded.pts, encoded.time_base = frame.index, Fraction(1, FPS)
       container.mux(picture.encode(encoded))
@@ -76,26 +76,28 @@ def write_preview(
 _TICK = Fraction(1, SAMPLE_RATE)
 
 
-def _draw(image: Image.Image, lines: Sequence[tuple[str, bool]], font: ImageFont.FreeTypeFont) -> None:
+def _draw(image: Image.Image, lines: Sequence[tuple[str, bool]], size: int) -> None:
   """Lines at the bottom, the last one lowest, each in the middle; a line that is too long is made smaller."""
   pen, bottom = ImageDraw.Draw(image), image.height * 0.97
   for text, doubtful in reversed(lines):
-    fitting = font
-    if (wide := pen.textlength(text, font=font)) > 0.96 * image.width:
-      fitting = ImageFont.load_default(size=max(8, int(font.size * 0.96 * image.width / wide)))
-    colour = _DOUBTFUL if doubtful else (255, 255, 255)
-    pen.text(
-      (image.width / 2, bottom), text, fill=colour, font=fitting, anchor="md", stroke_width=_EDGE, stroke_fill=(0, 0, 0)
-    )
-    bottom -= 1.2 * fitting.size
+    fitting = size
+    if (wide := pen.textlength(text, font=ImageFont.load_default(size=size))) > 0.96 * image.width:
+      fitting = max(8, int(size * 0.96 * image.width / wide))
+    colour = _DOUBTFUL if doubtful else _CERTAIN
+    _text(pen, (image.width / 2, bottom), text, colour, fitting)
+    bottom -= 1.2 * fitting
 
 
-def _number(image: Image.Image, boxes: Sequence[np.ndarray], font: ImageFont.FreeTypeFont) -> None:
+def _number(image: Image.Image, boxes: Sequence[np.ndarray], size: int) -> None:
   """A number above every face that is seen."""
   pen = ImageDraw.Draw(image)
   for number, box in enumerate(boxes, start=1):
     if np.isfinite(box).all():
-      place = ((box[0] + box[2]) / 2 * image.width, max(box[1] * image.height, font.size))
-      pen.text(
-        place, str(number), fill=(255, 255, 255), font=font, anchor="md", stroke_width=_EDGE, stroke_fill=(0, 0, 0)
-      )
+      place = ((box[0] + box[2]) / 2 * image.width, max(box[1] * image.height, size))
+      _text(pen, place, str(number), _CERTAIN, size)
+
+
+def _text(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: tuple[int, int, int], size: int) -> None:
+  """Letters with a black edge; `place` is the middle of their lower end."""
+  font = ImageFont.load_default(size=size)
+  pen.text(place, text, fill=colour, font=font, anchor="md", stroke_width=_EDGE, stroke_fill=(0, 0, 0))
