@@ -148,7 +148,7 @@ def _grid() -> ConfigDict:
   config.data.synthtalk = None
   config.data.update(dict(lengths=(75,), max_tokens=32, curriculum_steps=0, eval_clips=200))
   config.data.update(dict(warp=1.15, splice=0.5))  # 800 sentences are otherwise known by heart
-  # Half as wide and deep as `demo`: it learns faster from so little.
+  # Smaller and deep as `demo`: it learns faster from so little.
   config.model.conformer.update(dict(width=128, depth=3, mlp_width=256))
   config.model.text_decoder.update(dict(width=128, depth=1, mlp_width=256))
   config.loss.update(dict(frame_weight=0.5, dropout=0.05))

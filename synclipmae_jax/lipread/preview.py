@@ -97,7 +97,9 @@ def _number(image: Image.Image, boxes: Sequence[np.ndarray], size: int) -> None:
       _text(pen, place, str(number), _CERTAIN, size)
 
 
-def _text(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: tuple[int, int, int], size: int) -> None:
+def _text(
+  pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: tuple[int, int, int], size: int
+) -> None:
   """Letters with a black edge; `place` is the middle of their lower end."""
   font = ImageFont.load_default(size=size)
   pen.text(place, text, fill=colour, font=font, anchor="md", stroke_width=_EDGE, stroke_fill=(0, 0, 0))
