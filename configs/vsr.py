@@ -10,6 +10,9 @@ RECORDS are made by `synclipmae prepare --corpus grid` (or lrs3). The tokens com
     --config.data.tokens=mouth --config.data.token_width=576      the same recogniser on the pixels of the mouth
     --config.model.conformer.depth=0 --config.loss.ctc_weight=1.0  a linear probe with CTC
 
+Against learning few sentences by heart: `data.views`, `data.warp`, `data.splice`; where the times of words are known,
+`loss.frame_weight` (the preset `grid` has all but the views).
+
 With `model.visual`, the model fields of the checkpoint's pretraining, and `init.visual_encoder`, its directory, the
 encoder learns too, end to end.
 
@@ -148,7 +151,7 @@ def _grid() -> ConfigDict:
   config.data.synthtalk = None
   config.data.update(dict(lengths=(75,), max_tokens=32, curriculum_steps=0, eval_clips=200))
   config.data.update(dict(warp=1.15, splice=0.5))  # 800 sentences are otherwise known by heart
-  # Smaller and deep as `demo`: it learns faster from so little.
+  # Smaller than `demo`: it learns faster from so little.
   config.model.conformer.update(dict(width=128, depth=3, mlp_width=256))
   config.model.text_decoder.update(dict(width=128, depth=1, mlp_width=256))
   config.loss.update(dict(frame_weight=0.5, dropout=0.05))
