@@ -10,6 +10,9 @@ RECORDS are made by `synclipmae prepare --corpus grid` (or lrs3). The tokens com
     --config.data.tokens=mouth --config.data.token_width=576      the same recogniser on the pixels of the mouth
     --config.model.conformer.depth=0 --config.loss.ctc_weight=1.0  a linear probe with CTC
 
+Against learning few sentences by heart: `data.views`, `data.warp`, `data.splice`; where the times of words are known,
+`loss.frame_weight` (the preset `grid` has all but the views).
+
 With `model.visual`, the model fields of the checkpoint's pretraining, and `init.visual_encoder`, its directory, the
 encoder learns too, end to end.
 
@@ -46,6 +49,9 @@ def _demo() -> ConfigDict:
       tokens="vocal",  # what is read: vocal tokens, or the grey pixels of the mouth (576 numbers)
       encoder=config_dict.placeholder(str),  # checkpoint of the tokens; None: the embedded one
       token_width=128,  # dimensions of a token
+      views=1,  # ours: reads of every training clip: as it is, and from pictures moved, turned, mirrored and coloured
+      warp=1.0,  # ours: the speed of a training clip is up to this factor higher or lower
+      splice=0.0,  # ours: share of training clips with words of other clips in the same places (data/variations.py)
       lengths=(50, 75, 100, 125),  # frames; a batch is padded to one of them, longer clips are left out
       max_tokens=96,  # of a text; longer texts are left out
       curriculum_frames=75,  # auto_avsr begins with short clips; ours: for so many steps clips up to this length
@@ -85,6 +91,7 @@ def _demo() -> ConfigDict:
       smoothing=0.1,  # auto_avsr
       dropout=0.1,  # auto_avsr
       time_mask=10,  # auto_avsr: up to 10 frames of every 25
+      frame_weight=0.0,  # ours: of labels of frames by the times of words (text/frame_labels.py), relative to CTC
     )
   )
   config.decoding = ConfigDict(
@@ -139,10 +146,18 @@ def _demo() -> ConfigDict:
 
 
 def _grid() -> ConfigDict:
-  """GRID: sentences of 3 s from a closed grammar."""
+  """GRID: sentences of 3 s from a closed grammar. The recogniser of the package is of this preset."""
   config = _demo()
   config.data.synthtalk = None
-  config.data.update(dict(lengths=(75,), max_tokens=40, curriculum_steps=0, eval_clips=200))
+  config.data.update(dict(lengths=(75,), max_tokens=32, curriculum_steps=0, eval_clips=200))
+  config.data.update(dict(warp=1.15, splice=0.5))  # 800 sentences are otherwise known by heart
+  # Smaller than `demo`: it learns faster from so little.
+  config.model.conformer.update(dict(width=128, depth=3, mlp_width=256))
+  config.model.text_decoder.update(dict(width=128, depth=1, mlp_width=256))
+  config.loss.update(dict(frame_weight=0.5, dropout=0.05))
+  config.decoding.ctc_weight = 0.1
+  config.optimizer.warmup_steps = 100
+  config.train.update(dict(steps=4_200, eval_every=1_400, checkpoint_every=50))
   return config
 
 

@@ -47,6 +47,18 @@ def ctc(
   return jnp.where(fits, loss, 0), fits
 
 
+def framewise(
+  log_probs: Float[Array, "b t v"], frames: Int[Array, " b"], labels: Int[Array, "b t"]
+) -> Float[Array, ""]:
+  """-log p of one path of CTC, summed over its frames of known label (>= 0), mean over the examples that have one.
+
+  CTC sums the probabilities of all paths, so for a path that reads as the text this is an upper bound of its loss.
+  """
+  known = (labels >= 0) & (jnp.arange(labels.shape[1]) < frames[:, None])
+  chosen = jnp.take_along_axis(log_probs.astype(jnp.float32), jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+  return -jnp.where(known, chosen, 0).sum() / jnp.maximum(known.any(axis=1).sum(), 1)
+
+
 def needed_frames(tokens: Int[Array, "b u"], count: Int[Array, " b"]) -> Int[Array, " b"]:
   """The fewest frames that CTC can write tokens[:count] in."""
   inside = jnp.arange(1, tokens.shape[1]) < count[:, None]

@@ -147,3 +147,16 @@ def test_the_hybrid_is_the_weighted_mean_and_a_text_that_does_not_fit_trains_the
   _, following = text_losses.previous_and_next(tokens, count, end=VOCABULARY - 1)
   perfect = run(0.3, 50.0 * jax.nn.one_hot(following, VOCABULARY))
   assert perfect.accuracy == 1
+
+
+def test_the_labels_of_frames_bound_the_ctc_loss_of_the_text_they_read_as():
+  x, frames = logits()[:1], jnp.array([4])
+  log_p = jax.nn.log_softmax(x)
+  labels = jnp.pad(jnp.array([[1, 0, 2, 2]]), ((0, 0), (0, x.shape[1] - 4)), constant_values=1)
+  found = text_losses.framewise(log_p, frames, labels)
+  assert found == pytest.approx(-float(log_p[0, np.arange(4), labels[0, :4]].sum()), rel=1e-5)
+  whole, _ = text_losses.ctc(x, frames, jnp.array([[1, 2]]), jnp.array([2]))
+  assert found >= whole[0]
+  unknown = jnp.concatenate([labels.at[0, 1:].set(-1), jnp.full_like(labels, -1)])
+  both = text_losses.framewise(jnp.repeat(log_p, 2, axis=0), jnp.array([4, 4]), unknown)
+  assert both == pytest.approx(-float(log_p[0, 0, 1]), rel=1e-5)  # of the example with a known frame, that frame

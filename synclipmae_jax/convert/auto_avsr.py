@@ -24,16 +24,16 @@ def _pointwise(weight):
 POINTWISE = Layout(_pointwise, lambda kernel: (kernel.T[..., None],))  # (out, in, 1) -> (in, out)
 
 
-def _layer(source: str, target: str, layout: Layout = LINEAR) -> tuple[Rule, Rule]:
+def layer(source: str, target: str, layout: Layout = LINEAR) -> tuple[Rule, Rule]:
   return Rule(f"{source}.weight", f"{target}/kernel", layout), Rule(f"{source}.bias", f"{target}/bias")
 
 
-def _norm(source: str, target: str) -> tuple[Rule, Rule]:
+def norm(source: str, target: str) -> tuple[Rule, Rule]:
   return Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")
 
 
-def _batch_norm(source: str, target: str) -> Iterator[Rule]:
-  yield from _norm(source, target)
+def batch_norm(source: str, target: str) -> Iterator[Rule]:
+  yield from norm(source, target)
   yield Rule(f"{source}.running_mean", f"{target}/mean")
   yield Rule(f"{source}.running_var", f"{target}/var")
 
@@ -46,56 +46,56 @@ def _side_by_side(source: str, names: str, target: str) -> Iterator[Rule]:
 
 
 def _feed_forward(source: str, target: str) -> Iterator[Rule]:
-  yield from _layer(f"{source}.w_1", f"{target}/up")
-  yield from _layer(f"{source}.w_2", f"{target}/down")
+  yield from layer(f"{source}.w_1", f"{target}/up")
+  yield from layer(f"{source}.w_2", f"{target}/down")
 
 
 def _frontend() -> Iterator[Rule]:
   yield Rule("frontend.frontend3D.0.weight", "lip_resnet/stem/kernel", CONV3D)
-  yield from _batch_norm("frontend.frontend3D.1", "lip_resnet/norm_stem")
+  yield from batch_norm("frontend.frontend3D.1", "lip_resnet/norm_stem")
   for i in range(BLOCKS * len(WIDTHS)):
     theirs, ours = f"frontend.trunk.layer{i // BLOCKS + 1}.{i % BLOCKS}", f"lip_resnet/block_{i}"
     for n in (1, 2):
       yield Rule(f"{theirs}.conv{n}.weight", f"{ours}/conv_{n}/kernel", CONV2D)
-      yield from _batch_norm(f"{theirs}.bn{n}", f"{ours}/norm_{n}")
+      yield from batch_norm(f"{theirs}.bn{n}", f"{ours}/norm_{n}")
     if i and i % BLOCKS == 0:
       yield Rule(f"{theirs}.downsample.0.weight", f"{ours}/shortcut/kernel", CONV2D)
-      yield from _batch_norm(f"{theirs}.downsample.1", f"{ours}/norm_shortcut")
+      yield from batch_norm(f"{theirs}.downsample.1", f"{ours}/norm_shortcut")
 
 
 def _encoder() -> Iterator[Rule]:
   theirs, ours = "encoder.encoders.{i}", "conformer/blocks"
-  yield from _layer("proj_encoder", "conformer/projection")
+  yield from layer("proj_encoder", "conformer/projection")
   for source, target in (("feed_forward_macaron", "macaron"), ("feed_forward", "mlp")):
     yield from _feed_forward(f"{theirs}.{source}", f"{ours}/{target}")
   yield from _side_by_side(f"{theirs}.self_attn", "qkv", f"{ours}/attention/qkv")
-  yield from _layer(f"{theirs}.self_attn.linear_out", f"{ours}/attention/out")
+  yield from layer(f"{theirs}.self_attn.linear_out", f"{ours}/attention/out")
   yield Rule(f"{theirs}.self_attn.linear_pos.weight", f"{ours}/attention/position/kernel", LINEAR)
   yield Rule(f"{theirs}.self_attn.pos_bias_u", f"{ours}/attention/content_bias")
   yield Rule(f"{theirs}.self_attn.pos_bias_v", f"{ours}/attention/position_bias")
-  yield from _layer(f"{theirs}.conv_module.pointwise_cov1", f"{ours}/conv/gate", POINTWISE)
-  yield from _layer(f"{theirs}.conv_module.depthwise_conv", f"{ours}/conv/depthwise", DEPTHWISE)
-  yield from _batch_norm(f"{theirs}.conv_module.norm", f"{ours}/conv/norm")
-  yield from _layer(f"{theirs}.conv_module.pointwise_cov2", f"{ours}/conv/out", POINTWISE)
+  yield from layer(f"{theirs}.conv_module.pointwise_cov1", f"{ours}/conv/gate", POINTWISE)
+  yield from layer(f"{theirs}.conv_module.depthwise_conv", f"{ours}/conv/depthwise", DEPTHWISE)
+  yield from batch_norm(f"{theirs}.conv_module.norm", f"{ours}/conv/norm")
+  yield from layer(f"{theirs}.conv_module.pointwise_cov2", f"{ours}/conv/out", POINTWISE)
   names = {"ff_macaron": "macaron", "mha": "attention", "conv": "conv", "ff": "mlp", "final": "out"}
   for source, target in names.items():
-    yield from _norm(f"{theirs}.norm_{source}", f"{ours}/norm_{target}")
-  yield from _norm("encoder.after_norm", "conformer/norm")
+    yield from norm(f"{theirs}.norm_{source}", f"{ours}/norm_{target}")
+  yield from norm("encoder.after_norm", "conformer/norm")
 
 
 def _decoder() -> Iterator[Rule]:
   theirs, ours = "decoder.decoders.{i}", "text_decoder/blocks"
   yield Rule("decoder.embed.0.weight", "text_decoder/embedding")
   for source, target in (("self_attn", "attention"), ("src_attn", "cross")):
-    yield from _layer(f"{theirs}.{source}.linear_q", f"{ours}/{target}/query")
+    yield from layer(f"{theirs}.{source}.linear_q", f"{ours}/{target}/query")
     yield from _side_by_side(f"{theirs}.{source}", "kv", f"{ours}/{target}/key_value")
-    yield from _layer(f"{theirs}.{source}.linear_out", f"{ours}/{target}/out")
+    yield from layer(f"{theirs}.{source}.linear_out", f"{ours}/{target}/out")
   yield from _feed_forward(f"{theirs}.feed_forward", f"{ours}/mlp")
   for number, target in enumerate(("attention", "cross", "mlp"), start=1):
-    yield from _norm(f"{theirs}.norm{number}", f"{ours}/norm_{target}")
-  yield from _norm("decoder.after_norm", "text_decoder/norm")
-  yield from _layer("decoder.output_layer", "text_decoder/output")
-  yield from _layer("ctc.ctc_lo", "ctc_head/output")
+    yield from norm(f"{theirs}.norm{number}", f"{ours}/norm_{target}")
+  yield from norm("decoder.after_norm", "text_decoder/norm")
+  yield from layer("decoder.output_layer", "text_decoder/output")
+  yield from layer("ctc.ctc_lo", "ctc_head/output")
 
 
 def _sizes(leaves: Mapping[str, Shape]) -> dict[str, Any]:

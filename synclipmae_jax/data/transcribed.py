@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from synclipmae_jax.data import features, records
+from synclipmae_jax.data.variations import Variation, vary
 from synclipmae_jax.types import Batch, EvalClip, InputError, Segment, TranscribedClip
 
 TOKENS = "tokens"  # the array of a record that the recogniser reads
@@ -109,11 +110,13 @@ def token_batches(
   max_tokens: int,
   seed: int,
   batch_size: int,
+  variation: Variation | None = None,
+  label_frames: Callable[[Sequence[Segment], int], np.ndarray] | None = None,
   start_step: int = 0,
   host_index: int = 0,
   host_count: int = 1,
 ) -> Iterator[Batch]:
-  """Endless batches of this host's `batch_size` clips from `start_step` on.
+  """Endless batches of this host's `batch_size` clips from `start_step` on, varied if asked for.
 
   A clip is padded to the shortest of `lengths` (frames, ascending) that holds it; a batch has clips of one of them.
   Clips longer than the last, and those without text or with more than `max_tokens` tokens, are left out.
@@ -121,6 +124,7 @@ def token_batches(
       tokens float16 [B, T, D], zero beyond `length` int32 [B]
       text int32 [B, max_tokens], 0 beyond `text_length` int32 [B]
       index uint32 [B]
+      frame_labels int32 [B, T], with `label_frames`: (words, T) -> a label for each frame
 
   Raises InputError if no clip is left.
   """
@@ -137,10 +141,14 @@ def token_batches(
       chosen = np.flatnonzero(usable & (buckets == bucket))
       if len(chosen):
         of_bucket = int(np.random.SeedSequence([seed, number, bucket]).generate_state(1)[0])
-        datasets.append(grain.MapDataset.source(_Chosen(source, chosen)).seed(of_bucket).shuffle().repeat())
+        listed = _Chosen(source, chosen)
+        dataset = grain.MapDataset.source(listed).seed(of_bucket).shuffle().repeat()
+        if variation is not None:
+          dataset = dataset.map_with_index(_Vary(listed, variation, of_bucket, length, max_tokens))
+        datasets.append(dataset)
         weights.append(source.weight * len(chosen) / usable.sum())
     if datasets:
-      padded = grain.MapDataset.mix(datasets, weights).map_with_index(_Pad(length, max_tokens))
+      padded = grain.MapDataset.mix(datasets, weights).map_with_index(_Pad(length, max_tokens, label_frames))
       batches = padded.batch(batch_size, drop_remainder=True)
       streams.append(batches[host_index::host_count])
       shares.append(sum(weights))
@@ -167,9 +175,42 @@ class _Chosen:
   def __len__(self) -> int:
     return len(self.indices)
 
-  def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, position: int) -> dict[str, Any]:
     index = int(self.indices[position])
-    return {"tokens": self.source.data.records[index][TOKENS], "text": np.array(self.source.ids[index], np.int32)}
+    return {
+      "tokens": self.source.data.records[index][TOKENS],
+      "text": np.array(self.source.ids[index], np.int32),
+      "words": self.words(index),
+    }
+
+  def words(self, index: int) -> list[Segment]:
+    return [Segment(*word) for word in self.source.data.labels[index]["words"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Vary:
+  """(position in the stream of one source, clip) -> the clip, varied."""
+
+  clips: _Chosen
+  variation: Variation
+  seed: int
+  frames: int
+  tokens: int
+
+  def __call__(self, position: int, clip: dict[str, Any]) -> dict[str, Any]:
+    rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, position], np.uint64)))
+    partner = None
+    if self.variation.splice:
+      other = self.clips[int(rng.integers(len(self.clips)))]
+      partner = other["tokens"].astype(np.float32), other["words"]
+    found = vary(clip["tokens"], clip["words"], partner, self.variation, frames=self.frames, rng=rng)
+    if found is None:
+      return clip
+    tokens, words, ids = found
+    text = clip["text"] if ids is None else np.array(ids, np.int32)
+    if len(text) > self.tokens:
+      return clip
+    return {"tokens": tokens.astype(np.float16), "text": text, "words": words}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,10 +219,13 @@ class _Pad:
 
   frames: int
   tokens: int
+  label_frames: Callable[[Sequence[Segment], int], np.ndarray] | None
 
-  def __call__(self, position: int, clip: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  def __call__(self, position: int, clip: dict[str, Any]) -> dict[str, np.ndarray]:
     tokens, text = clip["tokens"], clip["text"]
+    labels = {} if self.label_frames is None else {"frame_labels": self.label_frames(clip["words"], self.frames)}
     return {
+      **labels,
       "tokens": np.pad(tokens, ((0, self.frames - len(tokens)), (0, 0))),
       "length": np.array(len(tokens), np.int32),
       "text": np.pad(text, (0, self.tokens - len(text))),

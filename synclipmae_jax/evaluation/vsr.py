@@ -1,7 +1,8 @@
 """The evaluation of lip reading: word and character error rates of held-out clips, word times, and the table.
 
 During training the best CTC path of the validation clips is compared (quick). At the end the averaged parameters of the
-last checkpoints read the test clips with every search, and are written to WORKDIR/averaged/STEP.
+last checkpoints read the test clips with every search, and are written to WORKDIR/averaged/STEP, with how sure they
+were of these clips, by which `synclipmae lipread` tells what is beyond them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from synclipmae_jax import checkpoints, sharding
 from synclipmae_jax.decoding.alignment import align, word_times
 from synclipmae_jax.decoding.beam_search import Scorer
+from synclipmae_jax.decoding.confidence import lower_ends, measures
 from synclipmae_jax.decoding.language_model import ngram_scorer
 from synclipmae_jax.decoding.transcriber import MODES, Search, Transcriber, Transcript
 from synclipmae_jax.evaluation.report import write_entries
@@ -30,6 +32,9 @@ from synclipmae_jax.text.normaliser import normalise
 from synclipmae_jax.text.tokenisers import Tokeniser
 from synclipmae_jax.types import Evaluation, InputError, Params, RunContext, Segment
 
+TimeError = tuple[str, float, float, float]  # corpus, and the errors of `word_time_errors`
+_TIMES = ("start_ms", "middle_ms", "end_ms")
+DOUBTED = 0.05  # share of the test clips, by each measure, that `synclipmae lipread` would warn of
 Clip = Any  # TranscribedClip, with cached tokens, or EvalClip, with the frames to embed
 
 
@@ -62,20 +67,23 @@ class RecognitionEvaluator:
       return {name: value for name, value in found.items() if not math.isnan(value)}
     averaged, steps = average(self._context.workdir, self._local(trainable), step=step, last=self._settings["average"])
     params = jax.device_put(averaged, jax.local_devices()[0])
-    states, times = {}, []
+    states, times, sure = {}, [], []
     for search in self._settings["searches"]:
-      states[search], errors = self._read(search, params, data.test_clips)
-      times = times or errors
-    self._save(averaged, step, steps)
+      states[search], errors, certainty = self._read(search, params, data.test_clips)
+      times, sure = times or errors, sure or certainty
+    self._save(averaged, step, steps, lower_ends(sure, share=DOUBTED))
     return self._report(states, times, step, steps)
 
   def conclude(self) -> str:
     return self._table
 
-  def _read(self, mode: str, params: Params, clips: Sequence[Clip]) -> tuple[ErrorState, list[float]]:
-    """The errors of all processes' clips, and the errors (seconds) of the times of words that were read correctly."""
+  def _read(
+    self, mode: str, params: Params, clips: Sequence[Clip]
+  ) -> tuple[ErrorState, list[TimeError], list[dict[str, float]]]:
+    """Of all processes' clips: the errors, the errors of the times of the words of texts that were read correctly, and
+    the measures of how sure the recogniser was."""
     tokeniser: Tokeniser = self._context.data.tokeniser
-    found, times = [], []
+    found, times, sure = [], [], []
     for clip, transcript in zip(clips, self._transcribe(mode, params, clips), strict=True):
       hypothesis = tokeniser.decode(transcript.tokens)
       found.append(
@@ -83,9 +91,14 @@ class RecognitionEvaluator:
           clip.key, normalise(clip.text), normalise(hypothesis), corpus=clip.corpus, label_source=clip.text_source
         )
       )
-      times += word_time_errors(tokeniser, transcript, clip.words)
-    gathered = sharding.gather((merged(found), times))
-    return merged(state for state, _ in gathered), [error for _, errors in gathered for error in errors]
+      times += [(clip.corpus, *error) for error in word_time_errors(tokeniser, transcript, clip.words)]
+      sure.append(measures(transcript))
+    gathered = sharding.gather((merged(found), times, sure))
+    return (
+      merged(state for state, _, _ in gathered),
+      [error for _, errors, _ in gathered for error in errors],
+      [one for _, _, every in gathered for one in every],
+    )
 
   def _transcribe(self, mode: str, params: Params, clips: Sequence[Clip]):
     if mode not in self._transcribers:
@@ -121,17 +134,17 @@ class RecognitionEvaluator:
     whole = jax.jit(lambda tree: tree, out_shardings=everywhere)(params)
     return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
-  def _save(self, params: Params, step: int, steps: Sequence[int]) -> None:
+  def _save(self, params: Params, step: int, steps: Sequence[int], expected: Mapping[str, float]) -> None:
     directory = self._context.workdir / "averaged" / str(step)
     if not sharding.gather(directory.exists())[0]:  # all processes save together
-      meta = {**self._context.stamp, "step": step, "averaged": list(steps)}
+      meta = {**self._context.stamp, "step": step, "averaged": list(steps), "expected": dict(expected)}
       checkpoints.save_items(directory, dict(params), meta)
 
   def _report(
-    self, states: Mapping[str, ErrorState], times: Sequence[float], step: int, steps: Sequence[int]
+    self, states: Mapping[str, ErrorState], times: Sequence[TimeError], step: int, steps: Sequence[int]
   ) -> dict[str, Any]:
     rates = {search: state.compute() for search, state in states.items()}
-    median = float(np.median(times)) if len(times) else math.nan
+    word_times = time_entries(times)
     if jax.process_index() == 0:
       entries = {search: _entry(rate) for search, rate in rates.items()}
       write_entries(
@@ -140,22 +153,30 @@ class RecognitionEvaluator:
           "recognition": {
             "step": step, "averaged": list(steps), "remark": self._context.data.remark,
             "normaliser": normaliser.VERSION, "all": entries,
-            "by_corpus": error_entries(states), "word_time_error_s": number_or_null(median), "word_times": len(times),
+            "by_corpus": error_entries(states), "word_times": word_times,
           }
         },
       )  # fmt: skip
     self._table = error_table(states)
     if self._context.data.remark:
       self._table += f"\nCaveat: {self._context.data.remark}."
-    if not math.isnan(median):
-      self._table += f"\n\nTimes of {len(times)} words: median error {1000 * median:.0f} ms."
+    self._table += "".join(
+      f"\n\nTimes of {entry['words']} words of {entry['corpus'] or '-'}, median absolute errors: middle"
+      f" {entry['middle_ms']:.0f} ms, start {entry['start_ms']:.0f} ms, end {entry['end_ms']:.0f} ms."
+      for entry in word_times
+    )
     first = next(iter(rates.values()))
+    middles = [middle for _, _, middle, _ in times]
+    median = float(np.median(middles)) if middles else math.nan
     found = {"wer": first.wer.value, "cer": first.cer.value, "word_time_error_s": median}
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-def word_time_errors(tokeniser: Tokeniser, transcript: Transcript, words: Sequence[Segment]) -> list[float]:
-  """|difference| in seconds of the middles of all words, if the text was read correctly and its times are known."""
+def word_time_errors(
+  tokeniser: Tokeniser, transcript: Transcript, words: Sequence[Segment]
+) -> list[tuple[float, float, float]]:
+  """|difference| in seconds of the starts, middles and ends of all words, if the text was read correctly and its times
+  are known."""
   spans = tokeniser.words(transcript.tokens)
   texts = [tokeniser.decode(transcript.tokens[start:stop]) for start, stop in spans]
   if not words or texts != [normalise(word.label) for word in words]:
@@ -167,9 +188,20 @@ def word_time_errors(tokeniser: Tokeniser, transcript: Transcript, words: Sequen
   listed = [(text, *span) for text, span in zip(texts, spans, strict=True)]
   found = word_times(alignment, listed, frames=len(transcript.log_probs))
   return [
-    abs((ours.start + ours.end) / 2 - (theirs.start + theirs.end) / 2)
+    (start, abs(ours.start + ours.end - theirs.start - theirs.end) / 2, end)
     for ours, theirs in zip(found, words, strict=True)
+    for start, end in [(abs(ours.start - theirs.start), abs(ours.end - theirs.end))]
   ]
+
+
+def time_entries(times: Sequence[TimeError]) -> list[dict[str, Any]]:
+  """Of each corpus the number of words with known times and the median errors of their times, milliseconds, as JSON."""
+  found = []
+  for corpus in sorted({error[0] for error in times}):
+    errors = np.array([error[1:] for error in times if error[0] == corpus])
+    medians = (1000 * np.median(errors, axis=0)).tolist()
+    found.append({"corpus": corpus, "words": len(errors), **dict(zip(_TIMES, medians, strict=True))})
+  return found
 
 
 def language_model(path: str | None, tokeniser: Tokeniser) -> Callable[[int, int], Scorer] | None:

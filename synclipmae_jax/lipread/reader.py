@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,42 @@ import numpy as np
 
 from synclipmae_jax import checkpoints
 from synclipmae_jax.decoding.alignment import Word, align, word_times
+from synclipmae_jax.decoding.confidence import measures
 from synclipmae_jax.decoding.transcriber import Search, Transcriber, Transcript
-from synclipmae_jax.inference.embedder import Embedder, Embedding
+from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.inference.trained import refusing
 from synclipmae_jax.models.recogniser import Recogniser, build_recogniser
+from synclipmae_jax.text.grammar import Grammar
 from synclipmae_jax.text.tokenisers import Tokeniser, from_dict
 from synclipmae_jax.types import FPS, InputError, Params
 
 SHORTEST = 10  # frames of a stretch that is read
+EMBEDDED = Path(__file__).parents[1] / "demo_recogniser"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-  """What was read of a stretch of a file; seconds from its first picture. `confidence` is the mean of the words'."""
+  """What was read of a stretch of a file; seconds from its first picture.
+
+  `confidence` is the mean of the words'. `doubts` are reasons to believe that the recogniser is out of its depth.
+  `speaker` is the number of the face, from 1, those seen longest first.
+  """
 
   start: float
   end: float
   text: str
   words: tuple[Word, ...]
   confidence: float
+  speaker: int = 1
+  doubts: tuple[str, ...] = ()
 
 
 class LipReader:
-  """A recogniser with its tokeniser, compiled for stretches of at most `longest` frames."""
+  """A recogniser with its tokeniser, compiled for stretches of at most `longest` frames.
+
+  `grammar`: all that it can say, where that is little; `expected`: measures of a reading (`decoding.confidence`) and
+  the values below which few sentences of the corpus lie that it was trained on.
+  """
 
   def __init__(
     self,
@@ -47,18 +61,28 @@ class LipReader:
     max_tokens: int,
     search: Search,
     tokens: Mapping[str, Any],
+    name: str = "",
+    grammar: Grammar | None = None,
+    expected: Mapping[str, float] | None = None,
   ):
     if tokeniser.size != recogniser.vocabulary:
       raise InputError(f"a tokeniser of {tokeniser.size} ids does not fit a recogniser of {recogniser.vocabulary}")
     self.tokeniser, self.params, self.longest, self.tokens = tokeniser, params, lengths[-1], tokens
+    self.recogniser, self.search, self.max_tokens = recogniser, search, max_tokens
+    self.name, self.grammar, self.expected = name, grammar, dict(expected or {})
     self._transcribe = Transcriber(recogniser, lengths=lengths, max_tokens=max_tokens, search=search, batch=1)
 
   @classmethod
-  def load(cls, directory: str | os.PathLike, *, say: Callable[[str], None] = print) -> LipReader:
-    """The recogniser of a run of configs/vsr.py: the averaged parameters where there are any, or a step.
+  def load(cls, directory: str | os.PathLike | None = None, *, say: Callable[[str], None] = print) -> LipReader:
+    """The recogniser of a run of configs/vsr.py: the averaged parameters where there are any, or a step. By default
+    the small one that comes with the package.
 
     Raises InputError for a checkpoint of another task or version.
     """
+    if directory is None and not EMBEDDED.exists():
+      raise InputError("this installation contains no recogniser: give the directory of one")
+    called = "the embedded recogniser" if directory is None else str(directory)
+    directory = EMBEDDED if directory is None else directory
     averaged = Path(directory) / "averaged"
     steps = sorted(int(path.name) for path in averaged.glob("*") if path.name.isdecimal())
     step = checkpoints.resolve_step(averaged / str(steps[-1]) if steps else directory, say=say)
@@ -75,6 +99,7 @@ class LipReader:
         compute_dtype="float32" if jax.default_backend() == "cpu" else None, unroll=False, remat="none",
       )  # fmt: skip
       abstract = jax.eval_shape(recogniser.init, jax.random.key(0))
+      grammar = Grammar.from_dict(made["grammar"]) if made.get("grammar") else None
       decoding = {name: value for name, value in config["decoding"].items() if name not in ("lm", "lm_weight")}
       search = Search(**decoding)
     params = {}
@@ -90,7 +115,20 @@ class LipReader:
       max_tokens=config["data"]["max_tokens"],
       search=search,
       tokens=made["tokens"],
+      name=called,
+      grammar=grammar,
+      expected=meta.get("expected"),
     )
+
+  @property
+  def notes(self) -> list[str]:
+    """What a user must know of the recogniser."""
+    if self.grammar is None:
+      return []
+    told = f"{self.name} knows {len(self.grammar.words)} words only"
+    if self.grammar.places:
+      told += f", in sentences of {len(self.grammar.places)}"
+    return [f"{told}, and reads some of them whatever is said"]
 
   def check_encoder(self, embedder: Embedder) -> None:
     """Raises InputError if the recogniser was trained on the tokens of another encoder."""
@@ -99,36 +137,67 @@ class LipReader:
       origin = self.tokens.get("checkpoint") or f"{self.tokens.get('kind')} pixels"
       raise InputError(f"this recogniser reads the tokens of another encoder ({origin}): name it with --encoder DIR")
 
-  def read(self, embedding: Embedding) -> list[Reading]:
-    """What is read of a face, one Reading a stretch without words left out.
+  def read(
+    self, vocal: np.ndarray, *, speaker: int = 1, progress: Callable[[float], None] | None = None
+  ) -> list[Reading]:
+    """What is read of a face by its tokens [T, D], nan where it is not seen; one Reading a stretch, those without words
+    left out. `progress` is called with the second that is reached.
 
     Raises InputError if the face is never seen for `SHORTEST` frames.
     """
-    spans = stretches(embedding.vocal, longest=self.longest)
+    spans = stretches(vocal, longest=self.longest)
     if not spans:
       raise InputError(f"its face is never seen for {SHORTEST} frames ({SHORTEST / FPS:g} s), which reading needs")
-    transcripts = self._transcribe(self.params, [embedding.vocal[start:stop] for start, stop in spans])
-    readings = [self._reading(transcript, start) for transcript, (start, _) in zip(transcripts, spans, strict=True)]
+    readings = []
+    for start, stop in spans:
+      (transcript,) = self._transcribe(self.params, [vocal[start:stop]])
+      readings.append(self._reading(transcript, start, speaker))
+      if progress is not None:
+        progress(stop / FPS)
     return [reading for reading in readings if reading is not None]
 
-  def _reading(self, transcript: Transcript, first: int) -> Reading | None:
+  def read_all(self, faces: Sequence[np.ndarray], *, progress: Callable[[float], None] | None = None) -> list[Reading]:
+    """What is read of all faces of a file (`inference.lips`), in order of time.
+
+    Faces that are seen for less than a second are left out, unless there is no other.
+    """
+    readings = []
+    for number, vocal in enumerate(faces, start=1):
+      if number == 1 or np.isfinite(vocal[:, 0]).sum() >= FPS and stretches(vocal, longest=self.longest):
+        readings += self.read(vocal, speaker=number, progress=progress)
+    return sorted(readings, key=lambda reading: (reading.start, reading.speaker))
+
+  def _reading(self, transcript: Transcript, first: int, speaker: int) -> Reading | None:
     spans = self.tokeniser.words(transcript.tokens)
     listed = [(self.tokeniser.decode(transcript.tokens[a:b]), a, b) for a, b in spans]
     if not listed:
       return None
-    words = word_times(
-      align(transcript.log_probs, transcript.tokens), listed, frames=len(transcript.log_probs)
-    )  # fmt: skip
+    try:
+      alignment = align(transcript.log_probs, transcript.tokens)
+    except InputError:  # a decoder may write more than CTC can; it is then wrong
+      return None
+    words = word_times(alignment, listed, frames=len(transcript.log_probs))
     moved = tuple(
       dataclasses.replace(word, start=word.start + first / FPS, end=word.end + first / FPS) for word in words
     )
+    text = self.tokeniser.decode(transcript.tokens)
     return Reading(
       start=moved[0].start,
       end=moved[-1].end,
-      text=self.tokeniser.decode(transcript.tokens),
+      text=text,
       words=moved,
       confidence=float(np.mean([word.confidence for word in words])),
+      speaker=speaker,
+      doubts=tuple(self._doubts(transcript, text)),
     )
+
+  def _doubts(self, transcript: Transcript, text: str) -> Iterator[str]:
+    if self.grammar is not None and (complaint := self.grammar.complaint(text)):
+      yield complaint
+    found = measures(transcript)
+    low = [name for name, least in self.expected.items() if found.get(name, math.inf) < least]
+    if low:
+      yield f"read with less certainty than the sentences that it was tried on ({', '.join(low)})"
 
 
 def stretches(vocal: np.ndarray, *, longest: int) -> list[tuple[int, int]]:

@@ -29,18 +29,23 @@ def cues(readings: Sequence[Reading]) -> list[list[Word]]:
   return [line for line in found if line]
 
 
+def spoken(reading: Reading, line: Sequence[Word], *, several: bool) -> str:
+  """The text of a subtitle, behind the number of its speaker where there are several."""
+  return _speaker(reading, several) + " ".join(word.text for word in line)
+
+
 def write(readings: Sequence[Reading], suffix: str) -> str:
   """The content of a file with this suffix, one of FORMATS."""
+  several = len({reading.speaker for reading in readings}) > 1
+  shown = [(line, spoken(reading, line, several=several)) for reading in readings for line in cues([reading])]
   match suffix:
     case ".srt":
       return "\n".join(
-        f"{number}\n{_clock(line[0].start, ',')} --> {_clock(line[-1].end, ',')}\n{_text(line)}\n"
-        for number, line in enumerate(cues(readings), start=1)
+        f"{number}\n{_clock(line[0].start, ',')} --> {_clock(line[-1].end, ',')}\n{text}\n"
+        for number, (line, text) in enumerate(shown, start=1)
       )
     case ".vtt":
-      body = (
-        f"{_clock(line[0].start, '.')} --> {_clock(line[-1].end, '.')}\n{_text(line)}\n" for line in cues(readings)
-      )
+      body = (f"{_clock(line[0].start, '.')} --> {_clock(line[-1].end, '.')}\n{text}\n" for line, text in shown)
       return "\n".join(["WEBVTT\n", *body])
     case ".json":
       return json.dumps([dataclasses.asdict(reading) for reading in readings], ensure_ascii=False, indent=1) + "\n"
@@ -48,12 +53,18 @@ def write(readings: Sequence[Reading], suffix: str) -> str:
 
 
 def lines(readings: Sequence[Reading]) -> str:
-  """One line a reading: its times, confidence and text."""
-  return "".join(f"{r.start:7.2f} {r.end:7.2f}  {100 * r.confidence:3.0f} %  {r.text}\n" for r in readings)
+  """One line a reading: its times, confidence, speaker if there are several, text, and why it is doubtful."""
+  several = len({reading.speaker for reading in readings}) > 1
+  return "".join(
+    f"{r.start:7.2f} {r.end:7.2f}  {100 * r.confidence:3.0f} %  {_speaker(r, several)}{r.text}"
+    + "".join(f"  [doubtful: {doubt}]" for doubt in r.doubts)
+    + "\n"
+    for r in readings
+  )
 
 
-def _text(line: Sequence[Word]) -> str:
-  return " ".join(word.text for word in line)
+def _speaker(reading: Reading, several: bool) -> str:
+  return f"SPEAKER {reading.speaker}: " if several else ""
 
 
 def _clock(seconds: float, point: str) -> str:

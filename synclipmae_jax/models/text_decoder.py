@@ -1,14 +1,15 @@
 """Transformer decoder of text: previous tokens and the states of the encoder -> the next token.
 
 The decoder of Auto-AVSR: embedding times sqrt(d) plus sinusoids, pre-LN blocks of self-attention, attention to the
-encoder's states and feed-forward, LayerNorm, an output layer that is not tied to the embedding.
+encoder's states and feed-forward, LayerNorm, an output layer that is not tied to the embedding. The flavour `fairseq`
+is the decoder of AV-HuBERT: an embedding that is not scaled and is the output layer too, and fairseq's sinusoids.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,9 @@ SIZES = {
   "small": dict(width=144, depth=2, heads=4, mlp_width=576),
   "tiny": dict(width=16, depth=2, heads=2, mlp_width=32),  # tests
 }
+
+FLAVOURS = ("espnet", "fairseq")
+Flavour = Literal["espnet", "fairseq"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,10 @@ class DecoderBlock(nnx.Module):
 
 
 class TextDecoder(nnx.Module):
-  """Logits of the next token; `vocabulary` counts all tokens, the end of the sentence included."""
+  """Logits of the next token; `vocabulary` counts all tokens, the end of the sentence included.
+
+  Only converted checkpoints have the flavour `fairseq`. Raises ValueError for another one.
+  """
 
   def __init__(
     self,
@@ -130,11 +137,15 @@ class TextDecoder(nnx.Module):
     heads: int,
     mlp_width: int,
     epsilon: float = 1e-6,
+    flavour: Flavour = "espnet",
     compute_dtype=jnp.float32,
     unroll: int | bool = 1,
     remat: str = "none",
     rngs: nnx.Rngs,
   ):
+    if flavour not in FLAVOURS:
+      raise ValueError(f"unknown flavour {flavour!r} of a text decoder: {' or '.join(FLAVOURS)}")
+    self.flavour = flavour
     self.vocabulary, self.width, self.depth, self.heads, self.mlp_width = vocabulary, width, depth, heads, mlp_width
     self.compute_dtype, self.unroll, self.remat = compute_dtype, unroll, remat
     # Times sqrt(width) the embedding is of unit variance, like the sinusoids.
@@ -145,7 +156,8 @@ class TextDecoder(nnx.Module):
       rngs,
     )
     self.norm = LayerNorm(width, epsilon=epsilon, compute_dtype=compute_dtype, rngs=rngs)
-    self.output = Linear(width, vocabulary, compute_dtype=compute_dtype, rngs=rngs)
+    tied = flavour == "fairseq"
+    self.output = None if tied else Linear(width, vocabulary, compute_dtype=compute_dtype, rngs=rngs)
 
   def __call__(
     self,
@@ -162,10 +174,10 @@ class TextDecoder(nnx.Module):
       leaves, number = inputs
       return nnx.merge(graph, leaves)(x, memory, valid, dropout.at(number)), None
 
-    x = self._embed(previous) + sinusoids(np.arange(previous.shape[1]), self.width)
+    x = self._embed(previous) + self._places(previous.shape[1])
     x = dropout.at(self.depth)(x).astype(self.compute_dtype)
     x, _ = jax.lax.scan(rematerialise(block, self.remat), x, (leaves, jnp.arange(self.depth)), unroll=self.unroll)
-    return self.output(self.norm(x)).astype(jnp.float32)
+    return self._logits(x)
 
   def start(self, memory: Float[Array, "b t d"], lengths: Int[Array, " b"], *, beam: int, steps: int) -> DecoderState:
     """The state before the first of at most `steps` tokens of `beam` hypotheses for every example."""
@@ -182,7 +194,7 @@ class TextDecoder(nnx.Module):
   ) -> tuple[Float[Array, "b k v"], DecoderState]:
     """Log-probabilities of the tokens after `tokens`, which are number `place` of their hypotheses (0: the start)."""
     graph, leaves = nnx.split(self.blocks)
-    places = jnp.asarray(sinusoids(np.arange(state.keys.shape[3]), self.width))
+    places = jnp.asarray(self._places(state.keys.shape[3]))
 
     def block(x, inputs):
       leaves, *caches = inputs
@@ -195,11 +207,26 @@ class TextDecoder(nnx.Module):
     x = (self._embed(tokens) + places[place]).astype(self.compute_dtype)
     caches = (state.keys, state.values, state.memory_keys, state.memory_values)
     x, (keys, values) = jax.lax.scan(block, x, (leaves, *caches))
-    logits = self.output(self.norm(x)).astype(jnp.float32)
-    return jax.nn.log_softmax(logits), dataclasses.replace(state, keys=keys, values=values)
+    return jax.nn.log_softmax(self._logits(x)), dataclasses.replace(state, keys=keys, values=values)
 
   def _embed(self, tokens: Int[Array, "*b"]) -> Float[Array, "*b d"]:
-    return jnp.asarray(self.embedding[...])[tokens] * math.sqrt(self.width)
+    embedded = jnp.asarray(self.embedding[...])[tokens]
+    return embedded if self.flavour == "fairseq" else embedded * math.sqrt(self.width)
+
+  def _places(self, count: int) -> Float[np.ndarray, "n d"]:
+    """What is added to the first `count` tokens."""
+    if self.flavour == "espnet":
+      return sinusoids(np.arange(count), self.width)
+    # fairseq: the sines, then the cosines, of angles down to 1/10000; the first token has place 2.
+    half = self.width // 2
+    angles = np.arange(2, count + 2)[:, None] * np.exp(-np.log(10_000.0) / (half - 1) * np.arange(half))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+  def _logits(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+    x = self.norm(x)
+    if self.output is None:
+      return jnp.matmul(x, self.embedding[...].T.astype(x.dtype)).astype(jnp.float32)
+    return self.output(x).astype(jnp.float32)
 
   def flops(self, tokens: int, frames: int) -> int:
     """Forward FLOPs of one example of `tokens` tokens on `frames` states."""

@@ -7,11 +7,13 @@ import functools
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -21,9 +23,13 @@ from synclipmae_jax.baselines import linear
 from synclipmae_jax.data import pipeline, transcribed
 from synclipmae_jax.data.records import open_records
 from synclipmae_jax.data.samplers import WholeClip
+from synclipmae_jax.data.variations import Variation
+from synclipmae_jax.models import augment
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.run.clock import Clock
 from synclipmae_jax.run.sources import evaluation_splits, find_sources, find_splits, read_clips
+from synclipmae_jax.text.frame_labels import frame_labels
+from synclipmae_jax.text.grammar import Grammar
 from synclipmae_jax.text.tokenisers import Characters, Pieces, Tokeniser, encode_all, from_dict
 from synclipmae_jax.types import Batch, EvalClip, InputError, TranscribedClip
 
@@ -68,17 +74,24 @@ def open_recognition(config: ConfigDict, workdir: Path, clock: Clock) -> Recogni
   else:
     with clock("tokens"):
       caches, origin = _cache(config, sources, workdir, held_out)
-    opened = [transcribed.open_transcribed(cache, split="train") for cache in caches]
-    tokeniser = make_tokeniser(config, [text for one in opened for text in one.texts])
-    clips = [_held_out(config, caches, [split for _, split in places], **own) for places in held_out]
-    stamp |= {"tokens": origin}
-    readable = [
-      transcribed.Source(data=one, ids=encode_all(tokeniser, one.texts), weight=source.weight)
-      for one, source in zip(opened, sources, strict=True)
+    opened = [[transcribed.open_transcribed(view, split="train") for view in views] for views in caches]
+    texts = [text for views in opened for text in views[0].texts]
+    tokeniser = make_tokeniser(config, texts)
+    clips = [
+      _held_out(config, [views[0] for views in caches], [split for _, split in places], **own) for places in held_out
     ]
-    _tell_left_out(config, readable)
-    stream = _token_stream(config, readable)
+    stamp |= {"tokens": origin}
+    ids = [encode_all(tokeniser, views[0].texts) for views in opened]
+    readable = [
+      [transcribed.Source(data=view, ids=texts, weight=source.weight / len(views)) for view in views]
+      for views, texts, source in zip(opened, ids, sources, strict=True)
+    ]
+    _tell_left_out(config, [views[0] for views in readable])
+    variation = Variation(encode=tokeniser.encode, warp=config.data.warp, splice=config.data.splice)
+    stream = _token_stream(config, [view for views in readable for view in views], variation, tokeniser)
   stamp |= {"tokeniser": tokeniser.to_dict(), "tokeniser_sha256": tokeniser.digest}
+  if (grammar := Grammar.of(texts)) is not None:
+    stamp |= {"grammar": grammar.to_dict()}
   return Recognition(
     config=config, preprocessing=stamp, tokeniser=tokeniser, val_clips=clips[0], test_clips=clips[1], remark=remark,
     _stream=stream,
@@ -140,7 +153,9 @@ def _clip_stream(config: ConfigDict, sources: Sequence[pipeline.Source], tokenis
   return stream
 
 
-def _token_stream(config: ConfigDict, sources: Sequence[transcribed.Source]):
+def _token_stream(
+  config: ConfigDict, sources: Sequence[transcribed.Source], variation: Variation, tokeniser: Tokeniser
+):
   def stream(step: int, lengths: Sequence[int], *, host_index: int, host_count: int) -> Iterator[Batch]:
     return transcribed.token_batches(
       sources,
@@ -148,6 +163,8 @@ def _token_stream(config: ConfigDict, sources: Sequence[transcribed.Source]):
       max_tokens=config.data.max_tokens,
       seed=config.seed,
       batch_size=config.train.batch_clips // host_count,
+      variation=variation if variation.warp > 1 or variation.splice else None,
+      label_frames=functools.partial(frame_labels, tokeniser) if config.loss.frame_weight else None,
       start_step=step,
       host_index=host_index,
       host_count=host_count,
@@ -163,34 +180,65 @@ def _texts(directory: str | os.PathLike) -> list[str]:
 
 def _cache(
   config: ConfigDict, sources: Sequence[pipeline.Source], workdir: Path, held_out: Sequence[Any]
-) -> tuple[list[Path], dict[str, Any]]:
-  """The caches of all sources, written unless they exist, and where their tokens come from."""
+) -> tuple[list[list[Path]], dict[str, Any]]:
+  """The caches of all sources, written unless they exist, and where their tokens come from.
+
+  The first cache of a source has its clips as they are. The others, `data.views` in all, have the training clips as
+  other cameras might have seen them.
+  """
+  if config.data.views < 1:
+    raise InputError(f"data.views is at least 1, the clips as they are, not {config.data.views}")
   read, width, image_size, origin = token_reader(
     config.data.tokens, config.data.encoder, image_size=config.data.image_size
   )
   if width != config.data.token_width:
     raise InputError(f"these tokens have {width} dimensions: pass --config.data.token_width={width}")
 
-  def embedded(directory, split):
+  def embedded(directory, split, view):
     every = len(open_records(directory, split=split))
     for clip in read_clips(config, [(directory, split)], max_clips=every, image_size=image_size):
-      yield clip, read(clip)
+      yield clip, read(seen_otherwise(clip, view) if view else clip)
 
   folders = []
   for number, source in enumerate(sources):
     splits = sorted({"train", *(places[number][1] for places in held_out)})
-    folder = workdir / "data" / "tokens" / str(number)
-    if jax.process_index() == 0:
-      transcribed.cache_tokens(
-        folder,
-        {split: embedded(source.directory, split) for split in splits},
-        source=source.directory,
-        checkpoint=origin["sha256"],
-      )
-    folders.append(folder)
+    own = [workdir / "data" / "tokens" / (f"{number}-{view}" if view else f"{number}")
+           for view in range(config.data.views)]  # fmt: skip
+    for view, folder in enumerate(own):
+      if jax.process_index() == 0:
+        transcribed.cache_tokens(
+          folder,
+          {split: embedded(source.directory, split, view) for split in (["train"] if view else splits)},
+          source=source.directory,
+          checkpoint=f"{origin['sha256']}, view {view} {sorted(JITTER.items())}" if view else origin["sha256"],
+        )
+    folders.append(own)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("tokens are cached")
   return folders, origin
+
+
+# Of a further view of a clip, as in the pretraining of the embedded checkpoint, but narrower.
+JITTER = dict(zoom=1.15, shift=0.04, mirror=0.5, stretch=1.06, rotation=8.0)
+COLOUR = dict(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03, probability=0.8)
+
+
+def seen_otherwise(clip: EvalClip, view: int) -> EvalClip:
+  """The clip moved, turned, scaled, mirrored and in other colours: a random draw of its key and `view`."""
+  key = jax.random.fold_in(jax.random.key(zlib.crc32(clip.key.encode("utf-8", "surrogateescape"))), view)
+  frames, boxes = _jitter(key, clip.frames, np.stack([clip.face_box, clip.mouth_box]))
+  return dataclasses.replace(
+    clip, frames=np.asarray(frames), face_box=np.asarray(boxes[0]), mouth_box=np.asarray(boxes[1])
+  )
+
+
+@jax.jit
+def _jitter(key, frames, boxes):
+  crop_key, colour_key = jax.random.split(key)
+  frames, boxes, _ = augment.crop_jitter(crop_key, frames, boxes, jnp.zeros((len(frames), 0, 2)), **JITTER)
+  pixels = frames.astype(jnp.float32) / 255
+  matrix, offset = augment.jitter_affine(colour_key, (pixels.mean((0, 1, 2)) * augment.LUMA).sum(), **COLOUR)
+  return jnp.rint(255 * jnp.clip(pixels @ matrix + offset, 0, 1)).astype(jnp.uint8), boxes
 
 
 def token_reader(
@@ -211,7 +259,7 @@ def token_reader(
   digest = checkpoints.tree_hash(embedder.params["visual_encoder"])
 
   def read(clip: EvalClip) -> np.ndarray:
-    return embedder.encode_frames(clip.frames, face_box=clip.face_box, mouth_box=clip.mouth_box)[0].vocal
+    return embedder.encode_lips(clip.frames, face_box=clip.face_box, mouth_box=clip.mouth_box)
 
   return read, embedder.model.width, embedder.image_size, {"kind": kind, "checkpoint": model.name, "sha256": digest}
 

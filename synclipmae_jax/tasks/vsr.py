@@ -28,7 +28,8 @@ class VisualSpeechRecognition(Task):
   """The training of a recogniser (`types.Task`). Trainable items: `Recogniser.ITEMS`, with `visual` the encoder too.
 
   A batch is padded to one of `lengths` frames and holds texts of at most `max_tokens` tokens. An example without text
-  counts nothing. `time_mask` is the length that no mask reaches, 0: none; `visual_flops` are those of a frame's token.
+  counts nothing. `time_mask` is the length that no mask reaches, 0: none; `frame_weight` is that of the labels of
+  frames (`text.frame_labels`), relative to CTC; `visual_flops` are those of a frame's token.
   """
 
   name = "vsr"
@@ -47,8 +48,11 @@ class VisualSpeechRecognition(Task):
     smoothing: float,
     dropout: float,
     time_mask: int,
+    frame_weight: float = 0.0,
     visual_flops: int = 0,
   ):
+    if frame_weight < 0 or frame_weight and visual is not None:
+      raise InputError("loss.frame_weight is at least 0, and 0 where the encoder learns too")
     if not (0 <= ctc_weight <= 1 and 0 <= smoothing < 1 and 0 <= dropout < 1 and time_mask >= 0):
       raise InputError(
         "ctc_weight lies in [0, 1], smoothing and dropout in [0, 1), time_mask is at least 0, not"
@@ -57,6 +61,7 @@ class VisualSpeechRecognition(Task):
     self.recogniser, self.visual, self.visual_flops = recogniser, visual, visual_flops
     self.lengths, self.max_tokens = tuple(lengths), max_tokens
     self.ctc_weight, self.smoothing, self.dropout, self.time_mask = ctc_weight, smoothing, dropout, time_mask
+    self.frame_weight = frame_weight
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
     text_key, visual_key = jax.random.split(key)
@@ -84,8 +89,9 @@ class VisualSpeechRecognition(Task):
       tokens = mask_time(tokens, length, mask_keys, longest=self.time_mask)
     states = self.recogniser.states(trainable, tokens, length, Dropout(self.dropout, dropout_keys))
     previous, _ = text_losses.previous_and_next(text, count, end=self.recogniser.end)
+    log_probs = self.recogniser.ctc_log_probs(trainable, states)
     out = text_losses.hybrid(
-      self.recogniser.ctc_log_probs(trainable, states),
+      log_probs,
       length,
       self.recogniser.decoder_logits(trainable, previous, states, length, Dropout(self.dropout, decoder_keys)),
       text,
@@ -95,7 +101,11 @@ class VisualSpeechRecognition(Task):
       smoothing=self.smoothing,
     )
     metrics = {"loss": out.loss, "ctc": out.ctc, "attention": out.attention, "token_accuracy": out.accuracy}
-    return out.loss, {**metrics, "unalignable": out.unalignable}
+    metrics["unalignable"] = out.unalignable
+    if not self.frame_weight:
+      return out.loss, metrics
+    framewise = text_losses.framewise(log_probs, length, batch["frame_labels"])
+    return out.loss + self.frame_weight * self.ctc_weight * framewise, {**metrics, "framewise": framewise}
 
   def abstract_batches(self, batch_size: int) -> list[Batch]:
     """One batch a length."""
@@ -113,7 +123,8 @@ class VisualSpeechRecognition(Task):
 
   def _input_shapes(self, frames: int) -> dict[str, Any]:
     if self.visual is None:
-      return {"tokens": ((frames, self.recogniser.in_features), jnp.float16)}
+      labels = {"frame_labels": ((frames,), jnp.int32)} if self.frame_weight else {}
+      return {"tokens": ((frames, self.recogniser.in_features), jnp.float16), **labels}
     side = self.visual.image_size
     return {
       "frames": ((frames, side, side, 3), jnp.uint8),

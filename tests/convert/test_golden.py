@@ -27,12 +27,15 @@ DIT_TOLERANCE = 2e-5
 class Golden:
   """The arrays of one golden file, and `modules` and `items` of a conversion of its weights."""
 
-  def __init__(self, name, folder, **options):
+  def __init__(self, name, folder, *, variances=False, **options):
     with np.load(GOLDEN / f"{name}.npz") as file:
       self.arrays = dict(file)
     meta = json.loads(self.arrays.pop("meta").item())
     source, destination = folder / f"{name}.safetensors", folder / name
-    save_file(random_weights({key: tuple(shape) for key, shape in meta["tensors"].items()}), source)
+    tensors = random_weights({key: tuple(shape) for key, shape in meta["tensors"].items()})
+    if variances:
+      tensors |= {key: np.abs(value) + np.float32(0.5) for key, value in tensors.items() if key.endswith("running_var")}
+    save_file(tensors, source)
     done, _ = convert(name, src=source, dst=destination, **options)
     sizes = {key: value | meta["sizes"][key] if isinstance(value, dict) else meta["sizes"].get(key, value)
              for key, value in done.sizes.items()}  # fmt: skip
@@ -114,3 +117,17 @@ def test_wan_vae(golden):
   assert_close(moments, golden.arrays["moments"])
   decoded = jax.jit(lambda params, latents: vae.bind(params).decode(latents))(params, golden.arrays["latents"])
   assert_close(decoded, golden.arrays["decoded"])
+
+
+def test_av_hubert(golden):
+  golden = golden("av_hubert", variances=True)
+  crops, tokens, states, logits = (golden.arrays[name] for name in ("crops", "tokens", "states", "logits"))
+  modules, items = golden.modules(), golden.items
+  run = jax.jit(lambda items, crops: modules["av_hubert"].bind(items["av_hubert"])(
+    modules["lip_resnet"].bind(items["lip_resnet"])(crops)
+  ))  # fmt: skip
+  assert_close(run(items, crops), states)
+  decoder = modules["text_decoder"]
+  length = jnp.full(1, states.shape[1])
+  decoded = jax.jit(lambda params, tokens, states: decoder.bind(params)(tokens, states, length))
+  assert_close(decoded(items["text_decoder"], tokens, states), logits)

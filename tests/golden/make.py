@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from convert.random_weights import random_weights  # noqa: E402
-from parity import references  # noqa: E402
+from parity import av_hubert_reference, references  # noqa: E402
 
 from synclipmae_jax.models.wav2vec2 import halve_rate  # noqa: E402
 
@@ -130,8 +130,26 @@ def wan_vae() -> None:
   write("wan_vae", tensors, dict(video=video, latents=latents, moments=moments, decoded=decoded))
 
 
+def av_hubert() -> None:
+  encoder = dict(in_features=12, sound=6, width=16, depth=2, heads=1, mlp_width=24, pos_kernel=8, pos_groups=4)
+  decoder = dict(vocabulary=9, width=16, depth=1, heads=4, mlp_width=24)
+  model = av_hubert_reference.SequenceToSequence(widths=(4, 6, 8, 12), encoder=encoder, decoder=decoder)
+  tensors = references.fill(model)
+  for key in tensors:  # variances are positive
+    if key.endswith("running_var"):
+      tensors[key] = np.abs(tensors[key]) + 0.5
+  references.fill(model, tensors)
+  crops, tokens = numbers(0, 1, 5, 24, 24), np.array([[2, 5, 3, 8]])
+  theirs = model.encoder.w2v_model
+  states = theirs(theirs.feature_extractor_video.resnet(torch.from_numpy(crops)))
+  logits = model.decoder(torch.from_numpy(tokens), states)
+  write(
+    "av_hubert", tensors, dict(crops=crops, tokens=tokens, states=states, logits=logits), encoder={}, decoder={}
+  )  # fmt: skip
+
+
 if __name__ == "__main__":
   torch.set_num_threads(1)  # the same sums in the same order
   with torch.no_grad(), jax.default_matmul_precision("highest"):
-    for make in (sapiens, wav2vec2, vit_mae, wan_vace, wan_vae):
+    for make in (sapiens, wav2vec2, vit_mae, wan_vace, wan_vae, av_hubert):
       make()

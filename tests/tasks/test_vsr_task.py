@@ -178,3 +178,17 @@ def test_wrong_values_are_refused():
   read = Transcriber(task().recogniser, lengths=(10,), max_tokens=4, search=Search())
   with pytest.raises(InputError, match="12 frames is longer than the 10"):
     read({}, [np.zeros((12, WIDTH), np.float32)])
+
+
+def test_labels_of_frames_add_to_the_loss():
+  learner = from_config(config(loss__time_mask=0, loss__dropout=0.0, loss__frame_weight=0.5))
+  assert learner.abstract_batches(4)[0]["frame_labels"].shape == (4, 20)
+  params, _ = learner.init(jax.random.key(0))
+  examples = batch() | {"frame_labels": np.full((8, 20), -1, np.int32)}
+  run = jax.jit(lambda params, batch: learner.loss(params, {}, batch, jax.random.key(0)))
+  without, _ = run(params, examples)
+  examples["frame_labels"][:, :3] = 1
+  loss, metrics = run(params, examples)
+  assert float(loss) == pytest.approx(float(without + 0.5 * learner.ctc_weight * metrics["framewise"]), rel=1e-5)
+  with pytest.raises(InputError, match=r"loss\.frame_weight"):
+    from_config(config(loss__frame_weight=-1.0))
