@@ -249,8 +249,8 @@ def _demo() -> ConfigDict:
 def _embedded() -> ConfigDict:
   """SynthTalk and real faces: about an hour on two cores, without accelerator.
 
-  The checkpoint of the package. Its other faces come as --config.data.sources="(('HEADS', 1.0), ('GRID', 1.0))", records
-  of at least 96 pixels; `make checkpoint` does the whole (README, "The checkpoint of the package").
+  The checkpoint of the package. Its other faces come as --config.data.sources="(('HEADS', 1.0), ('GRID', 1.0))",
+  records of at least 96 pixels; `make checkpoint` does the whole (README, "The checkpoint of the package").
   """
   config = _demo()
   config.data.synthtalk.update(dict(train=1_600, val=64, test=160, seconds=5.0, size=160, weight=1.0))
