@@ -44,14 +44,15 @@ class Recognition:
   val_clips: Sequence[TranscribedClip | EvalClip]  # this process's share
   test_clips: Sequence[TranscribedClip | EvalClip]
   remark: str  # a caveat about the scores of the test clips
+  _shortest: int  # frames of the shortest training clip
   _stream: Any  # (step, longest frames, host_index, host_count) -> batches
 
   def train_batches(self, step: int, *, host_index: int, host_count: int) -> Iterator[Batch]:
-    """See `types.TrainingData`. The first `data.curriculum_steps` have short clips only."""
+    """See `types.TrainingData`. The first `data.curriculum_steps` have short clips only, if there are any."""
     lengths, data = list(self.config.data.lengths), self.config.data
     short = [length for length in lengths if length <= data.curriculum_frames]
     hosts = dict(host_index=host_index, host_count=host_count)
-    if step < data.curriculum_steps and short:
+    if step < data.curriculum_steps and short and self._shortest <= short[-1]:
       yield from itertools.islice(self._stream(step, short, **hosts), data.curriculum_steps - step)
       step = data.curriculum_steps
     yield from self._stream(step, lengths, **hosts)
@@ -94,7 +95,7 @@ def open_recognition(config: ConfigDict, workdir: Path, clock: Clock) -> Recogni
     stamp |= {"grammar": grammar.to_dict()}
   return Recognition(
     config=config, preprocessing=stamp, tokeniser=tokeniser, val_clips=clips[0], test_clips=clips[1], remark=remark,
-    _stream=stream,
+    _shortest=min(int(open_records(one.directory, split="train").n_frames.min()) for one in sources), _stream=stream,
   )  # fmt: skip
 
 

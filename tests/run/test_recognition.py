@@ -97,6 +97,13 @@ def test_batches_are_a_function_of_the_step_with_short_clips_first(records, tmp_
       assert set(data.tokeniser.decode(text[:count]).split()) <= set(WORDS)
 
 
+def test_where_all_clips_are_long_there_is_no_curriculum(records, tmp_path):
+  data = recognition.open_recognition(
+    config(records, data__lengths=(40, 75), data__curriculum_frames=40), tmp_path, Clock()
+  )
+  assert next(data.train_batches(0, host_index=0, host_count=1))["tokens"].shape[1] == 75
+
+
 def test_tokens_are_made_once(records, tmp_path, monkeypatch):
   recognition.open_recognition(config(records), tmp_path, Clock())
   (folder,) = (tmp_path / "data" / "tokens" / "0").glob("*/features/*")
