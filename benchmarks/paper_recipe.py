@@ -2,7 +2,7 @@
 
     python benchmarks/paper_recipe.py runs/paper_recipe                                     on SynthTalk, which it makes
     python benchmarks/paper_recipe.py runs/paper_recipe --sources "(('runs/grid', 1.0),)"   on these records instead
-    python benchmarks/paper_recipe.py runs/paper_recipe --only as_written contrast_1 --steps 400
+    python benchmarks/paper_recipe.py runs/paper_recipe --only as_written contrast_0.1 --steps 400
     python benchmarks/paper_recipe.py runs/paper_recipe -- --config.model.decode_frames=1   further arguments
 
 Preset `scaled` of configs/pretrain.py: losses, their weights, masks, jitter, optimiser and schedule of `paper`, sizes
@@ -20,13 +20,10 @@ from synclipmae_jax.evaluation.table import markdown
 
 TRIALS = {  # name: what differs from preset `scaled`
   "as_written": {},
-  "contrast_1": {"loss.weights.contrast": 1.0},
+  "contrast_0.1": {"loss.weights.contrast": 0.1},
   "lr_2e-3": {"optimizer.peak_lr": 2e-3},
-  "contrast_1_lr_2e-3": {"loss.weights.contrast": 1.0, "optimizer.peak_lr": 2e-3},
-  "contrast_1_muon": {"loss.weights.contrast": 1.0, "optimizer.peak_lr": 6e-3, "optimizer.name": "muon"},
-  "contrast_1_mouth": {
-    "loss.weights.contrast": 1.0, "optimizer.peak_lr": 2e-3, "model.face_weight": 30.0, "model.mouth_weight": 300.0,
-  },
+  "muon": {"optimizer.peak_lr": 6e-3, "optimizer.name": "muon"},
+  "mouth": {"optimizer.peak_lr": 2e-3, "model.face_weight": 30.0, "model.mouth_weight": 300.0},
 }  # fmt: skip
 
 
