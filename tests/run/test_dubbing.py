@@ -91,6 +91,7 @@ def test_the_arrays_of_a_clip_are_its_pictures_and_tokens(place, model):
   assert not len(empty["target"]) and len(empty["stills"]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_caches_its_segments_trains_resumes_and_reports(place, tmp_path, capsys):
   given = config(place, train__eval_every=4)
   whole = jobs.job_of(given).run(given, tmp_path)

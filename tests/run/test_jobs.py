@@ -58,7 +58,7 @@ def test_its_random_frozen_part_is_refused_by_name(entry, tmp_path):
 
 def test_an_unknown_job_lists_the_known_jobs():
   config = toy_job.get_config()
-  known = "pretrain, syncnet, videomae, vsr, dub, sync"
+  known = ", ".join(jobs.JOBS)
   with pytest.raises(InputError, match=f"unknown task 'features': the jobs are {known}"):
     jobs.job_of(config)
 

@@ -119,6 +119,7 @@ def test_what_is_dropped_is_not_seen():
   assert loss(always, params, examples | {"references": identity}) != dropped
 
 
+@pytest.mark.slow
 def test_the_model_learns_to_follow_its_tokens():
   """Bright and dark latent frames in random order, which only the tokens tell.
 

@@ -124,6 +124,7 @@ def test_the_share_that_is_explained():
   )
 
 
+@pytest.mark.slow
 def test_the_critic_learns_from_its_own_loss_alone():
   task = task_of("marlin_tiny")
   params, batch = task.init(KEY)[0], a_batch(task)
