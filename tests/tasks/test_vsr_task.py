@@ -186,8 +186,9 @@ def test_labels_of_frames_add_to_the_loss():
   params, _ = learner.init(jax.random.key(0))
   none = np.full((8, 20), -1, np.int32)
   labels = np.where(np.arange(20) < 3, 1, none)
-  run = jax.jit(lambda params, labels: learner.loss(params, {}, batch() | {"frame_labels": labels}, jax.random.key(0)))
-  (without, _), (loss, metrics) = run(params, none), run(params, labels)
+  run = jax.jit(lambda params, batch: learner.loss(params, {}, batch, jax.random.key(0)))
+  without, _ = run(params, batch() | {"frame_labels": none})
+  loss, metrics = run(params, batch() | {"frame_labels": labels})
   assert float(loss) == pytest.approx(float(without + 0.5 * learner.ctc_weight * metrics["framewise"]), rel=1e-5)
   with pytest.raises(InputError, match=r"loss\.frame_weight"):
     from_config(config(loss__frame_weight=-1.0))
