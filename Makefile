@@ -41,7 +41,7 @@ checkpoint: venv
 	  --config.data.sources="(('runs/heads', 1.0), ('runs/grid', 1.0))"
 	rm -rf runs/calibrated
 	$(BIN)/synclipmae calibrate runs/embedded --out runs/calibrated --records runs/grid:val --records runs/heads:val --synthtalk
-	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers."
+	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers. Then: make recogniser GRID=$(GRID), which reads its tokens."
 
 # On the tokens of the embedded checkpoint: a new one needs a new recogniser.
 recogniser: venv

@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +14,12 @@ from jaxtyping import Array, Float, Shaped
 
 from synclipmae_jax.inference.embedder import Embedder, Embedding
 from synclipmae_jax.inference.stream import embed_file
-from synclipmae_jax.inference.trained import load_trained, refusing
+from synclipmae_jax.inference.trained import DEMO, load_trained, refusing
 from synclipmae_jax.sync.analysis import sync_file
 from synclipmae_jax.sync.calibration import Calibration
 from synclipmae_jax.sync.result import SyncResult
 from synclipmae_jax.types import SAMPLES_PER_FRAME, InputError
 
-DEMO = Path(__file__).with_name("demo_checkpoint")
 SYNTHETIC = "this checkpoint was trained on synthetic faces only"
 
 

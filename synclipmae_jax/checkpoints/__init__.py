@@ -9,6 +9,7 @@ from synclipmae_jax.checkpoints.reading import (
   list_items,
   load_item,
   load_meta,
+  numpy_leaves,
   resolve_step,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
   "load_item",
   "load_meta",
   "manifest_hash",
+  "numpy_leaves",
   "resolve_step",
   "save_items",
   "tree_hash",

@@ -69,6 +69,20 @@ class SavedItem:
     """The leaves as in `abstract`: numpy, or placed by a ShapeDtypeStruct's sharding; `...` skips a leaf."""
     return load_one(self.directory, self.name, abstract)
 
+  def load_as(self, wanted: Params) -> Params:
+    """The leaves as numpy arrays. Raises InputError if they differ from `wanted` in name or shape, or are damaged."""
+    self.refuse_difference(self.leaves, wanted)
+    try:
+      return self.load(numpy_leaves(wanted))
+    except Exception as error:
+      complaint = f"checkpoint {self.directory} is damaged: its {self.name} cannot be read ({error!r})"
+      raise InputError(complaint) from error
+
+
+def numpy_leaves(leaves: Params) -> Params:
+  """What `SavedItem.load` is given to return numpy arrays. Broadcast scalars describe them without their memory."""
+  return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), leaves)
+
 
 def find_item(directory: str | Path, item: str, *, verify: bool = True) -> SavedItem:
   """`item` in a workdir or a step. Frozen items are beside the steps, or in the directory named in the metadata.
@@ -124,8 +138,7 @@ def load_item(directory: str | Path, item: str, abstract: Params | None = None) 
   """
   saved = find_item(directory, item)
   if abstract is None:
-    # A broadcast scalar describes a numpy leaf without allocating memory.
-    abstract = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), saved.leaves)
+    abstract = numpy_leaves(saved.leaves)
   else:
     saved.refuse_difference(saved.leaves, abstract)
   return saved.load(abstract)

@@ -28,13 +28,11 @@ from synclipmae_jax.dub.footage import Footage
 from synclipmae_jax.dub.segments import Segment
 from synclipmae_jax.dub.unfinished import Unfinished
 from synclipmae_jax.inference.embedder import Embedder
-from synclipmae_jax.inference.trained import load_trained, refusing
+from synclipmae_jax.inference.trained import DEMO, load_trained, refusing
 from synclipmae_jax.inference.wan import load_autoencoder, read_text
 from synclipmae_jax.models.wan.conditioning import REFERENCES, VideoAutoencoder, encode_pictures, to_unit, without
 from synclipmae_jax.tasks.dub import Dubbing, Generator, from_config
 from synclipmae_jax.types import InputError, Params
-
-_ENCODER = Path(__file__).parents[1] / "demo_checkpoint"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,12 +106,14 @@ class Dubber:
       config = {**stored, "data": data, "model": {**stored["model"], **computing}}
       task = from_config(config)
       expected, expected_frozen = jax.eval_shape(task.init, jax.random.key(0))
-    trainable, frozen = ({name: _load_item(step, name, like) for name, like in items.items()}
-                         for items in (expected, expected_frozen))  # fmt: skip
+    trainable, frozen = (
+      {name: jax.device_put(checkpoints.find_item(step, name).load_as(item)) for name, item in items.items()}
+      for items in (expected, expected_frozen)
+    )
     vae, of_vae = load_autoencoder(config)
     if of_vae != dict(made["autoencoder"]):
       raise InputError(f"the model was trained with another autoencoder: {made['autoencoder']}, not {of_vae}")
-    embedder = load_trained(encoder or _ENCODER, say=say).embedder
+    embedder = load_trained(encoder or DEMO, say=say).embedder
     if checkpoints.tree_hash(embedder.params) != made["encoder_sha256"]:
       raise InputError(f"the model was trained with the tokens of another encoder ({made['encoder']}): name it")
     return cls(
@@ -333,14 +333,6 @@ def _of_file(path: str | os.PathLike | None) -> Iterator[None]:
     yield
   except InputError as error:
     raise InputError(f"{path}: {error}") from error
-
-
-def _load_item(step: Path, name: str, abstract: Params) -> Params:
-  saved = checkpoints.find_item(step, name)
-  saved.refuse_difference(saved.leaves, abstract)
-  with refusing(f"checkpoint {step} is damaged: its {name} cannot be read"):
-    like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)
-    return jax.device_put(saved.load(like))
 
 
 def _free_memory() -> int | None:

@@ -222,7 +222,7 @@ def average(workdir: Path, trainable: Params, *, step: int, last: int) -> tuple[
   folder = workdir / "checkpoints"
   before = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and int(path.name) < step)
   total, steps = jax.device_get(dict(trainable)), [step]
-  like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), total)
+  like = checkpoints.numpy_leaves(total)
   for number in before[max(len(before) - (last - 1), 0) :]:
     with contextlib.suppress(InputError):
       loaded = {name: checkpoints.find_item(folder / str(number), name).load(item) for name, item in like.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from synclipmae_jax import checkpoints
@@ -27,9 +26,7 @@ def load_autoencoder(config: Mapping[str, Any]) -> tuple[CompiledAutoencoder, di
     return CompiledAutoencoder(kind, **sizes), {"kind": kind, **sizes}
   if not config["data"]["autoencoder"]:
     raise InputError("the Wan VAE needs its weights: give its converted checkpoint with --config.data.autoencoder=DIR")
-  # Broadcast scalars describe numpy leaves without allocating memory.
-  like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), wan_functional(**sizes).abstract)
-  params = checkpoints.load_item(config["data"]["autoencoder"], VAE, like)
+  params = checkpoints.find_item(config["data"]["autoencoder"], VAE).load_as(wan_functional(**sizes).abstract)
   return CompiledAutoencoder(kind, params, **sizes), {"kind": kind, **sizes, "sha256": checkpoints.tree_hash(params)}
 
 

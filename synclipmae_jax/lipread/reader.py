@@ -102,11 +102,7 @@ class LipReader:
       grammar = Grammar.from_dict(made["grammar"]) if made.get("grammar") else None
       decoding = {name: value for name, value in config["decoding"].items() if name not in ("lm", "lm_weight")}
       search = Search(**decoding)
-    params = {}
-    for name, item in abstract.items():
-      saved = checkpoints.find_item(step, name)
-      saved.refuse_difference(saved.leaves, item)
-      params[name] = saved.load(jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), item))
+    params = {name: checkpoints.find_item(step, name).load_as(item) for name, item in abstract.items()}
     return cls(
       recogniser,
       jax.device_put(params),
