@@ -127,29 +127,33 @@ class Decoder(nn.Module):
 
 
 class BasicBlock(nn.Module):
-  def __init__(self, width_in, width, stride):
+  def __init__(self, width_in, width, stride, activation):
     super().__init__()
     self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
     self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
     self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+    self.relu1, self.relu2 = activation(width), activation(width)
     if stride != 1 or width_in != width:
       self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
   def forward(self, x):
-    y = self.bn2(self.conv2(nn.functional.silu(self.bn1(self.conv1(x)))))
-    return nn.functional.silu(y + (self.downsample(x) if hasattr(self, "downsample") else x))
+    y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+    return self.relu2(y + (self.downsample(x) if hasattr(self, "downsample") else x))
 
 
 class Frontend(nn.Module):
-  def __init__(self, widths):
+  """`activation`: of the number of channels; AV-HuBERT, which has the same front end, has PReLU."""
+
+  def __init__(self, widths, activation=lambda width: nn.SiLU()):
     super().__init__()
     self.frontend3D = nn.Sequential(
-      nn.Conv3d(1, widths[0], (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False), nn.BatchNorm3d(widths[0]), nn.SiLU(),
-      nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+      nn.Conv3d(1, widths[0], (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False), nn.BatchNorm3d(widths[0]),
+      activation(widths[0]), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
     )  # fmt: skip
     self.trunk, before = nn.Module(), widths[0]
     for number, width in enumerate(widths, start=1):
-      blocks = nn.Sequential(BasicBlock(before, width, 1 if number == 1 else 2), BasicBlock(width, width, 1))
+      stride = 1 if number == 1 else 2
+      blocks = nn.Sequential(BasicBlock(before, width, stride, activation), BasicBlock(width, width, 1, activation))
       setattr(self.trunk, f"layer{number}", blocks)
       before = width
 

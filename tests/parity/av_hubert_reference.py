@@ -4,6 +4,7 @@ facebookresearch/av_hubert and fairseq; sizes as `convert.av_hubert` describes t
 import math
 
 import torch
+from parity.auto_avsr_reference import Frontend
 from torch import nn
 from torch.nn.utils import weight_norm
 
@@ -62,43 +63,6 @@ class Encoder(nn.Module):
     return self.layer_norm(x)
 
 
-class BasicBlock(nn.Module):
-  def __init__(self, width_in, width, stride):
-    super().__init__()
-    self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
-    self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-    self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
-    self.relu1, self.relu2 = nn.PReLU(width), nn.PReLU(width)
-    if stride != 1 or width_in != width:
-      self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-  def forward(self, x):
-    y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-    return self.relu2(y + (self.downsample(x) if hasattr(self, "downsample") else x))
-
-
-class ResNet(nn.Module):
-  def __init__(self, widths):
-    super().__init__()
-    self.frontend3D = nn.Sequential(
-      nn.Conv3d(1, widths[0], (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False), nn.BatchNorm3d(widths[0]),
-      nn.PReLU(widths[0]), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
-    )  # fmt: skip
-    self.trunk, before = nn.Module(), widths[0]
-    for number, width in enumerate(widths, start=1):
-      blocks = nn.Sequential(BasicBlock(before, width, 1 if number == 1 else 2), BasicBlock(width, width, 1))
-      setattr(self.trunk, f"layer{number}", blocks)
-      before = width
-
-  def forward(self, crops):  # [B, T, H, W]
-    x = self.frontend3D(crops[:, None]).transpose(1, 2)
-    batch = len(x)
-    x = x.flatten(0, 1)
-    for number in range(1, 5):
-      x = getattr(self.trunk, f"layer{number}")(x)
-    return x.mean((2, 3)).unflatten(0, (batch, -1))
-
-
 class AvHubert(nn.Module):
   """`features` of lips and of sound -> states. In the file of pretraining there is more, which reading does not use."""
 
@@ -107,7 +71,7 @@ class AvHubert(nn.Module):
     encoder = dict(encoder)
     lips, sound, width = encoder.pop("in_features"), encoder.pop("sound"), encoder["width"]
     self.feature_extractor_video, self.feature_extractor_audio = nn.Module(), nn.Module()
-    self.feature_extractor_video.resnet = ResNet(widths)
+    self.feature_extractor_video.resnet = Frontend(widths, nn.PReLU)
     self.feature_extractor_video.proj = nn.Linear(lips, width)
     self.feature_extractor_audio.proj = nn.Linear(sound, width)
     self.layer_norm, self.post_extract_proj = nn.LayerNorm(2 * width), nn.Linear(2 * width, width)
