@@ -16,9 +16,9 @@ scores dubbed videos made by any system. A video of a system belongs to that of 
 name; all are measured in the face box of that one. WORKDIR/dub_scores.json has a row for every video, dub_scores.md the
 table.
 
-Presets: `paper` (accelerators), `demo`, `tiny` (for tests), `evaluate`. `demo` and `tiny` have no pretrained backbone,
-so theirs is trained too, and a stand-in takes the place of the VAE (models/wan/space_to_depth.py): latents are
-rearranged pixels.
+Presets: `paper` (accelerators), `demo`, `embedded` (the model of the package), `tiny` (for tests), `evaluate`. All but
+`paper` have no pretrained backbone, so theirs is trained too, and a stand-in takes the place of the VAE
+(models/wan/space_to_depth.py): latents are rearranged pixels.
 The comment after a value gives its source: `paper`, `vace` (Wan2.1-VACE-1.3B), `diffsynth` (DiffSynth-Studio's training
 of it), `omniavatar` or `ours`.
 """
@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config(arg: str = "demo") -> ConfigDict:
-  presets = {"paper": _paper, "demo": _demo, "tiny": _tiny, "evaluate": _evaluate}
+  presets = {"paper": _paper, "demo": _demo, "embedded": _embedded, "tiny": _tiny, "evaluate": _evaluate}
   if arg not in presets:
     raise ValueError(f"unknown preset {arg!r} of configs/dub.py: one of {', '.join(presets)}")
   return presets[arg]().lock()
@@ -84,11 +84,14 @@ def _base() -> ConfigDict:
       shift=5.0,  # diffsynth
       weights="bell",  # diffsynth
       on_references=True,  # diffsynth
+      outside=1.0,  # ours: what a place outside of the mask counts, beside 1 within; diffsynth: 1
       drops=dict(history=0.1, text=0.1, control=0.1),  # paper: history; ours: text and control, for guidance
     )
   )
   config.optimizer = ConfigDict(
-    dict(peak_lr=5e-5, floor_lr=5e-5, warmup_steps=100, b1=0.9, b2=0.999, weight_decay=0.01, clip_norm=1.0)  # diffsynth
+    dict(  # diffsynth
+      name="adamw", peak_lr=5e-5, floor_lr=5e-5, warmup_steps=100, b1=0.9, b2=0.999, weight_decay=0.01, clip_norm=1.0
+    )
   )
   config.evaluation = ConfigDict(
     dict(
@@ -160,6 +163,25 @@ def _demo() -> ConfigDict:
       tensorboard=False,
     )
   )
+  return config
+
+
+def _embedded() -> ConfigDict:
+  """SynthTalk and a real person: the dubbing model of the package, about an hour on two cores.
+
+  The person comes as --config.data.sources="(('GRID', 1.0),)", records of 96 pixels; `make dubber` does the whole.
+  """
+  config = _demo()
+  config.data.synthtalk.update(dict(train=600, val=16, test=160, seconds=4.0, seed=3, weight=1.0))
+  config.data.update(dict(image_size=96, eval_clips=64))
+  config.model.autoencoder.space_stride = 6  # as many tokens as `demo` has at 64 pixels
+  config.model.dit.update(dict(width=192, depth=4, heads=3, mlp_width=768))
+  config.model.vace.depth = 2
+  # Without a pretrained backbone the mouth is decided at noise levels that the bell hardly counts. What lies outside of
+  # the mask is not used.
+  config.loss.update(dict(weights="none", on_references=False, outside=0.1))
+  config.optimizer.update(dict(name="muon", peak_lr=3e-3, warmup_steps=100))
+  config.train.update(dict(steps=2_400, eval_every=800, checkpoint_every=100))
   return config
 
 

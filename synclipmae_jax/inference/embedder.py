@@ -51,7 +51,7 @@ class Embedder:
     self.audio_context = -(-(lead + 1) // model.clip_frames) * model.clip_frames
     self.block_frames = -(-BLOCK_FRAMES // model.clip_frames) * model.clip_frames
     self._encode_frames = jax.jit(functools.partial(_encode_frames, model, self.looks))
-    self._encode_lips = jax.jit(functools.partial(_encode_frames, model, self.looks[:1]))
+    self._encode_once = jax.jit(functools.partial(_encode_frames, model, self.looks[:1]))
     self._encode_sound = jax.jit(lambda params, waveform: model.embed_audio(params, params, waveform))
 
   def embed(
@@ -77,7 +77,7 @@ class Embedder:
       raise InputError(f"{len(frames)} frames need a waveform of {SAMPLES_PER_FRAME * len(frames)} samples")
     if not np.issubdtype(waveform.dtype, np.floating):
       raise InputError(f"the waveform must be floating, in [-1, 1], not {waveform.dtype}")
-    tokens, _ = self.encode_frames(frames, face_box=face_box, mouth_box=mouth_box)
+    tokens, _ = self._encode(self._encode_once, frames, face_box, mouth_box)
     whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(frames), 1))
     box = whole if face_box is None else np.asarray(face_box, np.float32)
     return Embedding(
@@ -94,6 +94,9 @@ class Embedder:
 
     `lips` are the vocal tokens of all looks, float32 [n, looks * D]; `sync` compares them with `heard`.
     """
+    return self._encode(self._encode_frames, frames, face_box, mouth_box)
+
+  def _encode(self, compiled, frames, face_box, mouth_box) -> tuple[Tokens, np.ndarray]:
     prior = np.array(synclipmae.masking.FACE_PRIOR, np.float32)
     face_box = np.tile(prior, (len(frames), 1)) if face_box is None else face_box
     mouth_box = np.full((len(frames), 4), -1, np.float32) if mouth_box is None else mouth_box
@@ -102,7 +105,7 @@ class Embedder:
       block = [np.asarray(x)[start : start + size] for x in (frames, face_box, mouth_box)]
       count = len(block[0])
       block = [np.pad(x, [(0, size - count)] + [(0, 0)] * (x.ndim - 1), "edge") for x in block]
-      tokens, lips = self._encode_frames(self.params, *block)
+      tokens, lips = compiled(self.params, *block)
       pieces.append([np.asarray(x)[:count] for x in (tokens.identity, tokens.vocal, tokens.ambient, lips)])
     identity, vocal, ambient, lips = (np.concatenate(x) for x in zip(*pieces, strict=True))
     return Tokens(identity=identity, vocal=vocal, ambient=ambient, audio=None), lips
@@ -115,7 +118,7 @@ class Embedder:
       count = len(block[0])
       padding = min(-count % _STEP, self.block_frames - count)
       block = [np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), "edge") for x in block]
-      pieces.append(np.asarray(self._encode_lips(self.params, *block)[1])[:count])
+      pieces.append(np.asarray(self._encode_once(self.params, *block)[1])[:count])
     return np.concatenate(pieces)
 
   def heard(self, audio: np.ndarray) -> np.ndarray:

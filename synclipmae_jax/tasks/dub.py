@@ -35,6 +35,7 @@ class Dubbing(Task):
   `modules`: item -> its constructor; `frozen`: whether `dit` is; `predicts`: what the output is. `side`: pixels of a
   picture; `segment`: frames; `drops`: probabilities of `history`, `text` and `control` to be left out of an example.
   With `loss_on_references` the loss counts the latent frames of the references too, except a history that was left out.
+  `outside`: what a place outside of the mask counts, beside 1 within.
   """
 
   name = "dub"
@@ -55,6 +56,7 @@ class Dubbing(Task):
     grid: flow_matching.TrainingGrid,
     drops: Mapping[str, float],
     loss_on_references: bool,
+    outside: float = 1.0,
   ):
     unit = PATCH * autoencoder.space_stride
     if side < unit or side % unit or segment % autoencoder.time_stride != 1:
@@ -66,9 +68,12 @@ class Dubbing(Task):
       raise InputError(f"history, text and control are dropped with probabilities in [0, 1), not {dict(drops)}")
     if predicts not in PREDICTS:
       raise InputError(f"unknown model.predicts {predicts!r}: {' or '.join(PREDICTS)}")
+    if not 0 <= outside <= 1:
+      raise InputError(f"loss.outside is in [0, 1], not {outside}")
     self.modules, self.frozen, self.predicts, self.autoencoder = modules, frozen, predicts, autoencoder
     self.side, self.segment, self.text_shape, self.token_width = side, segment, text_shape, token_width
-    self.grid, self.drops, self.loss_on_references = grid, drops, loss_on_references
+    self.grid, self.drops = grid, drops
+    self.loss_on_references, self.outside = loss_on_references, outside
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
     keys = dict(zip(self.modules, jax.random.split(key, len(self.modules)), strict=True))
@@ -117,7 +122,7 @@ class Dubbing(Task):
       jnp.where(by_audio[:, None, None], batch["audio"], batch["video"]).astype(jnp.float32),
       driven=kept["control"],
     )
-    error = flow_matching.velocity_error(velocity, clean, noise)
+    error = flow_matching.velocity_error(velocity, clean, noise, weight=self._weight(batch["mask"], clean.shape[2]))
     counted = jnp.ones_like(error)
     if self.loss_on_references:
       counted = counted.at[:, REFERENCES.index("history")].set(kept["history"])
@@ -132,6 +137,12 @@ class Dubbing(Task):
     }
     mean = lambda chosen: jnp.stack([(error * chosen).sum(), chosen.sum(dtype=jnp.float32)])
     return loss, {"loss": loss, **{f"error_{name}": mean(chosen) for name, chosen in groups.items()}}
+
+  def _weight(self, mask: Bool[Array, "b h w"], rows: int) -> Float[Array, "b h2 w2"]:
+    """What each of `rows` x `rows` latents counts: 1 in the mask, `outside` beside it."""
+    size = mask.shape[1] // rows
+    within = jnp.asarray(mask, jnp.float32).reshape(len(mask), rows, size, rows, size).mean(axis=(2, 4))
+    return self.outside + (1 - self.outside) * within
 
   def abstract_batches(self, batch_size: int) -> list[Batch]:
     vae = self.autoencoder
@@ -251,4 +262,5 @@ def from_config(config: Mapping[str, Any]) -> Dubbing:
     grid=flow_matching.training_grid(shift=loss["shift"], weights=loss["weights"]),
     drops=loss["drops"],
     loss_on_references=loss["on_references"],
+    outside=loss["outside"],
   )

@@ -58,10 +58,18 @@ def add_noise(
 
 
 def velocity_error(
-  velocity: Float[Array, "b s h w z"], clean: Float[Array, "b s h w z"], noise: Float[Array, "b s h w z"]
+  velocity: Float[Array, "b s h w z"],
+  clean: Float[Array, "b s h w z"],
+  noise: Float[Array, "b s h w z"],
+  *,
+  weight: Float[Array, "b h w"] | None = None,
 ) -> Float[Array, "b s"]:
-  """Mean squared error of each latent frame, float32."""
-  return jnp.square(velocity.astype(jnp.float32) - (noise - clean)).mean(axis=(2, 3, 4))
+  """Mean squared error of each latent frame, float32; places count by `weight`, where it is given."""
+  squared = jnp.square(velocity.astype(jnp.float32) - (noise - clean)).mean(axis=-1)
+  if weight is None:
+    return squared.mean(axis=(2, 3))
+  weight = weight[:, None]
+  return (squared * weight).sum(axis=(2, 3)) / weight.sum(axis=(2, 3))
 
 
 def guided(
