@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from synclipmae_jax.data import records
 from synclipmae_jax.types import InputError
@@ -26,8 +28,11 @@ from synclipmae_jax.types import InputError
 Examples = Iterable[tuple[str, Mapping[str, np.ndarray]]]  # (key of the clip, arrays), in the order of the clips
 
 
-class Features(tfds.core.GeneratorBasedBuilder):
-  """The arrays of `examples`; names, types and all sizes but the first are those of the first example."""
+class Features(tfds.core.dataset_builder.FileReaderBuilder):
+  """The arrays of `examples`; names, types and all sizes but the first are those of the first example.
+
+  A split is one shard. TFDS's own builders keep a whole split in memory, and above 1 GB they ask for TensorFlow.
+  """
 
   VERSION = tfds.core.Version("1.0.0")
   name = records.FEATURES
@@ -70,17 +75,35 @@ class Features(tfds.core.GeneratorBasedBuilder):
       metadata=metadata,
     )
 
-  def _split_generators(self, dl_manager):
-    return {split: self._generate_examples(split) for split in self._examples}
+  def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+    serializer, infos = ExampleSerializer(self.info.features.get_serialized_info()), []
+    for split in self._examples:
+      template = self._get_filename_template(split_name=split)
+      path, sizes = template.sharded_filepath(shard_index=0, num_shards=1), []
+      try:
+        writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+        for example in self._checked(split):
+          content = serializer.serialize_example(self.info.features.encode_example(example))
+          writer.write(content)
+          sizes.append(len(content))
+        writer.close()
+      except InputError:
+        raise
+      except (RuntimeError, ValueError) as error:  # of ArrayRecord, on a full disk too
+        raise InputError(f"{path} cannot be written ({error})") from error
+      infos.append(
+        tfds.core.SplitInfo(name=split, shard_lengths=[len(sizes)], num_bytes=sum(sizes), filename_template=template)
+      )
+    self.info.set_splits(tfds.core.splits.SplitDict(infos))
 
-  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+  def _checked(self, split: str) -> Iterator[dict[str, Any]]:
     for index, (key, example) in enumerate(itertools.zip_longest(self._clips[split].keys, self._examples[split])):
       if example is None or example[0] != key:
         found = example and example[0]
         raise InputError(f"features {index} of the split {split!r} are of {found!r}, the clip is {key!r}")
       arrays = {name: np.asarray(value) for name, value in example[1].items()}
       self._validate(key, arrays)
-      yield index, {"key": key, **arrays}
+      yield {"key": key, **arrays}
 
   def _validate(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     form, first = _form(arrays), _form(self._like)
