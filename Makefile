@@ -11,13 +11,14 @@ PINNED := -r requirements.txt -c constraints.txt
 # Tests run one process a core; JAX stays on the CPU and off any TPU.
 TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo checkpoint recogniser test test-slow test-parity test-tpu lint notebooks venv clean
+.PHONY: demo checkpoint recogniser dubber test test-slow test-parity test-tpu lint notebooks venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install, then run the main job on the embedded default (at most 15 minutes on two cores)"
 	@echo "make checkpoint GRID=DIR  how the embedded checkpoint is made, from SynthTalk, flat and in 3D, and the GRID corpus (about 2 hours)"
 	@echo "make recogniser GRID=DIR  how the recogniser of lips is made that comes with the package, from the GRID corpus (about 1 hour)"
+	@echo "make dubber GRID=DIR  how the dubbing model is made that comes with the package, from SynthTalk and the GRID corpus (about 2 hours)"
 	@echo "make test       install, then the tests (at most 10 minutes); make test-slow: the slow ones too"
 	@echo "make test-parity  install torch, transformers and diffusers too, then compare with them (full sizes: some minutes)"
 	@echo "make test-tpu   install the TPU compiler, in an environment of its own, and compile the paper's step for a pod (minutes)"
@@ -41,15 +42,23 @@ checkpoint: venv
 	  --config.data.sources="(('runs/heads', 1.0), ('runs/grid', 1.0))"
 	rm -rf runs/calibrated
 	$(BIN)/synclipmae calibrate runs/embedded --out runs/calibrated --records runs/grid:val --records runs/heads:val --synthtalk
-	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers. Then: make recogniser GRID=$(GRID), which reads its tokens."
+	@echo "To embed it: replace synclipmae_jax/demo_checkpoint by runs/calibrated; keep the README.md there and renew its numbers. Then: make recogniser and make dubber, GRID=$(GRID), which read its tokens."
 
-# On the tokens of the embedded checkpoint: a new one needs a new recogniser.
+# On the tokens of the embedded checkpoint: a new one needs a new recogniser and dubber.
 recogniser: venv
 	@test -n "$(GRID)" || { echo "say where the GRID corpus lies: make recogniser GRID=DIR" >&2; exit 2; }
 	$(BIN)/synclipmae prepare --corpus grid --raw $(GRID) --out runs/grid --size 96 --sync-model none
 	$(BIN)/python -m synclipmae_jax.main --config=configs/vsr.py:grid --workdir=runs/recogniser \
 	  --config.data.sources="(('runs/grid', 1.0),)" --config.data.eval_split=val
 	@echo "To embed it: replace synclipmae_jax/demo_recogniser by the newest folder of runs/recogniser/averaged; keep the README.md there and renew its numbers."
+
+# Likewise on the tokens of the embedded checkpoint.
+dubber: venv
+	@test -n "$(GRID)" || { echo "say where the GRID corpus lies: make dubber GRID=DIR" >&2; exit 2; }
+	$(BIN)/synclipmae prepare --corpus grid --raw $(GRID) --out runs/grid --size 96 --sync-model none
+	$(BIN)/python -m synclipmae_jax.main --config=configs/dub.py:embedded --workdir=runs/dubber \
+	  --config.data.sources="(('runs/grid', 1.0),)"
+	@echo "To embed it: replace synclipmae_jax/demo_dubber by the newest folder of runs/dubber/released; keep the README.md there and renew its numbers."
 
 test: $(VENV)/test.stamp
 	$(TEST) -m "not slow"

@@ -102,6 +102,7 @@ def _base() -> ConfigDict:
       shift=5.0,  # vace
       text_guidance=1.0,
       control_guidance=4.5,  # omniavatar
+      release=False,  # whether the parameters are also written in half precision, to hand them on
     )
   )
   config.init = ConfigDict(
@@ -175,12 +176,13 @@ def _embedded() -> ConfigDict:
   config.data.synthtalk.update(dict(train=600, val=16, test=160, seconds=4.0, seed=3, weight=1.0))
   config.data.update(dict(image_size=96, eval_clips=64))
   config.model.autoencoder.space_stride = 6  # as many tokens as `demo` has at 64 pixels
-  config.model.dit.update(dict(width=192, depth=4, heads=3, mlp_width=768))
+  config.model.dit.update(dict(width=192, depth=4, heads=3, mlp_width=512))
   config.model.vace.depth = 2
   # Without a pretrained backbone the mouth is decided at noise levels that the bell hardly counts. What lies outside of
   # the mask is not used.
   config.loss.update(dict(weights="none", on_references=False, outside=0.1))
   config.optimizer.update(dict(name="muon", peak_lr=3e-3, warmup_steps=100))
+  config.evaluation.release = True
   config.train.update(dict(steps=2_400, eval_every=800, checkpoint_every=100))
   return config
 

@@ -70,13 +70,21 @@ class SavedItem:
     return load_one(self.directory, self.name, abstract)
 
   def load_as(self, wanted: Params) -> Params:
-    """The leaves as numpy arrays. Raises InputError if they differ from `wanted` in name or shape, or are damaged."""
-    self.refuse_difference(self.leaves, wanted)
+    """The leaves as numpy arrays, widened where they were stored in half precision to take less room.
+
+    Raises InputError if they differ from `wanted` in name, shape or otherwise in dtype, or are damaged.
+    """
+    widened = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, _widened(x.dtype)), self.leaves)
+    self.refuse_difference(widened, wanted)
     try:
-      return self.load(numpy_leaves(wanted))
+      return jax.tree.map(lambda x: x.astype(_widened(x.dtype)), self.load(numpy_leaves(self.leaves)))
     except Exception as error:
       complaint = f"checkpoint {self.directory} is damaged: its {self.name} cannot be read ({error!r})"
       raise InputError(complaint) from error
+
+
+def _widened(dtype: Any) -> np.dtype:
+  return np.dtype(np.float32) if dtype == np.float16 else np.dtype(dtype)
 
 
 def numpy_leaves(leaves: Params) -> Params:

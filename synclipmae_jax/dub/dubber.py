@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,8 @@ from synclipmae_jax.models.wan.conditioning import REFERENCES, VideoAutoencoder,
 from synclipmae_jax.tasks.dub import Dubbing, Generator, from_config
 from synclipmae_jax.types import InputError, Params
 
+EMBEDDED = Path(__file__).parents[1] / "demo_dubber"  # the model that comes with the package
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dubbed:
@@ -47,13 +50,16 @@ class Dubbed:
   driven_by: str  # "audio" or "video"
   fit: str
   checkpoint: str
+  psnr_kept: float  # dB: what the model was shown of the face and gave back
+  known: bool | None  # whether that is as good as of the faces that it was trained on; None if unknown
   notes: tuple[str, ...]
 
 
 class Dubber:
   """A trained dubbing model with all that it needs. `Dubber.load` makes one.
 
-  `settings`: how it samples (`evaluation` of configs/dub.py); `text`: the prompt, [M, E].
+  `settings`: how it samples (`evaluation` of configs/dub.py); `text`: the prompt, [M, E]; `expected`: the least
+  `psnr_kept` of faces that it knows.
   """
 
   def __init__(
@@ -68,7 +74,9 @@ class Dubber:
     settings: Mapping[str, Any],
     name: str,
     digest: str = "",
+    expected: Mapping[str, float] | None = None,
   ):
+    self.expected = dict(expected or {})
     self.task, self.embedder, self.name = task, embedder, name
     self._params, self._autoencoder, self._text = (trainable, frozen), autoencoder, text
     self._generate, self._settings, self._digest = Generator(task, settings), dict(settings), digest
@@ -77,7 +85,7 @@ class Dubber:
   @classmethod
   def load(
     cls,
-    directory: str | os.PathLike,
+    directory: str | os.PathLike | None = None,
     *,
     encoder: str | os.PathLike | None = None,
     autoencoder: str | os.PathLike | None = None,
@@ -85,14 +93,14 @@ class Dubber:
     settings: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
   ) -> Dubber:
-    """The model of a run of configs/dub.py, or of a step of it.
+    """The model of a run of configs/dub.py, or of a step of it; without `directory` that of the package.
 
     `encoder`: the checkpoint of its tokens (None: the embedded one); `autoencoder`, `text`: the converted checkpoints
     (None: where the run had them); `settings` override the run's `evaluation`. Raises InputError for a checkpoint of
     another task or version, and for another encoder or autoencoder than it was trained with.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
-    step = checkpoints.resolve_step(directory, say=say)
+    step = checkpoints.resolve_step(directory or EMBEDDED, say=say)
     meta = checkpoints.load_meta(step)
     if meta.get("task") != "dub":
       raise InputError(f"{directory} holds no dubbing model: it is a checkpoint of the task {meta.get('task')!r}")
@@ -119,6 +127,7 @@ class Dubber:
     return cls(
       task, trainable, frozen, autoencoder=vae, text=read_text(config), embedder=embedder, name=str(step),
       settings={**stored["evaluation"], **(settings or {})}, digest=checkpoints.manifest_hash(step),
+      expected=meta.get("expected"),
     )  # fmt: skip
 
   def preview(self, video: str | os.PathLike, *, faces: str = "auto") -> np.ndarray:
@@ -182,6 +191,7 @@ class Dubber:
     if replaced is not None and len(tracks) > 1:
       notes.append(f"its sound track {tracks.index(replaced) + 1} of {len(tracks)} is replaced, the others are kept")
     notes += [times.note] if times.note else []
+    kept: list[np.ndarray] = []
     with contextlib.ExitStack() as stack:
       write = stack.enter_context(exchanging(
         video, stack.enter_context(writing(out)), out=out, sound=speech.sound(times.seconds), replaced=replaced,
@@ -192,7 +202,7 @@ class Dubber:
         beside = stack.enter_context(recording(
           stack.enter_context(writing(compare)), out=Path(compare), rate=seen.rate, sound=speech.sound(times.seconds)
         ))  # fmt: skip
-      stream = self._pictures(video, seen, times, plan, tokens, unfinished, seed=seed, progress=progress)
+      stream = self._pictures(video, seen, times, plan, tokens, unfinished, kept, seed=seed, progress=progress)
       for before, after in stream:
         if beside:
           pair = np.concatenate([planes.upright(before), planes.upright(after)], axis=1)
@@ -200,10 +210,17 @@ class Dubber:
           beside(_timed(both, after.pts - int(times.ticks[0]), seen))
         write(after)
     unfinished.remove()
+    psnr = -10 * math.log10(max(float(np.mean(kept)), 1e-10))
+    known = psnr >= self.expected["psnr_kept"] if "psnr_kept" in self.expected else None
+    if known is False:
+      notes.append(
+        f"the model does not know this face: what it was shown comes back with {psnr:.1f} dB, of the faces that it was"
+        f" trained on with at least {self.expected['psnr_kept']:.1f} dB; do not trust the mouth"
+      )
     return Dubbed(
       out=str(out), frames=len(times.order), dubbed=int(plan.dubbed), segments=len(plan.segments),
       seconds=times.seconds, driven_by="audio" if audio is not None else "video", fit=fit, checkpoint=self.name,
-      notes=tuple(notes),
+      psnr_kept=psnr, known=known, notes=tuple(notes),
     )  # fmt: skip
 
   def _pictures(
@@ -214,11 +231,15 @@ class Dubber:
     plan: Cutting,
     tokens: np.ndarray,
     unfinished: Unfinished,
+    kept: list[np.ndarray],
     *,
     seed: int,
     progress: Callable[[int, int], None] | None,
   ) -> Iterator[tuple[av.VideoFrame, av.VideoFrame]]:
-    """(as it was, as it becomes) of every picture of the result, with its time."""
+    """(as it was, as it becomes) of every picture of the result, with its time.
+
+    Appends to `kept` the squared error of each segment outside of its mask, of pixels in 0..1.
+    """
     steps, total = self._generate.steps, len(plan.segments) * self._generate.steps
     frames = iter(footage.read(video, times.order))
     identity = history = None
@@ -255,7 +276,9 @@ class Dubber:
       elif progress:
         progress((number + 1) * steps, total)
       made = segment.give(np.asarray(self._autoencoder.decode(jnp.asarray(latents[None], jnp.float32)))[0])
-      made = match_colour((made + 1) * 127.5, cuts.astype(np.float32), ~plan.masks(number, self.task.side))
+      outside = ~plan.masks(number, self.task.side)
+      kept.append(np.square((made + 1) / 2 - cuts / np.float32(255))[:, outside].mean())
+      made = match_colour((made + 1) * 127.5, cuts.astype(np.float32), outside)
       for row, frame in enumerate(stored):
         height, width = pictures[row].shape[:2]
         weight = mouth_weight(plan.regions[number], crop=crops[row], height=height, width=width)

@@ -1,0 +1,123 @@
+"""What the dubbing model of the package does: people of SynthTalk against the truth, and a speaker in sync or not.
+
+    python benchmarks/dubbing.py WORKDIR                       SynthTalk, 12 people (about 15 minutes on two cores)
+    python benchmarks/dubbing.py WORKDIR --speaker FOLDER      videos of one speaker, each with the next one's sound
+
+On SynthTalk every person is dubbed with the voice and with the mouth of another, and scored against the true picture
+(configs/dub.py:evaluate), beside the undubbed source and `mean`: a mouth that is the mean of each segment. Of a speaker
+there is no truth: `sync` judges each result with its new sound and with the old one, and each source likewise. Results
+lie in WORKDIR and are kept: a stopped run goes on. Prints the tables, and one JSON line.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import av
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from synclipmae_jax import SyncLipMAE
+from synclipmae_jax.data.media.containers import videos_below
+from synclipmae_jax.data.synthtalk.dubbing import write_dubbing
+from synclipmae_jax.dub.dubber import Dubber
+from synclipmae_jax.models.wan.conditioning import to_unit
+from synclipmae_jax.run import dub_scores
+from synclipmae_jax.run.config_files import load_config
+
+
+class MeanMouth(Dubber):
+  """Not generated: each segment's pictures become their mean."""
+
+  def _segment(self, segment, cuts, *others, **settings):
+    mean = np.broadcast_to(to_unit(cuts).mean(axis=0), (self.task.segment, *cuts.shape[1:]))
+    return np.asarray(self._autoencoder.encode(jnp.asarray(mean[None]))[0], np.float16)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("workdir", type=Path, metavar="WORKDIR")
+  parser.add_argument("--checkpoint", help="a run of configs/dub.py (default: the model of the package)")
+  parser.add_argument("--people", type=int, default=12, help="of SynthTalk")
+  parser.add_argument("--speaker", metavar="FOLDER", help="videos of one person")
+  parser.add_argument("--videos", type=int, default=24, help="of the speaker, evenly of the folder")
+  parser.add_argument("--steps", type=int, help="of the sampler (default: as the model was evaluated)")
+  parser.add_argument("--guidance", type=float, help="on the drive (default: as the model was evaluated)")
+  args = parser.parse_args()
+  sampling = {"steps": args.steps, "control_guidance": args.guidance}
+  settings = {name: value for name, value in sampling.items() if value is not None}
+  if args.speaker:
+    found = measure_speaker(args, Dubber.load(args.checkpoint, settings=settings))
+  else:
+    found = measure_people(args, settings)
+  print(json.dumps({"benchmark": "dubbing", **found}))
+
+
+def measure_people(args: argparse.Namespace, settings: dict) -> dict:
+  write_dubbing(args.workdir, args.people)
+  model, mean = (kind.load(args.checkpoint, settings=settings) for kind in (Dubber, MeanMouth))
+  drives = {"audio": (model, "audio"), "video": (model, "drive_video"), "mean": (mean, "audio")}
+  jobs = [(name, f"pair_{number:03d}.mp4") for name in drives for number in range(args.people)]
+  for name, file in tqdm(jobs, unit="video", desc="dub"):
+    dubber, drive = drives[name]
+    out = args.workdir / name / file
+    out.parent.mkdir(exist_ok=True)
+    if not out.exists():
+      dubber.dub(args.workdir / "source" / file, out, **{drive: args.workdir / "drive" / file})
+  config = load_config("dub.py:evaluate").unlock()
+  config.data.truth, config.data.source = str(args.workdir / "truth"), str(args.workdir / "source")
+  config.data.systems = tuple((name, str(args.workdir / name)) for name in drives)
+  report = dub_scores.run(config, args.workdir / "scores")
+  return {"corpus": "synthtalk", "people": args.people, **settings, "systems": report["systems"]}
+
+
+def measure_speaker(args: argparse.Namespace, model: Dubber) -> dict:
+  videos = sorted(videos_below(args.speaker))
+  chosen = [videos[i] for i in np.unique(np.linspace(0, len(videos) - 1, args.videos).round().astype(int))]
+  judge, rows = SyncLipMAE.load(), []
+  for number, video in enumerate(tqdm(chosen, unit="video", desc="dub")):
+    other = chosen[(number + 1) % len(chosen)]
+    place = args.workdir / "speaker" / Path(video).stem
+    place.mkdir(parents=True, exist_ok=True)
+    files = {
+      "source": Path(video), "source, new sound": place / "source_new.mp4", "dubbed": place / "dubbed.mp4",
+      "dubbed, old sound": place / "dubbed_old.mp4",
+    }  # fmt: skip
+    if not files["dubbed"].exists():
+      done = model.dub(video, files["dubbed"], audio=other, compare=place / "beside.mp4")
+      (place / "done.json").write_text(json.dumps({"known": done.known, "psnr_kept": done.psnr_kept}))
+    exchange(video, other, files["source, new sound"])
+    exchange(files["dubbed"], video, files["dubbed, old sound"])
+    found = {name: judge.sync(path) for name, path in files.items()}
+    known = json.loads((place / "done.json").read_text())["known"]
+    rows += [(name, one.verdict, one.lag_frames, one.curve[len(one.curve) // 2], known) for name, one in found.items()]
+  table = {}
+  for name in dict.fromkeys(row[0] for row in rows):
+    own = [row for row in rows if row[0] == name]
+    verdicts = [row[1] for row in own]
+    table[name] = {
+      "in_sync": float(np.mean([verdict == "in_sync" for verdict in verdicts])),
+      "answered": float(np.mean([verdict != "not_synchronizable" for verdict in verdicts])),
+      "score_at_0": float(np.mean([row[3] for row in own])),
+    }
+    print(f"{name:20} " + ", ".join(f"{key} {value:.3f}" for key, value in table[name].items()))
+  known = [row[4] for row in rows if row[0] == "dubbed"]
+  return {"corpus": str(args.speaker), "videos": len(chosen), "known": float(np.mean(known)), "files": table}
+
+
+def exchange(pictures, sound, out: Path) -> None:
+  """Copies the pictures of one file and the sound of another into a third."""
+  if out.exists():
+    return
+  with av.open(str(pictures)) as seen, av.open(str(sound)) as heard, av.open(str(out), "w") as target:
+    for container, stream in ((seen, seen.streams.video[0]), (heard, heard.streams.audio[0])):
+      copy = target.add_stream_from_template(stream)
+      for packet in list(container.demux(stream)):
+        if packet.dts is not None:
+          packet.stream = copy
+          target.mux(packet)
+
+
+if __name__ == "__main__":
+  main()
