@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from synclipmae_jax.types import InputError
 
 TIMES = 1000  # time of pure noise
-WEIGHTS = ("bell", "none")
+WEIGHTS = ("bell", "clean", "none")
 
 
 def shifted(sigma: np.ndarray, shift: float) -> np.ndarray:
@@ -38,14 +38,17 @@ def training_grid(*, shift: float, weights: str = "bell", levels: int = TIMES) -
   """`levels` noise levels that are equally likely.
 
   With `bell` the weight of time t is exp(-2 ((t - 500) / 1000)^2), less its minimum. It is normalised over the grid:
-  over a batch, a batch of one would divide by zero. Raises InputError for other weights and a shift that is not
-  positive.
+  over a batch, a batch of one would divide by zero. With `clean` it is s^2, by which the error of the velocity becomes
+  that of the clean latents. Raises InputError for other weights and a shift that is not positive.
   """
   if weights not in WEIGHTS or not shift > 0:
-    raise InputError(f"the weights are {' or '.join(WEIGHTS)} and the shift is positive, not {weights!r} and {shift}")
+    raise InputError(f"the weights are one of {', '.join(WEIGHTS)} and the shift is positive: {weights!r} and {shift}")
   sigma = shifted(np.linspace(1, 0, levels + 1)[:-1], shift)
-  weight = np.exp(-2 * (sigma - 0.5) ** 2) if weights == "bell" else np.ones(levels)
-  weight = weight - weight.min() if weights == "bell" else weight
+  if weights == "bell":
+    weight = np.exp(-2 * (sigma - 0.5) ** 2)
+    weight -= weight.min()
+  else:
+    weight = sigma**2 if weights == "clean" else np.ones(levels)
   return TrainingGrid(sigma=sigma.astype(np.float32), weight=(weight / weight.mean()).astype(np.float32))
 
 
