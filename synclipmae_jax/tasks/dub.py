@@ -19,7 +19,7 @@ from synclipmae_jax.models.wan.audio_pack import AudioPack
 from synclipmae_jax.models.wan.autoencoder import make_autoencoder
 from synclipmae_jax.models.wan.conditioning import REFERENCES, VideoAutoencoder
 from synclipmae_jax.models.wan.dit import PATCH, Dit
-from synclipmae_jax.models.wan.dubbing import PREDICTS, DubbingModel
+from synclipmae_jax.models.wan.dubbing import PREDICTS, DubbingModel, output_channels
 from synclipmae_jax.models.wan.samplers import make_sampler, sample
 from synclipmae_jax.models.wan.vace import Vace
 from synclipmae_jax.sharding import RULES, Rules
@@ -241,7 +241,8 @@ def from_config(config: Mapping[str, Any]) -> Dubbing:
   compute = {name: model[name] for name in ("unroll", "remat")} | {"compute_dtype": jnp.dtype(model["compute_dtype"])}
   block = {name: model[DIT][name] for name in ("width", "heads", "mlp_width")}
   channels = 2 * autoencoder.latent + autoencoder.space_stride**2
-  dit = {**model[DIT], "in_channels": autoencoder.latent, "out_channels": autoencoder.latent}
+  out_channels = output_channels(model["predicts"], autoencoder.latent)
+  dit = {**model[DIT], "in_channels": autoencoder.latent, "out_channels": out_channels}
   pack = {**model["audio_pack"], "token_width": data["token_width"], "width": block["width"]}
   modules = {
     DIT: Functional(lambda rngs: Dit(**dit, **compute, rngs=rngs)),

@@ -51,6 +51,13 @@ def test_features_are_opened_as_clips_are(prepared, tmp_path):
       np.testing.assert_array_equal(record["vocal"], np.full((clips.n_frames[index], 8), 1 + index))
 
 
+def test_no_split_is_kept_in_memory(prepared, tmp_path, monkeypatch):
+  # Above this size TFDS's own builders ask for TensorFlow.
+  monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 0)
+  write(prepared, tmp_path)
+  assert records.open_records(tmp_path, split="train")[1]["vocal"][0, 0] == 2
+
+
 def test_features_are_written_once_and_anew_for_another_checkpoint_or_other_records(prepared, tmp_path):
   cache, read = tmp_path / "cache", []
   path = write(prepared, cache)

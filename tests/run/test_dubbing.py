@@ -15,6 +15,7 @@ from synclipmae_jax import checkpoints
 from synclipmae_jax.data import dubbing as segments
 from synclipmae_jax.data import pipeline
 from synclipmae_jax.data.records import open_records
+from synclipmae_jax.dub.dubber import Dubber
 from synclipmae_jax.models.wan.autoencoder import wan_functional
 from synclipmae_jax.models.wan.conditioning import to_unit
 from synclipmae_jax.models.wan.space_to_depth import SpaceToDepth
@@ -93,7 +94,7 @@ def test_the_arrays_of_a_clip_are_its_pictures_and_tokens(place, model):
 
 @pytest.mark.slow
 def test_a_run_caches_its_segments_trains_resumes_and_reports(place, tmp_path, capsys):
-  given = config(place, train__eval_every=4)
+  given = config(place, train__eval_every=4, evaluation__release=True)
   whole = jobs.job_of(given).run(given, tmp_path)
   out = capsys.readouterr().out
   assert "| audio" in out and "| history" in out
@@ -103,6 +104,14 @@ def test_a_run_caches_its_segments_trains_resumes_and_reports(place, tmp_path, c
   assert all(np.isfinite(value) for value in report["psnr_mouth"].values())
   meta = checkpoints.load_meta(tmp_path)
   assert meta["preprocessing"]["dubbing"]["autoencoder"]["kind"] == "space_to_depth"
+  released = tmp_path / "released" / "4"
+  assert 0 < checkpoints.load_meta(released)["expected"]["psnr_kept"] < 60
+  loaded = Dubber.load(released, encoder=given.data.encoder)
+  assert loaded.expected == checkpoints.load_meta(released)["expected"]
+  jax.tree.map(
+    lambda half, full: np.testing.assert_array_equal(half, np.asarray(full, np.float16).astype(np.float32)),
+    *(checkpoints.find_item(released, "dit").load_as(whole.trainable["dit"]), jax.device_get(whole.trainable["dit"])),
+  )
 
   written = {path: path.stat().st_mtime_ns for path in (place / "cache").rglob("*") if path.is_file()}
   shutil.rmtree(tmp_path / "checkpoints" / "4")  # killed after its third step, the run goes on to the same end

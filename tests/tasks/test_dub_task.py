@@ -171,6 +171,17 @@ def test_references_count_in_the_loss_only_if_they_shall():
   assert loss(without, params, examples) != loss(task(), params, examples)
 
 
+def test_outside_of_the_mask_less_counts():
+  params, everywhere = drawn(task()), np.ones((2, 16, 16), bool)
+  half = everywhere.copy()
+  half[:, :8] = False
+  masked = lambda mask, **changes: loss(task(**changes), params, batch(2, mask=mask))
+  assert masked(everywhere, loss__outside=0.2) == pytest.approx(masked(everywhere), rel=1e-5)
+  assert masked(half, loss__outside=0.2) != pytest.approx(masked(half), rel=1e-3)
+  with pytest.raises(InputError, match="outside"):
+    task(loss__outside=1.5)
+
+
 def test_the_step_is_compiled_ahead_of_time_on_eight_devices():
   training = Training(
     task=task(model__frozen_backbone=True),

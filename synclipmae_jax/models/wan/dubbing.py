@@ -2,13 +2,15 @@
 
 Wan's output is the velocity. To say the noise of every pixel, a transformer must be wider than a patch has numbers. A
 small one on pixels is not, so its output is the clean latents instead, from which the velocity follows (Li and He 2025,
-"Back to Basics: Let Denoising Generative Models Denoise").
+"Back to Basics: Let Denoising Generative Models Denoise"). Or it is what has to be added to the picture of the person,
+which is let through by a gate a latent: what stays in its place need not pass the width of the transformer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -20,7 +22,7 @@ from synclipmae_jax.models.wan.vace import Vace, wan_vace
 from synclipmae_jax.types import InputError
 
 DRIVES = ("audio", "video")
-PREDICTS = ("velocity", "clean")
+PREDICTS = ("velocity", "clean", "residual")
 LEAST_NOISE = 0.05  # level that the error of clean latents is divided by at least
 
 
@@ -55,8 +57,16 @@ class DubbingModel:
     output = wan_vace(self.dit, self.vace, latents, context, text, t, addition=addition)
     if self.predicts == "velocity":
       return output
+    if self.predicts == "residual":
+      identity = context[:, REFERENCES.index("identity")][:, None, ..., : latents.shape[-1]]
+      output = output[..., :-1] + jax.nn.sigmoid(output[..., -1:]) * identity
     level = jnp.maximum(t / TIMES, LEAST_NOISE)[:, None, None, None, None]
     return (latents - output) / level
+
+
+def output_channels(predicts: str, latent: int) -> int:
+  """Channels of the transformer's output; a residual has one more, the gate."""
+  return latent + (predicts == "residual")
 
 
 def tokens_of(drive: str, *, audio: Float[Array, "b t d"], video: Float[Array, "b t d"]) -> Float[Array, "b t d"]:

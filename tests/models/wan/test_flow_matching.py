@@ -36,6 +36,28 @@ def test_the_error_is_zero_for_the_true_velocity_only():
   np.testing.assert_allclose(middle - 0.25 * (e - clean), clean, atol=1e-6)
 
 
+def test_weighted_places_count_by_their_weight():
+  clean, e = noise(1), noise(2)
+  weight = jnp.zeros((2, 2, 2)).at[:, 1, 0].set(0.5)
+  there = jnp.square(clean[:, :, 1, 0]).mean(-1)
+  np.testing.assert_allclose(flow.velocity_error(e, clean, e, weight=weight), there, rtol=1e-5)
+  np.testing.assert_allclose(
+    flow.velocity_error(e, clean, e, weight=jnp.full((2, 2, 2), 0.3)), flow.velocity_error(e, clean, e), rtol=1e-5
+  )
+
+
+def test_the_weight_of_clean_latents_makes_their_error_of_that_of_the_velocity():
+  clean, e, guess = noise(1), noise(2), noise(3)
+  grid, ratios = flow.training_grid(shift=3.0, weights="clean"), []
+  for level in (100, 700, 950):
+    sigma = jnp.full(2, grid.sigma[level])
+    velocity = (flow.add_noise(clean, e, sigma) - guess) / sigma[0]
+    error = grid.weight[level] * flow.velocity_error(velocity, clean, e)
+    ratios.append(error / np.square(guess - clean).mean((2, 3, 4)))
+  np.testing.assert_allclose(ratios, np.full((3, 2, 1), ratios[0][0]), rtol=1e-3)  # the same at every noise level
+
+
+
 @pytest.mark.parametrize("name", ["euler", "unipc"])
 def test_one_clean_sample_is_reached_in_any_number_of_steps(name):
   goal = noise(3)
