@@ -113,7 +113,7 @@ def wan_vace(
   *,
   scale: float | Float[Array, " v"] = 1.0,
   addition: Array | None = None,
-) -> Float[Array, "b t h w c"]:
+) -> Float[Array, "b t h w o"]:
   """The velocity (noise minus clean latents) that Wan2.1-VACE predicts, float32, channels-last.
 
   Args: `t` in [0, 1000]; `text` at most `dit.text_length` embeddings, unpadded or padded with zeros; `scale` and

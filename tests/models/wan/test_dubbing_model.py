@@ -84,6 +84,33 @@ def test_a_model_of_clean_latents_has_the_velocity_that_leads_to_them():
   np.testing.assert_allclose(given["latents"] - level * velocity, plain(params, given), rtol=1e-4, atol=1e-4)
 
 
+def test_a_residual_is_added_to_the_picture_of_the_person_as_far_as_the_gate_lets_it():
+  given, params = inputs(), drawn()
+  out_channels = dubbing.output_channels("residual", VAE.latent)
+  head = params["dit"]["head"]["projection"]
+  # One more channel, the gate of each of the 2 x 2 latents of a patch; all else is the model of clean latents.
+  gates = np.full(4, -100.0, np.float32)
+  gates[3] = 0.0
+
+  def wide(x, extra):
+    apart = np.asarray(x).reshape(*x.shape[:-1], 4, VAE.latent)
+    return jnp.asarray(np.concatenate([apart, extra], axis=-1).reshape(*x.shape[:-1], -1))
+
+  head = {"kernel": wide(head["kernel"], np.zeros((24, 4, 1), np.float32)), "bias": wide(head["bias"], gates[:, None])}
+  dit = Functional(lambda rngs: Dit(**BLOCK, depth=2, text_width=6, text_length=4, time_features=8,
+                                    in_channels=VAE.latent, out_channels=out_channels, rngs=rngs))  # fmt: skip
+  clean = dataclasses.replace(bound(params), predicts="clean")
+  model = dataclasses.replace(
+    clean, predicts="residual", dit=dit.bind({**params["dit"], "head": {**params["dit"]["head"], "projection": head}})
+  )
+  run = lambda each: each.velocity(**given, tokens=tokens(0), driven=jnp.array([False, False]))
+  added = (run(clean) - run(model)) * np.array([0.9, dubbing.LEAST_NOISE])[:, None, None, None, None]
+  identity = np.broadcast_to(given["context"][:, :1, ..., : VAE.latent], added.shape)
+  expected = np.zeros(added.shape, np.float32)
+  expected[:, :, 1::2, 1::2] = 0.5 * identity[:, :, 1::2, 1::2]
+  np.testing.assert_allclose(added, expected, atol=1e-4)
+
+
 def test_switching_the_drive_changes_nothing_but_the_tokens():
   given, model = inputs(), bound(drawn())
   heard, seen = tokens(2), tokens(3)

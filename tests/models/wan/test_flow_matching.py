@@ -57,7 +57,6 @@ def test_the_weight_of_clean_latents_makes_their_error_of_that_of_the_velocity()
   np.testing.assert_allclose(ratios, np.full((3, 2, 1), ratios[0][0]), rtol=1e-3)  # the same at every noise level
 
 
-
 @pytest.mark.parametrize("name", ["euler", "unipc"])
 def test_one_clean_sample_is_reached_in_any_number_of_steps(name):
   goal = noise(3)
