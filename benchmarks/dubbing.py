@@ -86,7 +86,7 @@ def measure_speaker(args: argparse.Namespace, model: Dubber) -> dict:
     }  # fmt: skip
     if not files["dubbed"].exists():
       done = model.dub(video, files["dubbed"], audio=other, compare=place / "beside.mp4")
-      (place / "done.json").write_text(json.dumps({"known": done.known, "psnr_kept": done.psnr_kept}))
+      (place / "done.json").write_text(json.dumps({"known": done.known, "mouth_gain": done.mouth_gain}))
     exchange(video, other, files["source, new sound"])
     exchange(files["dubbed"], video, files["dubbed, old sound"])
     found = {name: judge.sync(path) for name, path in files.items()}

@@ -17,7 +17,8 @@ _LEAST = 16  # pixels of a crop: a smaller face stays as it is
 
 
 class Cutting:
-  """The `segments` that are generated, and `regions`, the mouth region of each in fractions of its crops, float [4].
+  """The `segments` that are generated, and of each, in fractions of its crops, the mouth region in `regions`, float
+  [4], and the face in `boxes`, float32 [n, 4].
 
   `order`: which picture of the footage each picture of the result is. Raises InputError if there is nothing to do: no
   face, only small ones, or only mouths that leave the picture.
@@ -27,6 +28,7 @@ class Cutting:
     self._crops = np.full((len(order), 4), np.nan)  # x0, y0, width, height in pixels of the stored picture
     self.segments: list[Segment] = []
     self.regions: list[np.ndarray] = []
+    self.boxes: list[np.ndarray] = []
     self.notes: list[str] = []
     track = seen.track.track[order]
     size = np.array([seen.width, seen.height])
@@ -48,6 +50,7 @@ class Cutting:
           outside += segment.stop - segment.start
         else:
           self.segments.append(segment)
+          self.boxes.append(inside.astype(np.float32))
     for count, why in (
       (int((track < 0).sum()), "show no face"),
       (small, f"show a face smaller than {_LEAST} pixels"),

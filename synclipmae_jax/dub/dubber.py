@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -31,10 +30,12 @@ from synclipmae_jax.dub.unfinished import Unfinished
 from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.inference.trained import DEMO, load_trained, refusing
 from synclipmae_jax.inference.wan import load_autoencoder, read_text
+from synclipmae_jax.metrics.dubbing import mouth_gain, region_error
 from synclipmae_jax.models.wan.conditioning import REFERENCES, VideoAutoencoder, encode_pictures, to_unit, without
 from synclipmae_jax.tasks.dub import Dubbing, Generator, from_config
 from synclipmae_jax.types import InputError, Params
 
+_TRIALS = 4  # segments by which it is judged whether the model knows a face
 EMBEDDED = Path(__file__).parents[1] / "demo_dubber"  # the model that comes with the package
 
 
@@ -50,8 +51,8 @@ class Dubbed:
   driven_by: str  # "audio" or "video"
   fit: str
   checkpoint: str
-  psnr_kept: float  # dB: what the model was shown of the face and gave back
-  known: bool | None  # whether that is as good as of the faces that it was trained on; None if unknown
+  mouth_gain: float | None  # dB (`metrics.dubbing.mouth_gain`); None where the model does not say what to expect
+  known: bool | None  # whether that is as much as of the faces that it was trained on
   notes: tuple[str, ...]
 
 
@@ -59,7 +60,7 @@ class Dubber:
   """A trained dubbing model with all that it needs. `Dubber.load` makes one.
 
   `settings`: how it samples (`evaluation` of configs/dub.py); `text`: the prompt, [M, E]; `expected`: the least
-  `psnr_kept` of faces that it knows.
+  `mouth_gain` of faces that it knows.
   """
 
   def __init__(
@@ -191,7 +192,7 @@ class Dubber:
     if replaced is not None and len(tracks) > 1:
       notes.append(f"its sound track {tracks.index(replaced) + 1} of {len(tracks)} is replaced, the others are kept")
     notes += [times.note] if times.note else []
-    kept: list[np.ndarray] = []
+    trials: list[tuple[float, float]] = []
     with contextlib.ExitStack() as stack:
       write = stack.enter_context(exchanging(
         video, stack.enter_context(writing(out)), out=out, sound=speech.sound(times.seconds), replaced=replaced,
@@ -202,7 +203,7 @@ class Dubber:
         beside = stack.enter_context(recording(
           stack.enter_context(writing(compare)), out=Path(compare), rate=seen.rate, sound=speech.sound(times.seconds)
         ))  # fmt: skip
-      stream = self._pictures(video, seen, times, plan, tokens, unfinished, kept, seed=seed, progress=progress)
+      stream = self._pictures(video, seen, times, plan, tokens, unfinished, trials, seed=seed, progress=progress)
       for before, after in stream:
         if beside:
           pair = np.concatenate([planes.upright(before), planes.upright(after)], axis=1)
@@ -210,17 +211,19 @@ class Dubber:
           beside(_timed(both, after.pts - int(times.ticks[0]), seen))
         write(after)
     unfinished.remove()
-    psnr = -10 * math.log10(max(float(np.mean(kept)), 1e-10))
-    known = psnr >= self.expected["psnr_kept"] if "psnr_kept" in self.expected else None
+    gain, known = (mouth_gain(*np.sum(trials, axis=0)) if trials else None), None
+    if gain is not None:
+      known = gain >= self.expected["mouth_gain"]
     if known is False:
       notes.append(
-        f"the model does not know this face: what it was shown comes back with {psnr:.1f} dB, of the faces that it was"
-        f" trained on with at least {self.expected['psnr_kept']:.1f} dB; do not trust the mouth"
+        f"the model does not know this face: told how its mouth moves, it is {gain:.1f} dB nearer to it than a still"
+        f" picture, with faces like those that it was trained on at least {self.expected['mouth_gain']:.1f} dB; do not"
+        " trust the mouth"
       )
     return Dubbed(
       out=str(out), frames=len(times.order), dubbed=int(plan.dubbed), segments=len(plan.segments),
       seconds=times.seconds, driven_by="audio" if audio is not None else "video", fit=fit, checkpoint=self.name,
-      psnr_kept=psnr, known=known, notes=tuple(notes),
+      mouth_gain=gain, known=known, notes=tuple(notes),
     )  # fmt: skip
 
   def _pictures(
@@ -231,17 +234,20 @@ class Dubber:
     plan: Cutting,
     tokens: np.ndarray,
     unfinished: Unfinished,
-    kept: list[np.ndarray],
+    trials: list[tuple[float, float]],
     *,
     seed: int,
     progress: Callable[[int, int], None] | None,
   ) -> Iterator[tuple[av.VideoFrame, av.VideoFrame]]:
     """(as it was, as it becomes) of every picture of the result, with its time.
 
-    Appends to `kept` the squared error of each segment outside of its mask, of pixels in 0..1.
+    Appends to `trials` what `_try` finds of some segments.
     """
     steps, total = self._generate.steps, len(plan.segments) * self._generate.steps
     frames = iter(footage.read(video, times.order))
+    # The later of a shot, where the person is seen as in training: some time before.
+    tried = _spread([n for n, each in enumerate(plan.segments) if each.history is not None] or [0], _TRIALS)
+    tried = tried if self.expected else []
     identity = history = None
     at, shot, ended = 0, -1, -1
 
@@ -267,6 +273,10 @@ class Dubber:
       if segment.start != ended:  # the picture before was not generated
         history = None
       ended = segment.stop
+      if number in tried:
+        seen_cuts = [cut_out(*each, size=self.embedder.image_size) for each in zip(pictures, crops, strict=True)]
+        mask = plan.masks(number, self.task.side)
+        trials.append(self._try(cuts, np.stack(seen_cuts), plan.boxes[number], mask, identity))
       if (latents := unfinished.get(number)) is None:
         tell = None if progress is None else lambda done, _, number=number: progress(number * steps + done, total)
         latents = self._segment(
@@ -276,9 +286,7 @@ class Dubber:
       elif progress:
         progress((number + 1) * steps, total)
       made = segment.give(np.asarray(self._autoencoder.decode(jnp.asarray(latents[None], jnp.float32)))[0])
-      outside = ~plan.masks(number, self.task.side)
-      kept.append(np.square((made + 1) / 2 - cuts / np.float32(255))[:, outside].mean())
-      made = match_colour((made + 1) * 127.5, cuts.astype(np.float32), outside)
+      made = match_colour((made + 1) * 127.5, cuts.astype(np.float32), ~plan.masks(number, self.task.side))
       for row, frame in enumerate(stored):
         height, width = pictures[row].shape[:2]
         weight = mouth_weight(plan.regions[number], crop=crops[row], height=height, width=width)
@@ -309,6 +317,25 @@ class Dubber:
       *self._params, noise, inputs[1], self._text[None], segment.take(tokens)[None], progress=progress
     )
     return np.asarray(made[0, len(REFERENCES) :], np.float16)
+
+  def _try(
+    self, cuts: np.ndarray, seen: np.ndarray, boxes: np.ndarray, mask: np.ndarray, identity: np.ndarray
+  ) -> tuple[float, float]:
+    """Errors in the mouth region of a segment, whose mouth the model is told, and of a still picture.
+
+    `cuts`, `seen`: its face crops, of the model's and of the encoder's size; `boxes`: of the face, within the crops.
+    """
+    rows = np.minimum(np.arange(self.task.segment), len(cuts) - 1)
+    truth = to_unit(cuts[rows])
+    clean, context = self._inputs(truth, mask, identity, None)
+    unknown = np.full((len(rows), 4), -1, np.float32)
+    tokens = self.embedder.encode_lips(seen[rows], face_box=boxes[rows], mouth_box=unknown)
+    noise = jax.random.normal(jax.random.key(0), clean.shape)
+    latents = self._generate.at_once(*self._params, noise, context, self._text[None], tokens[None])
+    made = np.asarray(self._autoencoder.decode(latents[:, len(REFERENCES) :]))
+    still = np.broadcast_to(to_unit(identity), made.shape)
+    told, held = (region_error(each, truth[None], mask[None])[0] for each in (made, still))
+    return float(told), float(held)
 
   def _inputs(self, video: np.ndarray, mask: np.ndarray, identity: np.ndarray, history: np.ndarray | None):
     """(clean latents without content, context) of one segment in [-1, 1]."""
@@ -342,6 +369,11 @@ class Dubber:
     settings = sorted(self._settings.items(), key=lambda pair: pair[0])
     said = (files, inputs[2:], settings, self._digest, self.name)
     return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def _spread(numbers: list[int], count: int) -> list[int]:
+  """At most `count` of them, evenly."""
+  return [numbers[i] for i in np.unique(np.linspace(0, len(numbers) - 1, count).round().astype(int))]
 
 
 def _timed(frame: av.VideoFrame, ticks: int, seen: Footage) -> av.VideoFrame:

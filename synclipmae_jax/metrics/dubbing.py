@@ -52,3 +52,17 @@ def _across(points: np.ndarray) -> np.ndarray:
 def _mean(values: np.ndarray) -> float:
   known = values[np.isfinite(values)]
   return float(known.mean()) if len(known) else float("nan")
+
+
+def region_error(found: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """[B]: mean squared difference of videos [B, T, H, W, 3] in [-1, 1] over the mask [B, H, W], in pixels of 0..1."""
+  squared = np.square((found - truth) / 2).mean(axis=(1, 4))
+  return (squared * mask).sum(axis=(1, 2)) / np.maximum(mask.sum(axis=(1, 2)), 1)
+
+
+def mouth_gain(told: float, still: float) -> float:
+  """dB by which a model that is told the true mouth is nearer to it than a still picture of the person.
+
+  Both are errors in the mouth region (`region_error`).
+  """
+  return float(10 * np.log10(max(still, 1e-10) / max(told, 1e-10)))

@@ -203,6 +203,14 @@ def test_pictures_come_in_any_order(place):
   assert len(list(footage.read(place / "mute.mp4", np.zeros(3, int)))) == 3
 
 
+@pytest.mark.parametrize("least", [-99.0, 99.0])
+def test_of_a_face_that_the_model_does_not_know_it_says_so(place, model, tmp_path, monkeypatch, least):
+  monkeypatch.setattr(model, "expected", {"mouth_gain": least})
+  done = model.dub(place / "a.mp4", tmp_path / "x.mp4", audio=place / "short.wav", faces="full_frame")
+  assert done.known == (done.mouth_gain > least) == (least < 0)
+  assert any("does not know this face" in note for note in done.notes) == (not done.known)
+
+
 def test_a_full_disk_leaves_what_was_generated(place, model, tmp_path, monkeypatch):
   kept, put = [], module.Unfinished.put
 

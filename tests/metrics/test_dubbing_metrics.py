@@ -40,3 +40,14 @@ def test_drift_is_between_the_ends():
   assert dubbing.drift(colours, frames=10) == pytest.approx(9.0)
   assert dubbing.drift(np.zeros((5, 3)), frames=17) == 0
   assert np.isnan(dubbing.drift(np.full((5, 3), np.nan), frames=17))
+
+
+def test_the_gain_compares_errors_in_the_mouth_region():
+  truth = np.zeros((1, 2, 4, 4, 3), np.float32)
+  mask = np.zeros((1, 4, 4), bool)
+  mask[:, 2:] = True
+  still, told = truth.copy(), truth.copy()
+  still[:, :, :2], still[:, :, 2:], told[:, :, 2:] = 1.0, 0.4, 0.04
+  errors = [dubbing.region_error(made, truth, mask)[0] for made in (told, still)]
+  assert errors == pytest.approx([0.02**2, 0.2**2], rel=1e-5)  # in pixels of 0..1
+  assert dubbing.mouth_gain(*errors) == pytest.approx(20, abs=1e-4)
