@@ -35,7 +35,8 @@ class Dubbing(Task):
   `modules`: item -> its constructor; `frozen`: whether `dit` is; `predicts`: what the output is. `side`: pixels of a
   picture; `segment`: frames; `drops`: probabilities of `history`, `text` and `control` to be left out of an example.
   With `loss_on_references` the loss counts the latent frames of the references too, except a history that was left out.
-  `outside`: what a place outside of the mask counts, beside 1 within.
+  `outside`: what a place outside of the mask counts, beside 1 within; `motion`: what changes within a segment, beside 1
+  of what stays.
   """
 
   name = "dub"
@@ -57,6 +58,7 @@ class Dubbing(Task):
     drops: Mapping[str, float],
     loss_on_references: bool,
     outside: float = 1.0,
+    motion: float = 1.0,
   ):
     unit = PATCH * autoencoder.space_stride
     if side < unit or side % unit or segment % autoencoder.time_stride != 1:
@@ -68,12 +70,12 @@ class Dubbing(Task):
       raise InputError(f"history, text and control are dropped with probabilities in [0, 1), not {dict(drops)}")
     if predicts not in PREDICTS:
       raise InputError(f"unknown model.predicts {predicts!r}: {' or '.join(PREDICTS)}")
-    if not 0 <= outside <= 1:
-      raise InputError(f"loss.outside is in [0, 1], not {outside}")
+    if not 0 <= outside <= 1 or not motion > 0:
+      raise InputError(f"loss.outside is in [0, 1] and loss.motion positive, not {outside} and {motion}")
     self.modules, self.frozen, self.predicts, self.autoencoder = modules, frozen, predicts, autoencoder
     self.side, self.segment, self.text_shape, self.token_width = side, segment, text_shape, token_width
     self.grid, self.drops = grid, drops
-    self.loss_on_references, self.outside = loss_on_references, outside
+    self.loss_on_references, self.outside, self.motion = loss_on_references, outside, motion
 
   def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
     keys = dict(zip(self.modules, jax.random.split(key, len(self.modules)), strict=True))
@@ -122,6 +124,10 @@ class Dubbing(Task):
       jnp.where(by_audio[:, None, None], batch["audio"], batch["video"]).astype(jnp.float32),
       driven=kept["control"],
     )
+    if self.motion != 1:
+      velocity = flow_matching.with_motion_weighted(
+        velocity, clean, noise, references=len(REFERENCES), weight=self.motion
+      )
     error = flow_matching.velocity_error(velocity, clean, noise, weight=self._weight(batch["mask"], clean.shape[2]))
     counted = jnp.ones_like(error)
     if self.loss_on_references:
@@ -269,4 +275,5 @@ def from_config(config: Mapping[str, Any]) -> Dubbing:
     drops=loss["drops"],
     loss_on_references=loss["on_references"],
     outside=loss["outside"],
+    motion=loss["motion"],
   )

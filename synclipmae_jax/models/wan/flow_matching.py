@@ -75,6 +75,25 @@ def velocity_error(
   return (squared * weight).sum(axis=(2, 3)) / weight.sum(axis=(2, 3))
 
 
+def with_motion_weighted(
+  velocity: Float[Array, "b s h w z"],
+  clean: Float[Array, "b s h w z"],
+  noise: Float[Array, "b s h w z"],
+  *,
+  references: int,
+  weight: float,
+) -> Float[Array, "b s h w z"]:
+  """A velocity whose squared error, after the `references`, has what changes over time counted `weight` times.
+
+  The error of each place is divided into its mean over the latent frames and what deviates from it.
+  """
+  true = noise - clean
+  error = (velocity.astype(jnp.float32) - true)[:, references:]
+  still = error.mean(axis=1, keepdims=True)
+  error = still + weight**0.5 * (error - still)
+  return jnp.concatenate([velocity[:, :references].astype(jnp.float32), true[:, references:] + error], axis=1)
+
+
 def guided(
   velocity: Callable[[bool, bool], Float[Array, "b s h w z"]], *, text: float = 1.0, control: float = 1.0
 ) -> Float[Array, "b s h w z"]:

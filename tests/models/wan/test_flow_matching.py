@@ -58,6 +58,17 @@ def test_the_weight_of_clean_latents_makes_their_error_of_that_of_the_velocity()
 
 
 @pytest.mark.parametrize("name", ["euler", "unipc"])
+def test_what_changes_over_time_counts_more():
+  draw = lambda seed: jnp.float32(np.random.default_rng(seed).standard_normal((2, 6, 2, 2, 3)))
+  clean, e, velocity = draw(1), draw(2), draw(3)
+  error = np.asarray(velocity - (e - clean))
+  still = error[:, 2:].mean(axis=1, keepdims=True)
+  expected = np.square(still).mean() + 4 * np.square(error[:, 2:] - still).mean()
+  weighted = flow.with_motion_weighted(velocity, clean, e, references=2, weight=4.0)
+  np.testing.assert_allclose(flow.velocity_error(weighted, clean, e)[:, 2:].mean(), expected, rtol=1e-5)
+  np.testing.assert_allclose(weighted[:, :2], velocity[:, :2])
+
+
 def test_one_clean_sample_is_reached_in_any_number_of_steps(name):
   goal = noise(3)
   for steps in (1, 2, 3, 7):
