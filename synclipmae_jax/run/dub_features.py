@@ -16,6 +16,7 @@ from synclipmae_jax.baselines.windows import in_chunks
 from synclipmae_jax.evaluation.table import number_or_null
 from synclipmae_jax.metrics.feature_sets import FeatureState, VideoFeatures, frechet_distance, kernel_distance
 from synclipmae_jax.run.sync_models import load_baseline
+from synclipmae_jax.types import InputError
 from synclipmae_jax.web_page import printable
 
 HEADINGS = {"fid": "FID", "kid": "KID x 1000", "fvd": "FVD"}
@@ -35,6 +36,8 @@ class Extractor:
 def load_extractors(config: ConfigDict) -> dict[str, Extractor]:
   """By name, those for which the configuration names weights. Raises InputError."""
   found = {}
+  if config.picture_every < 1:
+    raise InputError(f"picture_every is a number of frames, not {config.picture_every}")
   if config.inception:
     run = _network("inception", config.inception, lambda pictures: pictures[:, 0])
     found["inception"] = Extractor(run=run, frames=1, every=config.picture_every, chunk=16)
@@ -129,8 +132,7 @@ class FeatureSets:
         refused.append(f"{system}, {titles}: at least {least} {kind}{length} are needed, and there are {len(made)}")
       elif kind == "pictures":
         scores["fid"] = frechet_distance(made, wanted)
-        kid, deviation = kernel_distance(made, wanted)
-        scores |= {"kid": 1000 * kid, "kid_deviation": 1000 * deviation}
+        scores["kid"], scores["kid_deviation"] = kernel_distance(made, wanted)
       else:
         scores["fvd"] = frechet_distance(made, wanted)
     return scores, counts, refused

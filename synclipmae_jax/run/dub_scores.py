@@ -366,7 +366,7 @@ def text(report: Mapping[str, Any]) -> str:
   def cell(column: str, mean: float | None) -> str:
     if mean is None:
       return "-"
-    return f"{100 * mean:.0f}" if column == "in_sync" else f"{mean:.3f}"
+    return f"{100 * mean:.0f}" if column == "in_sync" else f"{(1000 if column == 'kid' else 1) * mean:.3f}"
 
   body = [
     [name, str(each["videos"]), *(cell(column, of(each, column)) for column in shown)]
