@@ -14,7 +14,7 @@ once, to `data.cache`; interrupted, the same command goes on with the next clip.
 
 scores dubbed videos made by any system. A video of a system belongs to that of the truth (or the source) of the same
 name; all are measured in the face box of that one. WORKDIR/dub_scores.json has a row for every video, dub_scores.md the
-table.
+table. LSE needs converted SyncNets, FID and KID an InceptionV3, FVD an I3D.
 
 Presets: `paper` (accelerators), `demo`, `embedded` (the model of the package), `tiny` (for tests), `evaluate`. All but
 `paper` have no pretrained backbone, so theirs is trained too, and a stand-in takes the place of the VAE
@@ -212,6 +212,9 @@ def _evaluate() -> ConfigDict:
   config.faces = "auto"  # how faces are found in truth or source, as in `synclipmae sync`
   config.syncnet = config_dict.placeholder(str)  # converted weights of SyncNet v2, for LSE-C and LSE-D
   config.stable_syncnet = config_dict.placeholder(str)  # the same of StableSyncNet
+  config.inception = config_dict.placeholder(str)  # converted weights of FID's InceptionV3, for FID and KID
+  config.i3d = config_dict.placeholder(str)  # converted weights of I3D, for FVD
+  config.picture_every = 1  # frames between the pictures of FID and KID
   config.data = ConfigDict(
     dict(
       systems=config_dict.placeholder(tuple),  # ((name, folder of its videos),)

@@ -21,16 +21,26 @@ from synclipmae_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("compile_*.json"))
-SPEC = importlib.util.spec_from_file_location("pretrain", ROOT / "configs" / "pretrain.py")
-CONFIG = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(CONFIG)
+DUBBING = sorted((ROOT / "tests" / "golden").glob("dub_*.json"))
+
+
+def load(name):
+  """A file of configs/ as a module."""
+  spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+CONFIG = load("pretrain")
 without_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
 
 
-def run(preset, *arguments):
+def run(preset, *arguments, config="pretrain"):
   """Runs the command without the compiler flags of the tests."""
   environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))}
-  command = [sys.executable, "-m", "synclipmae_jax.compile", f"--config={ROOT / 'configs' / 'pretrain.py'}:{preset}"]
+  file = ROOT / "configs" / f"{config}.py"
+  command = [sys.executable, "-m", "synclipmae_jax.compile", f"--config={file}:{preset}"]
   return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
 
 
@@ -224,18 +234,32 @@ def test_the_paper_on_a_pod(path):
     assert report.peak_hbm_gib <= 80 and report.mfu_bound >= 0.6 and report.days <= 6
 
 
+@pytest.mark.parametrize("path", DUBBING, ids=lambda path: path.stem)
+def test_dubbing_on_a_pod(path):
+  """The committed results of configs/dub.py:paper: they fit, and are of the current model."""
+  report = ahead_of_time.Report(**json.loads(path.read_text()))
+  config = load("dub").get_config("paper")
+  assert report.fits and report.chips == config.train.batch_clips == 128
+  assert report.model_flops == model_flops(config)
+  # Both paths are computed again for the gradient; the backbone has no gradient of its own.
+  assert 1.3 < report.compiled_flops / report.model_flops < 1.5
+  assert report.mfu_bound == pytest.approx(
+    report.roofline["compute_s"] / report.step_s * report.model_flops / report.compiled_flops
+  )
+
+
 def test_goldens_exist():
   assert "compile_v5p_4x4x8" in [path.stem for path in GOLDEN]
+  assert [path.stem for path in DUBBING] == ["dub_v5p_4x4x8", "dub_v6e_8x16"]
 
 
-@pytest.mark.slow
-@without_libtpu
-def test_the_compiler_agrees_with_the_golden():
-  path = next(path for path in GOLDEN if path.stem == "compile_v5p_4x4x8")
+def check_compiled(path, preset, *, config):
+  """Compiles a step anew, and compares it with its committed result."""
   golden = json.loads(path.read_text())
-  done = run("paper", f"--topology={golden['topology']}", "--json")
+  done = run(preset, f"--topology={golden['topology']}", "--json", config=config)
   assert done.returncode == 0, done.stderr
   now = json.loads(done.stdout)
+  print(f"{config}:{preset} on {golden['topology']}: MFU at most {now['mfu_bound']:.1%}, {now['peak_hbm_gib']:.1f} GiB")
   assert now.keys() == golden.keys()
   assert now["model_flops"] == golden["model_flops"]
   assert now["compiled_flops"] == pytest.approx(golden["compiled_flops"], rel=1e-3)
@@ -244,6 +268,20 @@ def test_the_compiler_agrees_with_the_golden():
   for kind, expected in golden["collectives"].items():
     assert now["collectives"][kind] == pytest.approx(expected, rel=0.02)
   assert now["mfu_bound"] == pytest.approx(golden["mfu_bound"], rel=0.02)
+
+
+@pytest.mark.slow
+@without_libtpu
+def test_the_compiler_agrees_with_the_golden():
+  check_compiled(next(path for path in GOLDEN if path.stem == "compile_v5p_4x4x8"), "paper", config="pretrain")
+
+
+# Not part of CI, for its minutes: `make test-tpu-dub`.
+@pytest.mark.slow
+@without_libtpu
+@pytest.mark.parametrize("path", DUBBING, ids=lambda path: path.stem)
+def test_the_dubbing_step_compiles_as_committed(path):
+  check_compiled(path, "paper", config="dub")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from synclipmae_jax.types import InputError
 
 NAMES = (
   "sapiens", "wav2vec2", "vit_mae", "wan_vace", "wan_vae", "syncnet", "stable_syncnet", "vocalist", "auto_avsr",
-  "av_hubert", "videomae", "marlin",
+  "av_hubert", "videomae", "marlin", "inception", "i3d",
 )  # fmt: skip
 _SHOWN = 6  # keys of each side of a difference
 

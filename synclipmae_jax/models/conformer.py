@@ -32,15 +32,16 @@ Norm = Literal["layer", "batch"]
 
 
 class RunningNorm(nnx.Module):
-  """Batch norm with fixed statistics, which are parameters; epsilon 1e-5. Only converted checkpoints have them."""
+  """Batch norm with fixed statistics, which are parameters. Only converted checkpoints have them."""
 
-  def __init__(self, width: int):
+  def __init__(self, width: int, *, epsilon: float = 1e-5):
+    self.epsilon = epsilon
     self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
     self.mean, self.var = nnx.Param(jnp.zeros(width)), nnx.Param(jnp.ones(width))
 
   def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
     mean, var = map(jax.lax.stop_gradient, (self.mean[...], self.var[...]))
-    y = (x.astype(jnp.float32) - mean) * (self.scale * jax.lax.rsqrt(var + 1e-5)) + self.bias
+    y = (x.astype(jnp.float32) - mean) * (self.scale * jax.lax.rsqrt(var + self.epsilon)) + self.bias
     return y.astype(x.dtype)
 
 

@@ -33,6 +33,7 @@ from synclipmae_jax.metrics.bootstrap import clip_bootstrap
 from synclipmae_jax.metrics.image_quality import WHOLE, picture_scores
 from synclipmae_jax.pretrained import SyncLipMAE
 from synclipmae_jax.run.clock import Clock
+from synclipmae_jax.run.dub_features import HEADINGS, FeatureSets, Watch, add_sets, load_extractors, told_of_sets
 from synclipmae_jax.run.file_clips import clips_of
 from synclipmae_jax.run.workdir import write_config
 from synclipmae_jax.types import InputError
@@ -43,7 +44,7 @@ _ROOM = 1.5  # side of the window of the face mesh, relative to the longer side 
 _IDENTITY_EVERY = 10  # frames
 _LSE_SIZE = 224
 
-# Column -> heading; the order of the table.
+# Column -> heading; the order of the table. Behind them stand the distances of sets (dub_features.HEADINGS).
 COLUMNS = {
   "sync": "sync score",
   "in_sync": "in sync, %",
@@ -75,6 +76,7 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
   with clock("loading"):
     model = SyncLipMAE.load(config.checkpoint)
     judges: list[Judge] = [functools.partial(_in_sync, model, faces=config.faces), *_lse_judges(config)]
+    sets = FeatureSets(load_extractors(config))
   write_config(config, workdir, dict(overrides or {}))
   paired, rows = bool(config.data.truth), []
   with clock("videos"):
@@ -82,13 +84,18 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
     with tqdm(total=total, unit="file", desc="scores", disable=None) as bar:
       for name, path in references.items():
         theirs = {system: found[name] for system, found in systems.items() if name in found}
-        rows += _rows(model, judges, name, path, theirs, config=config, paired=paired)
+        rows += _rows(model, judges, sets, name, path, theirs, config=config, paired=paired)
         bar.update(len(theirs))
   missing = {system: sorted(references.keys() - found.keys()) for system, found in systems.items()}
+  names = _names(systems, paired)
+  totals = {name: _totals([row for row in rows if row.system == name]) for name in names}
+  with clock("sets"):
+    refused = add_sets(totals, sets)
   report = {
     "checkpoint": model.name,
-    "reference": "truth" if paired else "source",
-    "systems": {name: _totals([row for row in rows if row.system == name]) for name in _names(systems, paired)},
+    "reference": names[0],
+    "systems": totals,
+    "refused": refused,
     "missing": {system: names for system, names in missing.items() if names},
     "rows": [dataclasses.asdict(row) for row in rows],
   }
@@ -171,6 +178,7 @@ def _in_sync(model: SyncLipMAE, path: str, *, faces: str) -> dict[str, float]:
 def _rows(
   model: SyncLipMAE,
   judges: Sequence[Judge],
+  sets: FeatureSets,
   name: str,
   path: str,
   systems: Mapping[str, str],
@@ -181,7 +189,7 @@ def _rows(
   """A row for the reference, with what needs no other video, and one for every system."""
   own = "truth" if paired else "source"
   try:
-    reference = Reference(model, path, faces=config.faces)
+    reference = Reference(model, path, faces=config.faces, watch=sets.watch(own, name))
     yield Row(system=own, video=name, frames=reference.count, values=_judged(judges, path))
   except Exception as error:  # an unforeseen error affects one file only
     yield Row(system=own, video=name, error=_sentence(error))
@@ -190,7 +198,7 @@ def _rows(
     return
   for system, theirs in systems.items():
     try:
-      count, values = reference.compare(theirs)
+      count, values = reference.compare(theirs, watch=sets.watch(system, name))
       kept = {column: value for column, value in values.items() if paired or column not in _PAIRED}
       whole = {column: number_or_null(value) for column, value in kept.items()} | _judged(judges, theirs)
       yield Row(system=system, video=name, frames=count, values=whole)
@@ -216,7 +224,7 @@ def _sentence(error: Exception) -> str:
 class Reference:
   """A true or undubbed video: the box in which all systems are measured, and what they are compared with."""
 
-  def __init__(self, model: SyncLipMAE, path: str, *, faces: str):
+  def __init__(self, model: SyncLipMAE, path: str, *, faces: str, watch: Watch):
     self._model, self._path = model, path
     self._info = video.probe(path)
     source, _ = open_faces(path, faces, info=self._info)
@@ -230,20 +238,21 @@ class Reference:
     crop[self._seen] = crop_path(box[self._seen], width=width, height=height).round()
     self._crop = crop.astype(int)
     self._box = (box - crop[:, [0, 1, 0, 1]]) / np.maximum(crop[:, 2:], 1)  # in fractions of the crop
-    self._truth = self._look(path)
+    self._truth = self._look(path, watch)
 
   @property
   def count(self) -> int:
     """Frames with a face."""
     return int(self._seen.sum())
 
-  def compare(self, path: str) -> tuple[int, dict[str, float]]:
-    """(number of frames that both have, scores by column). Raises InputError."""
+  def compare(self, path: str, *, watch: Watch) -> tuple[int, dict[str, float]]:
+    """(number of frames that both have, scores by column). `watch` sees the crops. Raises InputError."""
     count, points, colours, identity = 0, [], [], []
     pictures: dict[str, list[tuple[float, float]]] = {"mouth": [], "face": []}
     rows = []
     for t, true, made in self._pairs(path):
       region = np.clip(mouth_region(self._box[t : t + 1]), 0, 1)
+      watch.add(t, made)
       found = picture_scores(made / 255, true / 255, {"mouth": region, "face": WHOLE})
       for name in pictures:
         pictures[name].append(found[name])
@@ -264,6 +273,7 @@ class Reference:
     }
     for name, pairs in pictures.items():
       values[f"psnr_{name}"], values[f"ssim_{name}"] = (float(value) for value in np.nanmean(pairs, axis=0))
+    watch.finish()
     return count, values
 
   def _pairs(self, path: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -293,14 +303,16 @@ class Reference:
     points, _ = find_points(crop, window)
     return points[list(MediaPipe.landmarks)]
 
-  def _look(self, path: str) -> _Seen:
+  def _look(self, path: str, watch: Watch) -> _Seen:
     points, kept = np.full((len(self._seen), 68, 2), np.nan), []
     for frame in video.read_frames(path):
       if frame.index < len(self._seen) and self._seen[frame.index]:
         crop = self._cut(frame.image, frame.index)
         points[frame.index] = self._points(crop, frame.index)
+        watch.add(frame.index, crop)
         if frame.index % _IDENTITY_EVERY == 0 or not kept:
           kept.append(crop)
+    watch.finish()
     return _Seen(points=points, identity=self._identity(kept))
 
   def _identity(self, crops: Sequence[np.ndarray]) -> np.ndarray:
@@ -347,25 +359,29 @@ def _or_nan(value: float | None) -> float:
 
 def text(report: Mapping[str, Any]) -> str:
   """The table, and what its numbers mean."""
-  shown = [c for c in COLUMNS if any(each["scores"][c]["mean"] is not None for each in report["systems"].values())]
+  headings = COLUMNS | HEADINGS
+  of = lambda each, column: each["scores"].get(column, {"mean": None})["mean"]
+  shown = [c for c in headings if any(of(each, c) is not None for each in report["systems"].values())]
 
-  def cell(column: str, score: Mapping[str, float | None]) -> str:
-    if score["mean"] is None:
+  def cell(column: str, mean: float | None) -> str:
+    if mean is None:
       return "-"
-    return f"{100 * score['mean']:.0f}" if column == "in_sync" else f"{score['mean']:.3f}"
+    return f"{100 * mean:.0f}" if column == "in_sync" else f"{(1000 if column == 'kid' else 1) * mean:.3f}"
 
   body = [
-    [name, str(each["videos"]), *(cell(column, each["scores"][column]) for column in shown)]
+    [name, str(each["videos"]), *(cell(column, of(each, column)) for column in shown)]
     for name, each in report["systems"].items()
   ]
   wrong = [f"{row['system']}/{row['video']}: {row['error']}" for row in report["rows"] if row["error"]]
   lacking = [f"{system} lacks {', '.join(names)}" for system, names in report["missing"].items()]
   return "\n".join([
-    *markdown(["system", "videos", *(COLUMNS[column] for column in shown)], body),
+    *markdown(["system", "videos", *(headings[column] for column in shown)], body),
     "",
     f"All are measured in the face box of the {report['reference']}. Sync score: cosine of audio and vocal tokens at"
     f" lag 0, by {report['checkpoint']}. Lips: distance of the points of the face mesh from the true ones. Identity:"
     " cosine of the identity tokens. Drift: of the mean colour, from the first to the last segment.",
-    *([""] if wrong or lacking else []),
-    *(f"- {printable(sentence)}" for sentence in (*wrong, *lacking)),
+    "",
+    told_of_sets(report["systems"]),
+    *([""] if wrong or lacking or report["refused"] else []),
+    *(f"- {printable(sentence)}" for sentence in (*wrong, *lacking, *report["refused"])),
   ])  # fmt: skip

@@ -281,7 +281,12 @@ class Dit(nnx.Module):
         f"{self.depth} blocks take {whole + (rest > 0)} hints, one per {stride} blocks, not {len(hints)}"
       )
     grouped = jax.tree.map(lambda leaf: leaf[: whole * stride].reshape(whole, stride, *leaf.shape[1:]), leaves)
-    x, _ = jax.lax.scan(group, x, (grouped, hints[:whole]), unroll=self.unroll)
+    if self.unroll is True:
+      # Not a scan: its carry has a gradient everywhere, and here nothing that is trained precedes the first hint.
+      for i in range(whole):
+        x, _ = group(x, (at(grouped, i), hints[i]))
+    else:
+      x, _ = jax.lax.scan(group, x, (grouped, hints[:whole]), unroll=self.unroll)
     if rest:
       x, _ = group(x, (at(leaves, slice(whole * stride, None)), hints[-1]))
     return x
