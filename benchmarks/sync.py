@@ -1,11 +1,14 @@
 """Cost of `synclipmae sync`: real-time factor and memory, on a short file and on longer ones.
 
-    python benchmarks/sync.py VIDEO [CHECKPOINT]
+    python benchmarks/sync.py [VIDEO] [--checkpoint DIR] [--seconds 10 60 600]         about three minutes on two cores
 
-Repeats VIDEO to 10 s, 60 s and 10 min without encoding it again, analyses each file in a separate process, and prints
-the real-time factor (with and without process start, loading and compilation) and the peak memory.
+Repeats VIDEO (default: a SynthTalk clip) to each length without encoding it again and analyses each file in a process
+of its own. Prints JSON lines: duration of the video over the time from the start of the process to the answer and over
+the time of the analysis once all is compiled (real-time factors), and the peak memory of the longest over the shortest.
 """
 
+import argparse
+import functools
 import json
 import math
 import resource
@@ -16,9 +19,20 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
-import av
+import side_by_side
 
 SECONDS = (10, 60, 600)
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("video", nargs="?", help="with sound (default: 9 s of SynthTalk)")
+arguments.add_argument("--checkpoint", help="a workdir or a step (default: the embedded checkpoint)")
+arguments.add_argument("--seconds", nargs="+", type=int, default=SECONDS, help="lengths to repeat it to")
+arguments.add_argument("--analyse", action="store_true", help=argparse.SUPPRESS)  # VIDEO, here and once
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments)
+
+import av
+import footage
 
 
 def repeat(source: str, out: Path, *, seconds: float) -> None:
@@ -62,24 +76,25 @@ def analyse(path: str, checkpoint: str | None) -> None:
   )  # fmt: skip
 
 
-def main(source: str, checkpoint: str | None = None) -> None:
+def main(flags) -> None:
   found = []
   with tempfile.TemporaryDirectory() as folder:
-    for seconds in SECONDS:
+    source = flags.video or str(footage.write_video(Path(folder, "clip.mp4"), 360, 288, seconds=9.0))
+    for seconds in sorted(flags.seconds):
       path = Path(folder, f"{seconds}.mp4")
       repeat(source, path, seconds=seconds)
-      arguments = [sys.executable, __file__, "--analyse", str(path), *([checkpoint] if checkpoint else [])]
-      answer = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
-      found.append(json.loads(answer.splitlines()[-1]))
-      one = found[-1]
-      print(
-        f"{one['seconds']:6.1f} s of video: loaded in {one['start']:.1f} s, result {one['first']:.1f} s later, peak"
-        f" {one['rss']:.0f} MB, {one['processor']:.1f} s of processor time;"
-        f" real-time factor {one['seconds'] / (one['start'] + one['first']):.1f} with the start,"
-        f" {one['seconds'] / one['warm']:.1f} once compiled"
-      )
-  print(f"peak memory, long : short = {found[-1]['rss'] / found[0]['rss']:.2f}")
+      words = [sys.executable, __file__, "--analyse", str(path)]
+      words += ["--checkpoint", flags.checkpoint] if flags.checkpoint else []
+      answer = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
+      found.append(one := json.loads(answer.splitlines()[-1]))
+      length = one["seconds"]
+      show = functools.partial(side_by_side.print_ratio, "sync", **one)
+      show(f"{length:.0f} s, from the start", length / (one["start"] + one["first"]), of="video / time to the answer")
+      show(f"{length:.0f} s, once compiled", length / one["warm"], of="video / time of the analysis")
+  if len(found) > 1:
+    side_by_side.print_ratio("sync", "memory", found[-1]["rss"] / found[0]["rss"], of="longest / shortest",
+                             unit="peak memory", mib=[round(one["rss"]) for one in found])  # fmt: skip
 
 
 if __name__ == "__main__":
-  analyse(sys.argv[2], *(sys.argv[3:] or [None])) if sys.argv[1] == "--analyse" else main(*sys.argv[1:])
+  analyse(flags.video, flags.checkpoint) if flags.analyse else main(flags)
