@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from synclipmae_jax.inference.embedder import Embedder, Embedding
+from synclipmae_jax.inference.blocks import DEMO, Embedding
+from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.inference.stream import embed_file
-from synclipmae_jax.inference.trained import DEMO, load_trained, refusing
+from synclipmae_jax.inference.trained import load_trained, refusing
 from synclipmae_jax.sync.analysis import sync_file
 from synclipmae_jax.sync.calibration import Calibration
 from synclipmae_jax.sync.result import SyncResult
