@@ -1,17 +1,16 @@
 """Cost of `synclipmae sync`: real-time factor and memory, on a short file and on longer ones.
 
-    python benchmarks/sync.py [VIDEO] [--checkpoint DIR] [--seconds 10 60 600]         about three minutes on two cores
+    python benchmarks/sync.py [VIDEO] [--checkpoint DIR] [--seconds 9 60 600]         about three minutes on two cores
 
-Repeats VIDEO (default: a SynthTalk clip) to each length without encoding it again and analyses each file in a process
-of its own. Prints JSON lines: duration of the video over the time from the start of the process to the answer and over
-the time of the analysis once all is compiled (real-time factors), and the peak memory of the longest over the shortest.
+Repeats VIDEO (default: a SynthTalk clip) to each length without encoding it again and calls the command on each, from
+the start of the process to its end; a call before them fills its cache. Prints JSON lines: duration of the video over
+the time of the command, for each; that of a longer file over a shorter one (what a further second of video costs, once
+all has started); and the peak memory of the longest over the shortest.
 """
 
-import argparse
-import functools
-import json
+import itertools
 import math
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,18 +20,16 @@ from pathlib import Path
 
 import side_by_side
 
-SECONDS = (10, 60, 600)
-
 arguments = side_by_side.parser(__doc__)
 arguments.add_argument("video", nargs="?", help="with sound (default: 9 s of SynthTalk)")
 arguments.add_argument("--checkpoint", help="a workdir or a step (default: the embedded checkpoint)")
-arguments.add_argument("--seconds", nargs="+", type=int, default=SECONDS, help="lengths to repeat it to")
-arguments.add_argument("--analyse", action="store_true", help=argparse.SUPPRESS)  # VIDEO, here and once
+arguments.add_argument("--seconds", nargs="+", type=int, default=(9, 60, 600), help="lengths to repeat it to")
 if __name__ == "__main__":
   flags = side_by_side.parse(arguments)
 
 import av
 import footage
+from side_by_side import Times, print_ratio, ratio, steady
 
 
 def repeat(source: str, out: Path, *, seconds: float) -> None:
@@ -55,46 +52,39 @@ def repeat(source: str, out: Path, *, seconds: float) -> None:
         target.mux(packet)
 
 
-def analyse(path: str, checkpoint: str | None) -> None:
-  """Runs in a separate process and prints its times and memory."""
+def call(path: Path, checkpoint: str | None) -> tuple[Times, int]:
+  """Seconds and peak memory in bytes of the command on a file, in one round."""
+  words = [sys.executable, "-m", "synclipmae_jax.apps.cli", "sync", str(path), "--json"]
   started = time.perf_counter()
-  from synclipmae_jax.apps.footage import keep_compiled
-  from synclipmae_jax.pretrained import SyncLipMAE
-
-  keep_compiled()
-  model = SyncLipMAE.load(checkpoint)
-  loaded = time.perf_counter()
-  result = model.sync(path)
-  whole, processor = time.perf_counter(), time.process_time()
-  again = model.sync(path) if result.duration_s < 60 else None  # compiled already
-  seconds = time.perf_counter() - whole if again else whole - loaded
-  print(
-    json.dumps({
-      "seconds": result.duration_s, "start": loaded - started, "first": whole - loaded, "warm": seconds,
-      "processor": processor, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    })
-  )  # fmt: skip
+  process = subprocess.Popen([*words, *(["--checkpoint", checkpoint] if checkpoint else [])], stdout=subprocess.DEVNULL)
+  _, status, used = os.wait4(process.pid, 0)
+  if status:
+    sys.exit(f"`synclipmae sync` ended with status {os.waitstatus_to_exitcode(status)}")
+  times = Times(wall=[time.perf_counter() - started], cpu=[used.ru_utime + used.ru_stime])
+  return times, used.ru_maxrss * 1024
 
 
 def main(flags) -> None:
-  found = []
+  lengths = sorted(flags.seconds)
   with tempfile.TemporaryDirectory() as folder:
     source = flags.video or str(footage.write_video(Path(folder, "clip.mp4"), 360, 288, seconds=9.0))
-    for seconds in sorted(flags.seconds):
-      path = Path(folder, f"{seconds}.mp4")
+    paths = {seconds: Path(folder, f"{seconds}.mp4") for seconds in lengths}
+    for seconds, path in paths.items():
       repeat(source, path, seconds=seconds)
-      words = [sys.executable, __file__, "--analyse", str(path)]
-      words += ["--checkpoint", flags.checkpoint] if flags.checkpoint else []
-      answer = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-      found.append(one := json.loads(answer.splitlines()[-1]))
-      length = one["seconds"]
-      show = functools.partial(side_by_side.print_ratio, "sync", **one)
-      show(f"{length:.0f} s, from the start", length / (one["start"] + one["first"]), of="video / time to the answer")
-      show(f"{length:.0f} s, once compiled", length / one["warm"], of="video / time of the analysis")
-  if len(found) > 1:
-    side_by_side.print_ratio("sync", "memory", found[-1]["rss"] / found[0]["rss"], of="longest / shortest",
-                             unit="peak memory", mib=[round(one["rss"]) for one in found])  # fmt: skip
+    call(paths[lengths[0]], flags.checkpoint)
+    found = {seconds: call(path, flags.checkpoint) for seconds, path in paths.items()}
+  for seconds, (times, peak) in found.items():
+    print_ratio("sync", f"{seconds} s", ratio(steady(seconds, 1), times), of="video / command", seconds=times.wall[0],
+                mib=round(peak / 2**20))  # fmt: skip
+  for (short, (before, _)), (long, (after, _)) in itertools.pairwise(found.items()):
+    further = Times(wall=[after.wall[0] - before.wall[0]], cpu=[after.cpu[0] - before.cpu[0]])
+    print_ratio(
+      "sync", f"{short} to {long} s", ratio(steady(long - short, 1), further), of="further video / further time"
+    )
+  if len(lengths) > 1:
+    memory = found[lengths[-1]][1] / found[lengths[0]][1]
+    print_ratio("sync", "memory", memory, of="longest / shortest", unit="peak memory")
 
 
 if __name__ == "__main__":
-  analyse(flags.video, flags.checkpoint) if flags.analyse else main(flags)
+  main(flags)
