@@ -89,7 +89,8 @@ def _hann() -> np.ndarray:
 @functools.cache
 def _mel_filters(bands: int) -> np.ndarray:
   """[257, bands]: triangular filters on the mel scale from 60 Hz to 7.6 kHz; each column sums to 1."""
-  edges = _hertz(np.linspace(*_mel(np.array([60.0, 7_600.0])), bands + 2))
+  low, high = _mel(np.array([60.0, 7_600.0]))
+  edges = _hertz(np.linspace(low, high, bands + 2))
   away = edges[:, None] - np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE)
   wide = np.diff(edges)[:, None]
   filters = np.maximum(0, np.minimum(-away[:-2] / wide[:-1], away[2:] / wide[1:])).astype(np.float32)

@@ -132,7 +132,7 @@ def _write(path: Path, packed: Packed) -> None:
   handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".part")
   try:
     with os.fdopen(handle, "wb") as file:
-      np.savez(file, **packed)
+      np.savez(file, allow_pickle=False, **packed)
     os.replace(partial, path)
   except BaseException:
     os.unlink(partial)
