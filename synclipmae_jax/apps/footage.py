@@ -172,7 +172,7 @@ def remark(command: str, video: str, sentence: str) -> None:
 
 CACHE = "SYNCLIPMAE_CACHE"  # a folder, or `off`
 _COMPILED = 256 * 2**20  # bytes
-_UNUSED_DAYS = 60
+_OURS, _UNUSED_DAYS = "versions", 60  # how the names of our folders begin
 
 
 def cache_folder() -> Path | None:
@@ -186,13 +186,13 @@ def cache_folder() -> Path | None:
     return None
   root = Path(os.path.expanduser(place))
   names = ("synclipmae_jax", "jax", "jaxlib")
-  folder = root / "-".join(importlib.metadata.version(name) for name in names)
+  folder = root / "-".join([_OURS, *(importlib.metadata.version(name) for name in names)])
   try:
     if not folder.is_dir():
       folder.mkdir(parents=True)
-      for other in root.iterdir():
+      for other in root.glob(f"{_OURS}-*"):  # the folder may be one that the user has named, with other things in it
         if time.time() - other.stat().st_mtime > 86_400 * _UNUSED_DAYS:
-          shutil.rmtree(other) if other.is_dir() else other.unlink()
+          shutil.rmtree(other, ignore_errors=True)
     os.utime(folder)
   except OSError:
     return None

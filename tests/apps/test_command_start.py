@@ -115,10 +115,10 @@ def test_a_folder_that_cannot_be_written_is_none(tmp_path, monkeypatch):
 
 def test_folders_of_other_versions_go_when_they_have_not_been_used_for_long(tmp_path, monkeypatch):
   monkeypatch.setenv(footage.CACHE, str(tmp_path))
-  old, recent = tmp_path / "0.0.1-0.9-0.9", tmp_path / "0.0.2-0.9-0.9"
-  for folder, days in ((old, 90), (recent, 1)):
+  old, recent, foreign = (tmp_path / name for name in ("versions-0.0.1-0.9-0.9", "versions-0.0.2-0.9-0.9", "holiday"))
+  for folder, days in ((old, 90), (recent, 1), (foreign, 900)):
     folder.mkdir()
     (folder / "x").write_text("")
     os.utime(folder, (time.time() - 86_400 * days,) * 2)
   folder = footage.cache_folder()
-  assert sorted(tmp_path.iterdir()) == sorted([recent, folder])
+  assert sorted(tmp_path.iterdir()) == sorted([recent, folder, foreign])
