@@ -3,12 +3,13 @@
     python benchmarks/convert.py [NAME ...] [--dir DIR] [--verify]
 
 Targets on 2 cores and 24 GiB: wav2vec2 under 1 minute, Sapiens under 2, VACE-1.3B (bfloat16) under 10 within 12 GiB;
-anonymous memory at most 2.6 x the result + 1 GiB. The files take up to 9 GiB of disk while it runs.
+anonymous memory at most 2.6 x the result + 1 GiB. The files take up to 9 GiB of disk while it runs, which is about
+fifteen minutes. A JSON line a donor and ratio: seconds to those of the target, memory to the size of the result.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
 import math
 import shutil
@@ -16,6 +17,19 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import side_by_side
+
+NAMES = ("sapiens", "wav2vec2", "wan_vae", "wan_vace")
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)} (default: all)")
+arguments.add_argument("--dir", help="folder for the files (default: a temporary directory)")
+arguments.add_argument("--verify", action="store_true", help="include the comparison of the result with the file")
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments)
+  if unknown := sorted(set(flags.names) - set(NAMES)):
+    arguments.error(f"{unknown[0]!r} is not one of {', '.join(NAMES)}")
 
 import ml_dtypes
 import numpy as np
@@ -59,31 +73,27 @@ def write(name: str, path: Path) -> int:
   return sum(math.prod(shape) for shape in shapes.values())
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("names", nargs="*", default=list(FULL), help=f"some of {', '.join(FULL)} (default: all)")
-  parser.add_argument("--dir", help="folder for the files (default: a temporary directory)")
-  parser.add_argument("--verify", action="store_true", help="include the comparison of the result with the file")
-  args = parser.parse_args()
+def main(flags) -> int:
   missed = False
-  for name in args.names:
-    with tempfile.TemporaryDirectory(dir=args.dir) as place:
+  for name in flags.names or NAMES:
+    with tempfile.TemporaryDirectory(dir=flags.dir) as place:
       source, result = Path(place, f"{name}.safetensors"), Path(place, name)
-      parameters = write(name, source)
-      dtype = FULL[name][1]
-      words = [name, "--src", source, "--dst", result, "--dtype", dtype, "--json"] + ["--verify"] * args.verify
+      known = {"parameters": write(name, source), "dtype": FULL[name][1]}
+      words = [name, "--src", source, "--dst", result, "--dtype", known["dtype"], "--json"]
+      words += ["--verify"] * flags.verify
       command = [sys.executable, "-m", "synclipmae_jax.convert", *map(str, words)]
       done = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
       shutil.rmtree(result)
-    seconds, peak, limit = done["seconds"], done["peak_gib"], 2.6 * done["result_gib"] + 1
-    missed |= seconds > SECONDS.get(name, math.inf) or peak > min(limit, 12)
-    print(
-      f"{name:9} {parameters / 1e6:8.1f} M parameters, {dtype}: {seconds:6.1f} s (limit {SECONDS.get(name, '-')}), "
-      f"{peak:5.2f} GiB anonymous for {done['result_gib']:.2f} GiB (limit {min(limit, 12):.2f})",
-      flush=True,
-    )
+    seconds, peak, size = done["seconds"], done["peak_gib"], done["result_gib"]
+    limit = min(2.6 * size + 1, 12)
+    missed |= seconds > SECONDS.get(name, math.inf) or peak > limit
+    show = functools.partial(side_by_side.print_ratio, "convert", seconds=seconds, peak_gib=peak, **known)
+    if name in SECONDS:
+      show(f"{name}, time", seconds / SECONDS[name], of="conversion / its limit", unit="seconds", target="<= 1")
+    show(f"{name}, memory", peak / size, of="peak of anonymous memory / result", unit="bytes",
+         target=f"<= {limit / size:.2f}")  # fmt: skip
   return int(missed)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(main(flags))

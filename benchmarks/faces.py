@@ -2,9 +2,8 @@
 
     python benchmarks/faces.py [VIDEO] [--rounds 5]
 
-Prints one JSON line per ratio. The two sides of a ratio are timed alternately in one process. A line has the median and
-the quartiles of the wall-clock ratio over the rounds, and the median ratio of processor time, which other load on the
-machine affects less. A first line has processor times in milliseconds:
+Prints one JSON line a ratio, timed in turn in one process; about two minutes on two cores. Each line also has these
+processor times in milliseconds:
 
   detect_ms                  a search for faces in the whole picture and all tiles
   mesh_ms                    the mesh of one face in one frame
@@ -19,15 +18,22 @@ The ratios are:
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import side_by_side
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("video", nargs="?", help="footage to measure on (default: SynthTalk at 360x288 and 1280x720)")
+arguments.add_argument("--rounds", type=int, default=5)
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments)
+
+import footage
 import numpy as np
-from side_by_side import Times, in_turn, load, ratio
+from side_by_side import Times, in_turn, ratio, steady
 
 from synclipmae_jax.data.clips import Settings, cut_file
 from synclipmae_jax.data.corpora import SourceItem
@@ -42,30 +48,14 @@ SIZES = ((360, 288), (1280, 720))
 SECONDS = 4.0
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("video", nargs="?", help="footage to measure on (default: SynthTalk at 360x288 and 1280x720)")
-  parser.add_argument("--rounds", type=int, default=5)
-  args = parser.parse_args()
+def main(flags) -> None:
   with tempfile.TemporaryDirectory() as folder:
-    if args.video:
-      measure(Path(args.video), args.rounds)
-    else:
-      for width, height in SIZES:
-        measure(synthtalk(Path(folder, f"{width}x{height}.mp4"), width, height), args.rounds)
-
-
-def synthtalk(path: Path, width: int, height: int) -> Path:
-  """Writes a SynthTalk clip with grey bars at the sides."""
-  from synclipmae_jax.data.synthtalk.clip import make_clip
-  from synclipmae_jax.data.synthtalk.corpus import encode
-  from synclipmae_jax.data.synthtalk.render import render
-
-  clip = make_clip(0, seed=0, split="train", seconds=SECONDS)
-  margin = (width - height) // 2
-  frames = np.pad(render(clip, size=height), [(0, 0), (0, 0), (margin, margin), (0, 0)], constant_values=90)
-  encode(path, frames, clip.waveform(), crf=23)
-  return path
+    if flags.video:
+      measure(Path(flags.video), flags.rounds)
+      return
+    for width, height in SIZES:
+      path = footage.write_video(Path(folder, f"{width}x{height}.mp4"), width, height, seconds=SECONDS)
+      measure(path, flags.rounds)
 
 
 def measure(path: Path, rounds: int) -> None:
@@ -94,28 +84,26 @@ def measure(path: Path, rounds: int) -> None:
   for run in runs.values():
     run()
   times = in_turn(runs, rounds=rounds)
-  real = Times(wall=[seconds] * rounds, cpu=[seconds] * rounds)
-  picture = f"{info.width}x{info.height}"
-  print(json.dumps({
-    "picture": picture, "detect_ms": milliseconds(times["detect"]), "mesh_ms": milliseconds(times["mesh"], 10),
-    "track_ms": milliseconds(times["mediapipe"], len(frames)), "load": load(),
-  }))  # fmt: skip
-  for name, above, below in (
+  real = steady(seconds, rounds)
+  milliseconds = {
+    "detect_ms": of_a_call(times["detect"]), "mesh_ms": of_a_call(times["mesh"], 10),
+    "track_ms": of_a_call(times["mediapipe"], len(frames)),
+  }  # fmt: skip
+  for of, above, below in (
     ("video / tracking", real, times["mediapipe"]),
     ("skimage_lbp / mediapipe", times["skimage_lbp"], times["mediapipe"]),
     ("video / prepare --size 64", real, times["prepare 64"]),
     ("video / prepare --size 256", real, times["prepare 256"]),
   ):
-    found = ratio(above, below)
-    values = {"ratio": found.wall, "low": found.low, "high": found.high, "processor": found.cpu}
-    print(json.dumps({"picture": picture, "name": name} | {key: round(value, 2) for key, value in values.items()}))
+    picture = f"{info.width}x{info.height}"
+    side_by_side.print_ratio("faces", f"{of}, {picture}", ratio(above, below), of=of, **milliseconds)
 
 
-def milliseconds(times: Times, calls: int = 1) -> float:
-  """Median processor time of a call."""
+def of_a_call(times: Times, calls: int = 1) -> float:
+  """Milliseconds of a call: median of processor time."""
   return round(1000 * float(np.median(times.cpu)) / calls, 2)
 
 
 if __name__ == "__main__":
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  main()
+  main(flags)

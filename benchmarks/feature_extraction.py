@@ -1,6 +1,6 @@
 """Time of the features of a frozen encoder (run/feature_encoders.py) relative to the same encoder in PyTorch.
 
-    python benchmarks/feature_extraction.py [CHECKPOINT]
+    python benchmarks/feature_extraction.py [CHECKPOINT]          a minute; default: the embedded checkpoint
 
 Both read face crops uint8 [T, S, S, 3] with boxes and give identity, vocal and ambient tokens of every frame from two
 views. The torch encoder (`torch_modules.py`, scaled dot-product attention) has the weights of the checkpoint, and its
@@ -11,23 +11,28 @@ the threads of torch wait for one another: `OMP_NUM_THREADS=1 taskset -c 0`. Nee
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+import side_by_side
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("checkpoint", nargs="?", help="a workdir or a step (default: the embedded checkpoint)")
+arguments.add_argument("--rounds", type=int, default=7)
+arguments.add_argument("--frames", type=int, default=1024)
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments, needs=["torch"])
 
 import jax
 import numpy as np
 import torch
 from einops import rearrange
-from side_by_side import in_turn, load, ratio
 from torch_modules import VisualEncoder
 
 from synclipmae_jax.inference.trained import load_trained
 from synclipmae_jax.models.visual_encoder import PIXEL_MEAN, PIXEL_STD
 from synclipmae_jax.pretrained import DEMO, SyncLipMAE
 from synclipmae_jax.run.feature_encoders import BLOCK, TokenFeatures
-
-FRAMES, ROUNDS = 1024, 7
 
 
 def torch_encoder(model: SyncLipMAE, directory: str | Path) -> VisualEncoder:
@@ -56,14 +61,14 @@ def torch_encoder(model: SyncLipMAE, directory: str | Path) -> VisualEncoder:
   return encoder
 
 
-def main(checkpoint: str | None = None) -> int:
-  model = SyncLipMAE.load(checkpoint)
-  encoder, twin = TokenFeatures(model), torch_encoder(model, checkpoint or DEMO)
+def main(flags) -> None:
+  model, count = SyncLipMAE.load(flags.checkpoint), flags.frames
+  encoder, twin = TokenFeatures(model), torch_encoder(model, flags.checkpoint or DEMO)
   inner, random = model.embedder.model, np.random.default_rng(0)
-  frames = random.integers(0, 256, (FRAMES, model.image_size, model.image_size, 3), np.uint8)
-  face = np.tile(np.float32([0.15, 0.15, 0.85, 0.9]), (FRAMES, 1)) + random.normal(0, 0.01, (FRAMES, 4)).astype("f4")
-  mouth = np.tile(np.float32([0.35, 0.62, 0.65, 0.8]), (FRAMES, 1))
-  views = [torch.from_numpy(np.array(x[0])).long() for x in inner._embed_indices((1, FRAMES), face[None], mouth[None])]
+  frames = random.integers(0, 256, (count, model.image_size, model.image_size, 3), np.uint8)
+  face = np.tile(np.float32([0.15, 0.15, 0.85, 0.9]), (count, 1)) + random.normal(0, 0.01, (count, 4)).astype("f4")
+  mouth = np.tile(np.float32([0.35, 0.62, 0.65, 0.8]), (count, 1))
+  views = [torch.from_numpy(np.array(x[0])).long() for x in inner._embed_indices((1, count), face[None], mouth[None])]
   mean, deviation = (torch.from_numpy(np.tile(x, inner.patch**2)) for x in (PIXEL_MEAN, PIXEL_STD))
 
   def ours() -> dict[str, np.ndarray]:
@@ -72,7 +77,7 @@ def main(checkpoint: str | None = None) -> int:
   @torch.inference_mode()
   def theirs() -> dict[str, np.ndarray]:
     found = []
-    for start in range(0, FRAMES, BLOCK):
+    for start in range(0, count, BLOCK):
       block = torch.from_numpy(frames[start : start + BLOCK])
       patches = rearrange(block, "t (h p) (w q) c -> t (h w) (p q c)", p=inner.patch, q=inner.patch)
       tokens = []
@@ -87,15 +92,14 @@ def main(checkpoint: str | None = None) -> int:
   difference = max(float(np.abs(left[name] - right[name]).max()) for name in left)
   if not difference < 1e-3:
     raise SystemExit(f"the tokens differ by {difference:.1e}: this is not the same encoder")
-  times = in_turn({"ours": ours, "torch": theirs}, rounds=ROUNDS)
-  for name, each in times.items():
-    print(
-      f"{name}: {FRAMES / np.median(each.wall):,.0f} frames/s, {FRAMES / np.median(each.cpu):,.0f} a second of a core"
-    )
-  print(f"tokens differ by at most {difference:.1e}")
-  print(f"{FRAMES} frames, {load()}: ours / torch = {ratio(times['ours'], times['torch'])}")
-  return 0
+  times = side_by_side.in_turn({"ours": ours, "torch": theirs}, rounds=flags.rounds)
+  found = side_by_side.ratio(times["ours"], times["torch"])
+  rates = {name: round(count / float(np.median(each.cpu))) for name, each in times.items()}
+  side_by_side.print_ratio(
+    "feature_extraction", "frozen encoder", found, of="ours / torch", target="<= 1.0", frames=count,
+    frames_a_second_of_a_core=rates, tokens_differ_by=difference,
+  )  # fmt: skip
 
 
 if __name__ == "__main__":
-  sys.exit(main(*sys.argv[1:]))
+  main(flags)

@@ -1,6 +1,6 @@
 """Cost of the input pipeline: relative to PyAV alone, to a torch DataLoader, and inside the training loop.
 
-    python benchmarks/input_pipeline.py                        first makes 64 SynthTalk clips of 256 px (1.5 minutes)
+    python benchmarks/input_pipeline.py                        makes 64 SynthTalk clips of 256 px; 3 minutes in all
     python benchmarks/input_pipeline.py --records=DIR          DIR: output of `synclipmae prepare`
 
 The unit is clips per second of processor time (clips/s per core), because decoding uses only the processor. The bound
@@ -11,45 +11,40 @@ Targets: at least 0.8 of the bound; host time of a step outside the device under
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import io
 import itertools
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import side_by_side
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("--records", help="output directory of `synclipmae prepare`")
+arguments.add_argument("--rounds", type=int, default=7)
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments)
+
 import av
+import footage
 import jax
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from side_by_side import in_turn, load, ratio
+from side_by_side import in_turn, print_ratio, ratio
 from train_step import build, sized
 
 from synclipmae_jax import sharding
 from synclipmae_jax.data import pipeline, records
-from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.samplers import WindowPair
-from synclipmae_jax.data.synthtalk.corpus import write_corpus
 from synclipmae_jax.train.host_memory import keep_freed_memory
 from synclipmae_jax.types import FPS
 
 CLIPS, FRAMES, AUDIO_FRAMES, BATCHES = 16, 16, 64, 4  # clips and frames of a batch, batches of a round
+# With only 8 records Grain's shuffling would take a fifth of the time: it permutes 2^16 numbers and skips those that
+# are not an index, 3 ms a record of 8, 0.5 ms of 64, nothing of 10^4.
+MADE = {"train": 64}
 FED = sized("demo", dtype="float32").data.image_size  # pixels of the frames of a training step
-
-
-def make_records(directory: Path, size: int) -> Path:
-  """Writes and prepares a small SynthTalk corpus. With only 8 clips, Grain's shuffling would take a fifth of the time.
-
-  (Grain permutes 2^16 numbers and skips those that are not an index: 3 ms per record for 8 records, 0.5 ms for 64,
-  negligible for 10^4.)
-  """
-  write_corpus(directory / "raw", clips={"train": 64}, seconds=6.0, size=size, progress=False)
-  out = directory / "prepared"
-  prepare(directory / "raw", out, corpus="synthtalk", faces="precomputed", size=size, progress=False)
-  return out
 
 
 def pyav_alone(recorded: list[dict], random: np.random.Generator) -> None:
@@ -129,15 +124,10 @@ def feeding(batches, rounds: int) -> dict[str, float]:
   return {name: float(np.median(each)) for name, each in measured.items()}
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--records", help="output directory of `synclipmae prepare`")
-  parser.add_argument("--rounds", type=int, default=7)
-  parser.add_argument("--json", action="store_true", help="print one JSON object")
-  args = parser.parse_args()
+def main(flags) -> None:
   keep_freed_memory()
   with tempfile.TemporaryDirectory() as made:
-    directory = args.records or make_records(Path(made), 256)
+    directory = flags.records or footage.write_records(Path(made), size=256, clips=MADE)
     source = records.open_records(directory, split="train")
     size = source.preprocessing["size"]
     common = dict(seed=0, batch_size=CLIPS, clip_frames=FRAMES, audio_context_frames=AUDIO_FRAMES)
@@ -163,28 +153,20 @@ def main() -> int:
     except ImportError:
       print("torch is not installed: the DataLoader is skipped", file=sys.stderr)
     in_turn(runs, rounds=1)  # warm up
-    times = in_turn(runs, rounds=args.rounds)
-    step = feeding(open_stream(FED), rounds=8 * args.rounds) if size >= FED else None
+    times = in_turn(runs, rounds=flags.rounds)
+    step = feeding(open_stream(FED), rounds=8 * flags.rounds) if size >= FED else None
   clips = BATCHES * CLIPS
   rates = {name: clips / float(np.median(each.cpu)) for name, each in times.items()}
-  # The ratio of rates is the inverse ratio of times.
-  ratios = {name: ratio(times[name], times["ours"]) for name in runs if name != "ours"}
-  if args.json:
-    plain = {name: dataclasses.asdict(value) for name, value in ratios.items()}
-    print(json.dumps({"size": size, "clips_per_cpu_second": rates, "ratio": plain, "step": step, "load": load()}))
-    return 0
-  for name, rate in rates.items():
-    print(f"{name:6} {rate:7.0f} clips/s per core ({FRAMES} frames of {size} px with sound)")
-  for name, value in ratios.items():
-    print(f"ours / {name:5} = {value.cpu:.2f}" + (" (target: at least 0.8)" if name == "pyav" else ""))
+  known = {"size": size, "clips_a_second_of_a_core": {name: round(rate, 1) for name, rate in rates.items()}}
+  for name in [name for name in runs if name != "ours"]:
+    found = ratio(times[name], times["ours"])  # the ratio of rates is the inverse ratio of times
+    target = ">= 0.8" if name == "pyav" else None
+    print_ratio("input_pipeline", f"decoding, {name}", found, of=f"ours / {name}, clips a second",
+                unit="processor time", target=target, **known)  # fmt: skip
   if step:
-    print(
-      f"step of the demo: {1e3 * step['step_s']:.0f} ms, host computation {1e3 * step['host_s']:.1f} ms"
-      f" ({step['share']:.1%}; target: under 2 %), wait for the batch {1e3 * step['data_wait_s']:.1f} ms"
-    )
-  print(load())
-  return 0
+    print_ratio("input_pipeline", "host", step.pop("share"), of="computation of the host / step of the demo",
+                unit="seconds", target="< 0.02", **step)  # fmt: skip
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  main(flags)

@@ -2,8 +2,7 @@
 
     python benchmarks/prepare.py [--rounds 3] [--seconds 4] [--files 6]        about a minute on two cores
 
-Prints one JSON line per ratio, with its target. The two sides of a ratio are measured in turn in one run. A line has
-the median and the quartiles over the rounds.
+Prints one JSON line a ratio, measured in turn in one run.
 
   video / processor time     duration of a file to the processor time of `prepare` for it, from 360 x 288 and 512 x 512
                              pixels to clips of --size: how many times faster than real time one core is
@@ -14,9 +13,7 @@ the median and the quartiles over the rounds.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import multiprocessing
 import os
 import resource
@@ -24,8 +21,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from side_by_side import Times, in_turn, load, ratio
+import side_by_side
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("--rounds", type=int, default=3)
+arguments.add_argument("--seconds", type=float, default=4.0, help="duration of the footage")
+arguments.add_argument("--size", type=int, default=96, help="pixels of a side of the clips")
+arguments.add_argument("--files", type=int, default=6, help="files for the two workers; 0: without Ray")
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments)
+
+import footage
+from side_by_side import Times, in_turn, print_ratio, ratio, steady
 
 from synclipmae_jax.data import corpora, engines, storage
 from synclipmae_jax.data.clips import Settings, cut_file
@@ -36,20 +43,6 @@ from synclipmae_jax.types import InputError
 
 PICTURES = {(360, 288): 8.0, (512, 512): 4.0}  # width, height: target
 LONGER, FLAT, WORKERS = 4, 1.1, 1.8
-
-
-def write_footage(path: Path, width: int, height: int, *, seconds: float, repeat: int = 1) -> Path:
-  """Writes a SynthTalk clip with grey bars at the sides, `repeat` times in one file."""
-  from synclipmae_jax.data.synthtalk.clip import make_clip
-  from synclipmae_jax.data.synthtalk.corpus import encode
-  from synclipmae_jax.data.synthtalk.render import render
-
-  clip = make_clip(0, seed=0, split="train", seconds=seconds)
-  margin = (width - height) // 2
-  frames = np.pad(render(clip, size=height), [(0, 0), (0, 0), (margin, margin), (0, 0)], constant_values=90)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  encode(path, np.concatenate([frames] * repeat), np.concatenate([clip.waveform()] * repeat), crf=23)
-  return path
 
 
 def cut(path: Path, size: int) -> None:
@@ -88,52 +81,38 @@ def of_workers(raw: Path, size: int, rounds: int) -> dict[str, Times]:
     return in_turn(runs, rounds=rounds)
 
 
-def show(name: str, above: Times, below: Times, *, target: float, processor: bool = False, **known) -> None:
-  if processor:
-    above, below = (Times(wall=each.cpu, cpu=each.cpu) for each in (above, below))
-  found = ratio(above, below)
-  values = {"ratio": found.wall, "low": found.low, "high": found.high}
-  print(
-    json.dumps({"name": name, **known, **{key: round(value, 2) for key, value in values.items()}, "target": target})
-  )
-
-
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--rounds", type=int, default=3)
-  parser.add_argument("--seconds", type=float, default=4.0, help="duration of the footage")
-  parser.add_argument("--size", type=int, default=96, help="pixels of a side of the clips")
-  parser.add_argument("--files", type=int, default=6, help="files for the two workers; 0: without Ray")
-  args = parser.parse_args()
+def main(flags) -> None:
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(temporary)
     for (width, height), target in PICTURES.items():
-      path = write_footage(folder / f"{width}x{height}.mp4", width, height, seconds=args.seconds)
-      cut(path, args.size)  # the models are loaded
-      times = in_turn({"prepare": lambda path=path: cut(path, args.size)}, rounds=args.rounds)["prepare"]
-      real = Times(wall=[args.seconds] * args.rounds, cpu=[args.seconds] * args.rounds)
-      show("video / processor time", real, times, target=target, processor=True, picture=path.stem, size=args.size)
+      picture = f"{width}x{height}"
+      path = footage.write_video(folder / f"{picture}.mp4", width, height, seconds=flags.seconds)
+      cut(path, flags.size)  # the models are loaded
+      times = in_turn({"prepare": lambda path=path: cut(path, flags.size)}, rounds=flags.rounds)["prepare"]
+      found = ratio(steady(flags.seconds, flags.rounds), times)
+      print_ratio("prepare", f"speed, {picture}", found, of="video / processor time", unit="processor time",
+                  target=f">= {target:g}", size=flags.size)  # fmt: skip
     width, height = next(iter(PICTURES))
-    write_footage(folder / "long.mp4", width, height, seconds=args.seconds, repeat=LONGER)
-    peaks = [float(peak(folder / name, args.size)) for name in (f"{width}x{height}.mp4", "long.mp4")]
-    short, long = (Times(wall=[each], cpu=[each]) for each in peaks)
-    show("memory, long / short", long, short, target=FLAT, mib=round(peaks[0] / 2**20))
-    if args.files:
-      raw = folder / "raw"
-      raw.mkdir()
-      for number in range(args.files):
-        os.link(folder / f"{width}x{height}.mp4", raw / f"{number}.mp4")
-      try:
-        times = of_workers(raw, args.size, args.rounds)
-      except InputError as error:
-        print(f"the workers of Ray are not measured: {error}", file=sys.stderr)
-      else:
-        show("one / two Ray workers", times["one"], times["two"], target=WORKERS, files=args.files)
-  print(json.dumps({"load": load()}))
-  return 0
+    footage.write_video(folder / "long.mp4", width, height, seconds=flags.seconds, repeat=LONGER)
+    short, long = (peak(folder / name, flags.size) for name in (f"{width}x{height}.mp4", "long.mp4"))
+    print_ratio("prepare", "memory", long / short, of="long / short", unit="peak memory", target=f"<= {FLAT}",
+                mib=round(short / 2**20))  # fmt: skip
+    if not flags.files:
+      return
+    raw = folder / "raw"
+    raw.mkdir()
+    for number in range(flags.files):
+      os.link(folder / f"{width}x{height}.mp4", raw / f"{number}.mp4")
+    try:
+      times = of_workers(raw, flags.size, flags.rounds)
+    except InputError as error:
+      print(f"the workers of Ray are not measured: {error}", file=sys.stderr)
+    else:
+      found = ratio(times["one"], times["two"])
+      print_ratio("prepare", "Ray", found, of="one worker / two", target=f">= {WORKERS}", files=flags.files)
 
 
 if __name__ == "__main__":
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ.setdefault("OMP_NUM_THREADS", "1")
-  sys.exit(main())
+  main(flags)

@@ -1,20 +1,29 @@
 """Times the fit of a linear probe on 10,000 clips of 80 frames of cached features, beside scikit-learn's.
 
-    python benchmarks/probe_fit.py [WIDTH] [CLASSES]        default: 1024 numbers (the paper's encoder), 35 labels
+    python benchmarks/probe_fit.py [WIDTH] [CLASSES] [--clips 10000]     default: 1024 numbers (the paper's encoder), 35
 
-Random features with labels that they tell in part. Prints the seconds of reading the cache to clip means, of the fit
-with its eleven strengths of L2, and of scikit-learn's LogisticRegression (one a label) at the chosen strength; the
-memory beyond that of the imports; the target is 30 s on two cores.
+Random features with labels that they tell in part; some minutes, and 4 GB of disk, or little of both with fewer clips.
+Prints two JSON lines: the seconds of reading the cache to clip means and of the fit with its eleven strengths of L2 to
+the target, 30 s on two cores; and the fit to scikit-learn's LogisticRegression (one a label) at the chosen strength.
+`memory_gib` is beyond that of the imports. Needs scikit-learn.
 """
 
 import resource
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import side_by_side
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("width", nargs="?", type=int, default=1024, help="numbers of a token")
+arguments.add_argument("classes", nargs="?", type=int, default=35, help="labels")
+arguments.add_argument("--clips", type=int, default=10_000)
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments, needs=["sklearn"])
+
 import numpy as np
+from side_by_side import Times, in_turn, print_ratio, ratio, steady
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -23,7 +32,7 @@ from synclipmae_jax.probing.linear_probe import fit
 from synclipmae_jax.probing.sampling import Sampling
 from synclipmae_jax.run.probe import Choice, clip_means
 
-CLIPS, FRAMES, DRAWN = 10_000, 80, 250
+FRAMES, DRAWN, TARGET = 80, 250, 30.0  # frames of a clip, different noises, seconds
 TOKENS = ("vocal", "ambient")
 
 
@@ -53,33 +62,44 @@ def peak() -> float:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def main(width: int, classes: int, clips: int = CLIPS) -> float:
-  """Returns the seconds of reading and fitting."""
+def main(width: int, classes: int, clips: int) -> None:
   rng = np.random.default_rng(0)
   levels = rng.normal(size=(clips, width)).astype(np.float32)
   truth = levels @ rng.normal(size=(width, classes)) / np.sqrt(width) + rng.logistic(0, 0.5, (clips, classes)) > 0.8
   names = [f"label {c}" for c in range(classes)]
   choice = Choice(tokens=TOKENS, sampling=Sampling(frames=FRAMES))
+  found = {}
   with tempfile.TemporaryDirectory() as folder:
     write(Path(folder), clips, width, levels)
-    before, started = peak(), time.perf_counter()
-    cached = records.open_records(Path(folder) / features.Features.name / "1.0.0", split="train")
-    means = clip_means(cached, np.arange(clips), [choice])[0][choice]
-    read = time.perf_counter() - started
-  started = time.perf_counter()
-  fitted = fit(means, truth, np.arange(clips) % 5 == 0, names, several=True)
-  seconds = time.perf_counter() - started
+    before = peak()
+
+    def read() -> None:
+      cached = records.open_records(Path(folder) / features.Features.name / "1.0.0", split="train")
+      found["means"] = clip_means(cached, np.arange(clips), [choice])[0][choice]
+
+    times = in_turn({"reading": read}, rounds=1)
+
+  def ours() -> None:
+    found["fit"] = fit(found["means"], truth, np.arange(clips) % 5 == 0, names, several=True)
+
+  def theirs() -> None:
+    scaled = StandardScaler().fit_transform(found["means"])
+    for c in range(classes):
+      LogisticRegression(C=1 / (found["fit"].l2 * clips), max_iter=500).fit(scaled, truth[:, c])
+
+  times |= in_turn({"fit": ours}, rounds=1)
   memory = peak() - before
-  started = time.perf_counter()
-  scaled = StandardScaler().fit_transform(means)
-  for c in range(classes):
-    LogisticRegression(C=1 / (fitted.l2 * clips), max_iter=500).fit(scaled, truth[:, c])
-  theirs = time.perf_counter() - started
-  print(f"{clips} clips x {FRAMES} frames of {len(TOKENS)} x {width} numbers, {classes} labels")
-  print(f"reading {read:.1f} s, fit of {len(fitted.held_out_loss)} strengths {seconds:.1f} s: {read + seconds:.1f} s")
-  print(f"memory {memory:.2f} GiB; one strength in scikit-learn {theirs:.1f} s, ratio {seconds / theirs:.2f}")
-  return read + seconds
+  times |= in_turn({"scikit-learn": theirs}, rounds=1)
+  whole = Times(**{
+    kind: [getattr(times["reading"], kind)[0] + getattr(times["fit"], kind)[0]] for kind in ("wall", "cpu")
+  })  # fmt: skip
+  known = {"clips": clips, "width": width, "labels": classes, "memory_gib": round(memory, 2)}
+  known |= {f"{name}_s": round(each.wall[0], 2) for name, each in times.items()}
+  print_ratio("probe_fit", "reading and fit", ratio(whole, steady(TARGET, 1)), of=f"time / {TARGET:g} s",
+              target="<= 1", **known)  # fmt: skip
+  of = f"{len(found['fit'].held_out_loss)} strengths here / one in scikit-learn"
+  print_ratio("probe_fit", "fit", ratio(times["fit"], times["scikit-learn"]), of=of, **known)
 
 
 if __name__ == "__main__":
-  main(*(int(value) for value in (sys.argv[1:] + ["1024", "35"][len(sys.argv) - 1 :])))
+  main(flags.width, flags.classes, flags.clips)

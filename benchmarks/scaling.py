@@ -1,6 +1,6 @@
 """Growth of the cost of a step with the model, the clip, the batch and the number of devices.
 
-    python benchmarks/scaling.py
+    python benchmarks/scaling.py [NAME ...]          about four minutes on two cores
 
 Every row is a step of a small model in which one size is larger. It is timed in turn with the smallest model in one
 process, and printed with the growth of the model FLOPs. A time ratio below the FLOP ratio means that the larger step is
@@ -10,13 +10,20 @@ of the split. On an accelerator only existing devices are used.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
-import sys
+import side_by_side
+
+NAMES = ("width", "depth", "frames", "clips", "data-parallel devices", "fsdp devices")
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("names", nargs="*", metavar="NAME", help=f"rows, some of {', '.join(NAMES)} (default: all)")
+arguments.add_argument("--rounds", type=int, default=11)
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments)
+  if unknown := sorted(set(flags.names) - set(NAMES)):
+    arguments.error(f"{unknown[0]!r} is not one of {', '.join(NAMES)}")
 
 import jax
-from side_by_side import in_turn, load, ratio
+from side_by_side import in_turn, print_ratio, ratio
 from train_step import build, change, sized
 
 from synclipmae_jax.train.host_memory import keep_freed_memory
@@ -54,32 +61,22 @@ def step(changes: dict):
   return build(config, jax.devices()[: dict(config.train.mesh).popitem()[1]])
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("names", nargs="*", default=list(ROWS), help=f"rows, some of {', '.join(ROWS)} (default: all)")
-  parser.add_argument("--rounds", type=int, default=11)
-  parser.add_argument("--json", action="store_true", help="print one JSON object")
-  args = parser.parse_args()
-  if unknown := sorted(set(args.names) - set(ROWS)):
-    parser.error(f"{unknown[0]!r} is not one of {', '.join(ROWS)}")
+def main(flags) -> None:
   keep_freed_memory()
   jax.config.update("jax_num_cpu_devices", VIRTUAL_DEVICES)
-  smallest, result = step({}), {}
+  smallest = step({})
   count = lambda ours: ours.task.model_flops(ours.arguments[1])
-  for name in args.names:
+  for name in flags.names or NAMES:
     there = lambda label: not label.isdigit() or int(label) <= jax.device_count()
     rows = {label: changes for label, changes in ROWS[name].items() if there(label)}
     runs = {"smallest": smallest} | {label: step(changes) for label, changes in rows.items()}
     in_turn(runs, rounds=2)  # warm up
-    times = in_turn(runs, rounds=args.rounds)
+    times = in_turn(runs, rounds=flags.rounds)
     for label in rows:
-      measured, flops = ratio(times[label], times["smallest"]), count(runs[label]) / count(smallest)
-      result.setdefault(name, {})[label] = {"ratio": dataclasses.asdict(measured), "flops": flops}
-      if not args.json:
-        print(f"{name:22} {label:>4}: {measured}, FLOPs {flops:.2f} x", flush=True)
-  print(json.dumps({"scaling": result, "load": load()}) if args.json else load())
-  return 0
+      flops = count(runs[label]) / count(smallest)
+      of = f"{label.removesuffix(' x')} times as large / smallest" if label.endswith("x") else f"{label} devices / one"
+      print_ratio("scaling", f"{name}, {label}", ratio(times[label], times["smallest"]), of=of, flops_ratio=flops)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  main(flags)

@@ -1,14 +1,16 @@
 """Cost of `synclipmae sync`: real-time factor and memory, on a short file and on longer ones.
 
-    python benchmarks/sync.py VIDEO [CHECKPOINT]
+    python benchmarks/sync.py [VIDEO] [--checkpoint DIR] [--seconds 9 60 600]         about three minutes on two cores
 
-Repeats VIDEO to 10 s, 60 s and 10 min without encoding it again, analyses each file in a separate process, and prints
-the real-time factor (with and without process start, loading and compilation) and the peak memory.
+Repeats VIDEO (default: a SynthTalk clip) to each length without encoding it again and calls the command on each, from
+the start of the process to its end; a call before them fills its cache. Prints JSON lines: duration of the video over
+the time of the command, for each; that of a longer file over a shorter one (what a further second of video costs, once
+all has started); and the peak memory of the longest over the shortest.
 """
 
-import json
+import itertools
 import math
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,9 +18,18 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
-import av
+import side_by_side
 
-SECONDS = (10, 60, 600)
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("video", nargs="?", help="with sound (default: 9 s of SynthTalk)")
+arguments.add_argument("--checkpoint", help="a workdir or a step (default: the embedded checkpoint)")
+arguments.add_argument("--seconds", nargs="+", type=int, default=(9, 60, 600), help="lengths to repeat it to")
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments)
+
+import av
+import footage
+from side_by_side import Times, print_ratio, ratio, steady
 
 
 def repeat(source: str, out: Path, *, seconds: float) -> None:
@@ -41,45 +52,39 @@ def repeat(source: str, out: Path, *, seconds: float) -> None:
         target.mux(packet)
 
 
-def analyse(path: str, checkpoint: str | None) -> None:
-  """Runs in a separate process and prints its times and memory."""
+def call(path: Path, checkpoint: str | None) -> tuple[Times, int]:
+  """Seconds and peak memory in bytes of the command on a file, in one round."""
+  words = [sys.executable, "-m", "synclipmae_jax.apps.cli", "sync", str(path), "--json"]
   started = time.perf_counter()
-  from synclipmae_jax.apps.footage import keep_compiled
-  from synclipmae_jax.pretrained import SyncLipMAE
-
-  keep_compiled()
-  model = SyncLipMAE.load(checkpoint)
-  loaded = time.perf_counter()
-  result = model.sync(path)
-  whole, processor = time.perf_counter(), time.process_time()
-  again = model.sync(path) if result.duration_s < 60 else None  # compiled already
-  seconds = time.perf_counter() - whole if again else whole - loaded
-  print(
-    json.dumps({
-      "seconds": result.duration_s, "start": loaded - started, "first": whole - loaded, "warm": seconds,
-      "processor": processor, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    })
-  )  # fmt: skip
+  process = subprocess.Popen([*words, *(["--checkpoint", checkpoint] if checkpoint else [])], stdout=subprocess.DEVNULL)
+  _, status, used = os.wait4(process.pid, 0)
+  if status:
+    sys.exit(f"`synclipmae sync` ended with status {os.waitstatus_to_exitcode(status)}")
+  times = Times(wall=[time.perf_counter() - started], cpu=[used.ru_utime + used.ru_stime])
+  return times, used.ru_maxrss * 1024
 
 
-def main(source: str, checkpoint: str | None = None) -> None:
-  found = []
+def main(flags) -> None:
+  lengths = sorted(flags.seconds)
   with tempfile.TemporaryDirectory() as folder:
-    for seconds in SECONDS:
-      path = Path(folder, f"{seconds}.mp4")
+    source = flags.video or str(footage.write_video(Path(folder, "clip.mp4"), 360, 288, seconds=9.0))
+    paths = {seconds: Path(folder, f"{seconds}.mp4") for seconds in lengths}
+    for seconds, path in paths.items():
       repeat(source, path, seconds=seconds)
-      arguments = [sys.executable, __file__, "--analyse", str(path), *([checkpoint] if checkpoint else [])]
-      answer = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
-      found.append(json.loads(answer.splitlines()[-1]))
-      one = found[-1]
-      print(
-        f"{one['seconds']:6.1f} s of video: loaded in {one['start']:.1f} s, result {one['first']:.1f} s later, peak"
-        f" {one['rss']:.0f} MB, {one['processor']:.1f} s of processor time;"
-        f" real-time factor {one['seconds'] / (one['start'] + one['first']):.1f} with the start,"
-        f" {one['seconds'] / one['warm']:.1f} once compiled"
-      )
-  print(f"peak memory, long : short = {found[-1]['rss'] / found[0]['rss']:.2f}")
+    call(paths[lengths[0]], flags.checkpoint)
+    found = {seconds: call(path, flags.checkpoint) for seconds, path in paths.items()}
+  for seconds, (times, peak) in found.items():
+    print_ratio("sync", f"{seconds} s", ratio(steady(seconds, 1), times), of="video / command", seconds=times.wall[0],
+                mib=round(peak / 2**20))  # fmt: skip
+  for (short, (before, _)), (long, (after, _)) in itertools.pairwise(found.items()):
+    further = Times(wall=[after.wall[0] - before.wall[0]], cpu=[after.cpu[0] - before.cpu[0]])
+    print_ratio(
+      "sync", f"{short} to {long} s", ratio(steady(long - short, 1), further), of="further video / further time"
+    )
+  if len(lengths) > 1:
+    memory = found[lengths[-1]][1] / found[lengths[0]][1]
+    print_ratio("sync", "memory", memory, of="longest / shortest", unit="peak memory")
 
 
 if __name__ == "__main__":
-  analyse(sys.argv[2], *(sys.argv[3:] or [None])) if sys.argv[1] == "--analyse" else main(*sys.argv[1:])
+  main(flags)

@@ -1,16 +1,16 @@
 """What the gate on A/V offsets is worth: two runs on real footage of which a third is out of sync, gate on and off.
 
-    python benchmarks/sync_gate.py runs/sync_gate --raw GRID --sync-model CHECKPOINT
+    python benchmarks/sync_gate.py [OUT] [--raw FOLDER] [--sync-model CHECKPOINT]       about half an hour on two cores
 
-GRID is a folder of the corpus that `--corpus grid` reads. Of its training clips a third is shifted by up to 10 frames
-and prepared as footage of unknown lag, once with the gate and once without. A model of the preset `demo` is trained on
-each, with the same seed and steps, and both are measured on the same held-out clips, which are not shifted. Prints one
-JSON object: what the gate found, and Acc and R@1 of both models. Started again it continues.
+FOLDER is a corpus as `synclipmae prepare` reads it, say GRID; default: SynthTalk, made in OUT/raw. Of its training
+clips a third is shifted by up to 10 frames and prepared as footage of unknown lag, once with the gate and once without.
+A model of the preset `demo` is trained on each, with the same seed and steps, and both are measured on the same
+held-out clips, which are not shifted. Prints two JSON lines, of Acc and of R@1, with what the gate found. Started again
+it continues.
 
-The embedded model has learned from GRID, which would flatter it here; --sync-model names another, or `lips`.
+The embedded model has learned from SynthTalk and GRID, which flatters it there; --sync-model names another, or `lips`.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,12 +19,32 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import side_by_side
+
+OUT = Path(__file__).parents[1] / "runs" / "sync_gate"
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("out", nargs="?", type=Path, default=OUT, help="folder of the runs (default: runs/sync_gate)")
+arguments.add_argument("--raw", type=Path, help="folder of a corpus (default: SynthTalk, made in OUT/raw)")
+arguments.add_argument("--sync-model", help="checkpoint of the gate: a workdir or a step (default: the embedded one)")
+arguments.add_argument("--min-sync", type=float, default=0.0, help="of the gate, as in `synclipmae prepare`")
+arguments.add_argument("--preset", default="demo", help="of configs/pretrain.py")
+arguments.add_argument("--steps", type=int, default=400)
+arguments.add_argument("--clips", type=int, default=600, help="for training")
+arguments.add_argument("--held-out", type=int, default=64, help="clips")
+arguments.add_argument("--size", type=int, default=96, help="pixels of the clips")
+arguments.add_argument("--seed", type=int, default=0)
+arguments.add_argument("--workers", type=int, default=os.cpu_count())
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments)
+
 import numpy as np
 
 from synclipmae_jax.data import corpora
 from synclipmae_jax.data.media.remux import fix_lag
 from synclipmae_jax.data.prepare import prepare
 from synclipmae_jax.data.quality import IN_SYNC, Gates
+from synclipmae_jax.data.synthtalk.corpus import write_corpus
 from synclipmae_jax.types import FPS
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +73,7 @@ def write_shifted(items, folder: Path, *, seed: int) -> dict[str, int]:
 
 
 def write_held_out(items, folder: Path) -> None:
-  """The held-out files as a packed GRID folder with the one split `test`."""
+  """The held-out files as a packed GRID folder with the one split `test`, which takes any files of lag 0."""
   folder.mkdir(parents=True, exist_ok=True)
   lines = ["file\tspeaker\tsplit\ttext"]
   for item in items:
@@ -93,20 +113,19 @@ def call(config: str, workdir: Path, **fields) -> None:
   subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("out", type=Path)
-  parser.add_argument("--raw", required=True, type=Path, help="folder of the GRID corpus")
-  parser.add_argument("--sync-model", help="checkpoint of the gate: a workdir or a step (default: the embedded one)")
-  parser.add_argument("--min-sync", type=float, default=0.0, help="of the gate, as in `synclipmae prepare`")
-  parser.add_argument("--preset", default="demo", help="of configs/pretrain.py")
-  parser.add_argument("--steps", type=int, default=400)
-  parser.add_argument("--clips", type=int, default=600, help="for training")
-  parser.add_argument("--held-out", type=int, default=64, help="clips")
-  parser.add_argument("--size", type=int, default=96, help="pixels of the clips")
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--workers", type=int, default=os.cpu_count())
-  flags = parser.parse_args()
+def divide(flags, out: Path) -> tuple[list, list]:
+  """Items to train on and held-out ones, as many as the flags say, evenly spread."""
+  if flags.raw:
+    items = [item for item in corpora.load("auto")(flags.raw.resolve()) if item.path.exists()]
+    training, held_out = ([item for item in items if (item.split == "train") == wanted] for wanted in (True, False))
+  else:  # its split `train` alone is in sync
+    write_corpus(out / "raw", clips={"train": flags.clips + flags.held_out}, size=128, seed=flags.seed)
+    items = list(corpora.load("synthtalk")(out / "raw"))
+    training, held_out = items[: flags.clips], items[flags.clips :]
+  return spread(training, flags.clips), spread(held_out, flags.held_out)
+
+
+def main(flags) -> None:
   out = flags.out.resolve()
 
   from synclipmae_jax.pretrained import SyncLipMAE  # here: the processes that cut clips import this file
@@ -118,12 +137,7 @@ def main() -> None:
     model = SyncLipMAE.load(flags.sync_model)
     return ClipOffsets(model.embedder, model.calibration)
 
-  items = [item for item in corpora.load("grid")(flags.raw.resolve()) if item.path.exists()]
-  spread = lambda some, count: [
-    some[k] for k in np.linspace(0, len(some) - 1, min(count, len(some))).round().astype(int)
-  ]
-  training = spread([item for item in items if item.split == "train"], flags.clips)
-  held_out = spread([item for item in items if item.split != "train"], flags.held_out)
+  training, held_out = divide(flags, out)
   settings = dict(size=flags.size, workers=flags.workers)
 
   shifts = write_shifted(training, out / "shifted", seed=flags.seed)
@@ -153,8 +167,11 @@ def main() -> None:
   rows = json.loads((out / "measured" / "sync.json").read_text())["rows"]
   for name, row in zip(ARMS, rows, strict=True):
     report[name] |= {"held_out_clips": row["clips"], "acc": row["acc"], "r@1": row["r_precision"]["top1"]}
-  print(json.dumps({"steps": flags.steps, "sync_model": flags.sync_model or "embedded", **report}, indent=1))
+  for name, score in (("Acc, K = 5", lambda row: row["acc"]["k5"]), ("R@1", lambda row: row["r@1"])):
+    off, on = (score(report[arm]) for arm in ARMS)
+    side_by_side.print_ratio("sync_gate", name, on / off if off else 0.0, of="gate on / gate off", unit=name,
+                             steps=flags.steps, sync_model=flags.sync_model or "embedded", **report)  # fmt: skip
 
 
 if __name__ == "__main__":
-  main()
+  main(flags)

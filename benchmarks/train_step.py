@@ -1,6 +1,6 @@
 """Time of the train step relative to the same step in PyTorch (`torch_twin.py`), timed in turn in one process.
 
-    python benchmarks/train_step.py                              the demo's model, float32, all cores
+    python benchmarks/train_step.py                              the demo's model, float32, all cores; three minutes
     python benchmarks/train_step.py --size=middle                12 blocks of 384, with wav2vec 2.0
     python benchmarks/train_step.py --size=paper                 on a GPU: bfloat16, the twins compiled, MFU
 
@@ -12,22 +12,31 @@ Targets: at most 1.1 x `plain` on a CPU, aim 1.0; on a GPU at most 0.9 x the com
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import json
 import os
 import runpy
 import statistics
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import side_by_side
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("--size", choices=("demo", "middle", "paper"), default="demo")
+arguments.add_argument("--clips", type=int, help="clips of a batch (default: 16 demo, 4 middle, 48 paper)")
+arguments.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
+arguments.add_argument("--compile", action="store_true", help="torch.compile the twins (always on a GPU)")
+arguments.add_argument("--system-malloc", action="store_true", help="do not keep freed memory (main keeps it on a CPU)")
+arguments.add_argument("--rounds", type=int, default=15)
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments, needs=["torch", "transformers"])
+
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from side_by_side import in_turn, load, ratio
+from side_by_side import in_turn, print_ratio, ratio
 
 from synclipmae_jax import sharding
 from synclipmae_jax.run.jobs import training_job_of
@@ -132,59 +141,37 @@ def same_work(ours: Ours, twins, tensors) -> dict:
   return {"parameters": parameters, "flops": flops, "first_loss": first_loss}
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--size", choices=SIZES, default="demo")
-  parser.add_argument("--clips", type=int, help="clips of a batch (default: 16 demo, 4 middle, 48 paper)")
-  parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
-  parser.add_argument("--compile", action="store_true", help="torch.compile the twins (always on a GPU)")
-  parser.add_argument("--system-malloc", action="store_true", help="do not keep freed memory (main keeps it on a CPU)")
-  parser.add_argument("--rounds", type=int, default=15)
-  parser.add_argument("--json", action="store_true", help="print one JSON object")
-  args = parser.parse_args()
-
+def main(flags) -> None:
   import torch
   import torch_twin
 
-  if not args.system_malloc:
+  if not flags.system_malloc:
     keep_freed_memory()
   torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA uses
   on_gpu = torch.cuda.is_available()
-  config = sized(args.size, dtype=args.dtype or ("bfloat16" if on_gpu else "float32"), clips=args.clips)
+  config = sized(flags.size, dtype=flags.dtype or ("bfloat16" if on_gpu else "float32"), clips=flags.clips)
   ours = build(config, jax.devices()[:1])
   twins = {name: torch_twin.Trainer(config, lean=name == "lean") for name in ("plain", "lean")}
   if (jax.default_backend() == "gpu") != on_gpu:
-    parser.error("jax and torch do not see the same devices")
+    arguments.error("jax and torch do not see the same devices")
   tensors = {
     name: torch.from_numpy(np.array(value)).to(twins["plain"].device)
     for name, value in ours.arguments[1].items()
     if name not in ("index", "subject", "source")
   }
   same = same_work(ours, twins, tensors)
-  for twin in twins.values() if args.compile or on_gpu else ():
+  for twin in twins.values() if flags.compile or on_gpu else ():
     twin.compile()
   runs = {"ours": ours} | {name: functools.partial(_finished, twin, tensors) for name, twin in twins.items()}
   in_turn(runs, rounds=2)  # warm up
-  times = in_turn(runs, rounds=args.rounds)
-  ratios = {name: ratio(times["ours"], times[name]) for name in twins}
+  times = in_turn(runs, rounds=flags.rounds)
   seconds = {name: statistics.median(each.wall) for name, each in times.items()}
   utilisation = mfu(same["flops"]["ours"], seconds["ours"], jax.devices()[:1])
-  if args.json:
-    plain = {name: dataclasses.asdict(value) for name, value in ratios.items()}
-    print(json.dumps({"ratio": plain, "seconds": seconds, "mfu": utilisation, **same, "load": load()}))
-    return 0
-  for part, count in same["parameters"].items():
-    print(f"{part:15} {count['ours'] / 1e6:8.3f} M parameters, twin {count['twin'] / 1e6:8.3f}")
-  for name in runs:
-    print(
-      f"{name:6} {same['flops'][name] / 1e9:9.2f} GFLOP, first loss {same['first_loss'][name]:7.3f},"
-      f" {1e3 * seconds[name]:7.0f} ms"
-    )
-  for name, value in ratios.items():
-    print(f"ours / {name:5} = {value}")
-  target = 0.9 if on_gpu else 1.1
-  print(f"target: at most {target} x plain; {load()}" + (f"; MFU {utilisation:.1%}" if utilisation else ""))
-  return 0
+  known = {"seconds": seconds, "mfu": utilisation, **same}
+  for name in twins:
+    target = ("<= 0.9" if on_gpu else "<= 1.1") if name == "plain" else None
+    found = ratio(times["ours"], times[name])
+    print_ratio("train_step", f"{flags.size}, {name}", found, of=f"ours / {name} in PyTorch", target=target, **known)
 
 
 def _finished(twin, tensors) -> float:
@@ -192,4 +179,4 @@ def _finished(twin, tensors) -> float:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  main(flags)

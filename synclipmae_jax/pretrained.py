@@ -6,15 +6,17 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from synclipmae_jax.inference.embedder import Embedder, Embedding
+from synclipmae_jax.inference.blocks import DEMO, Embedding
+from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.inference.stream import embed_file
-from synclipmae_jax.inference.trained import DEMO, load_trained, refusing
+from synclipmae_jax.inference.trained import load_trained, refusing
 from synclipmae_jax.sync.analysis import sync_file
 from synclipmae_jax.sync.calibration import Calibration
 from synclipmae_jax.sync.result import SyncResult
@@ -26,11 +28,20 @@ SYNTHETIC = "this checkpoint was trained on synthetic faces only"
 class SyncLipMAE:
   """A trained model. `SyncLipMAE.load` makes one.
 
-  `name`: origin of the model; `notes`: caveats for the user; `image_size`: S.
+  `name`: origin of the model; `step`: the checkpoint, if it was loaded; `notes`: caveats for the user; `image_size`: S.
   """
 
-  def __init__(self, embedder: Embedder, *, name: str, calibration: Calibration, notes: Sequence[str] = ()):
+  def __init__(
+    self,
+    embedder: Embedder,
+    *,
+    name: str,
+    calibration: Calibration,
+    notes: Sequence[str] = (),
+    step: Path | None = None,
+  ):
     self.embedder, self.name, self.calibration, self.notes = embedder, name, calibration, tuple(notes)
+    self.step = step
     self._sync_loss = jax.jit(functools.partial(_sync_loss, embedder.model), static_argnames="lag")
 
   @property
@@ -58,6 +69,7 @@ class SyncLipMAE:
       trained.embedder,
       name="the embedded demo" if directory is None else str(trained.step),
       calibration=calibration,
+      step=trained.step,
       notes=[SYNTHETIC] * bool(synthetic) + ["its confidence is not calibrated"] * (not stored),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,10 @@ COMMANDS = {
   "lse": "a video -> LSE-C and LSE-D by SyncNet, and StableSyncNet's variant",
 }
 
+CACHE_HELP = """\
+What a second call need not do again (compiled functions, at most 0.5 GiB) is kept in the user's cache folder, or in the
+folder that SYNCLIPMAE_CACHE names. `synclipmae --no-cache COMMAND …`, or SYNCLIPMAE_CACHE=off, keeps nothing."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command with its arguments; returns its exit status."""
@@ -27,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{__doc__}\n\nCommands (each has --help):")
     for name, purpose in COMMANDS.items():
       print(f"  {name:10} {purpose}")
+    print(f"\n{CACHE_HELP}")
     return 0 if arguments else 2
+  if arguments[0] == "--no-cache":
+    os.environ["SYNCLIPMAE_CACHE"] = "off"  # of other processes too
+    arguments = arguments[1:] or ["--help"]
+    return main(arguments)
   command, *rest = arguments
   if command not in COMMANDS:
     print(f"synclipmae: there is no command {command!r}: {', '.join(COMMANDS)}", file=sys.stderr)

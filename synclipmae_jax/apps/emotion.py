@@ -21,6 +21,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -38,9 +39,10 @@ from synclipmae_jax.apps.footage import (
   with_ending,
 )
 from synclipmae_jax.data.output_file import writing
-from synclipmae_jax.probing.over_time import FileLabels, label_file
-from synclipmae_jax.probing.saved import SavedProbe
 from synclipmae_jax.types import FPS, InputError
+
+if TYPE_CHECKING:
+  from synclipmae_jax.probing.over_time import FileLabels
 
 HEAD = ("file", "part", "start", "end", "label", "probability")
 
@@ -64,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
   from synclipmae_jax.inference.silent import embed_pictures
   from synclipmae_jax.pretrained import SyncLipMAE
+  from synclipmae_jax.probing.over_time import label_file
+  from synclipmae_jax.probing.saved import SavedProbe
   from synclipmae_jax.run.feature_encoders import SYNCLIPMAE, visual_hash
 
   videos, several = find_videos(args.videos)

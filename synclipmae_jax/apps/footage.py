@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import glob
+import importlib.metadata
+import importlib.util
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from synclipmae_jax.data.clips import FACES
 from synclipmae_jax.data.faces.sources import detector
@@ -165,11 +170,54 @@ def remark(command: str, video: str, sentence: str) -> None:
   print(f"synclipmae {command}: {printable(video)}: {sentence}", file=sys.stderr)
 
 
+CACHE = "SYNCLIPMAE_CACHE"  # a folder, or `off`
+_COMPILED = 256 * 2**20  # bytes
+_OURS, _UNUSED_DAYS = "versions", 60  # how the names of our folders begin
+
+
+def cache_folder() -> Path | None:
+  """Where the commands keep what a second call need not do again: in the user's cache folder; None if switched off.
+
+  There is one folder for each pair of versions of this package and of jax; those that have not been used for long are
+  removed. None too where nothing can be written.
+  """
+  place = os.environ.get(CACHE) or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "synclipmae_jax")
+  if place == "off":
+    return None
+  root = Path(os.path.expanduser(place))
+  names = ("synclipmae_jax", "jax", "jaxlib")
+  folder = root / "-".join([_OURS, *(importlib.metadata.version(name) for name in names)])
+  try:
+    if not folder.is_dir():
+      folder.mkdir(parents=True)
+      for other in root.glob(f"{_OURS}-*"):  # the folder may be one that the user has named, with other things in it
+        if time.time() - other.stat().st_mtime > 86_400 * _UNUSED_DAYS:
+          shutil.rmtree(other, ignore_errors=True)
+    os.utime(folder)
+  except OSError:
+    return None
+  return folder if os.access(folder, os.W_OK) else None
+
+
 def keep_compiled() -> None:
-  """Caches XLA's compilations in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR."""
+  """Lets JAX keep its compilations in `cache_folder`, or in JAX_COMPILATION_CACHE_DIR as JAX's other variables say.
+
+  It is bounded; the compilations used longest ago go first. Processes share it behind a lock. What JAX cannot read or
+  write there is a warning of JAX and compiled anew.
+  """
+  folder = cache_folder()
+  if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    return
+  settings: dict[str, Any] = {
+    "jax_compilation_cache_dir": str(folder / "compiled"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+  }
+  if importlib.util.find_spec("filelock"):  # JAX bounds a cache with it only
+    settings["jax_compilation_cache_max_size"] = _COMPILED
+  if "jax" not in sys.modules:  # it reads them when it is imported, which takes half a second
+    os.environ.update({name.upper(): str(value) for name, value in settings.items()})
+    return
   import jax
 
-  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "synclipmae_jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  for name, value in settings.items():
+    jax.config.update(name, value)

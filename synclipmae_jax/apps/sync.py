@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from synclipmae_jax.apps.footage import (
   add_videos,
+  cache_folder,
   complain,
   exit_status,
   find_videos,
@@ -34,6 +35,7 @@ from synclipmae_jax.apps.footage import (
   with_ending,
 )
 from synclipmae_jax.data.media import watchdog
+from synclipmae_jax.inference.blocks import DEMO
 from synclipmae_jax.sync.result import SyncResult
 from synclipmae_jax.types import InputError
 
@@ -170,10 +172,22 @@ _model = None  # of this process
 
 def _start_worker(checkpoint: str | None) -> None:
   global _model
-  from synclipmae_jax.pretrained import SyncLipMAE
+  from synclipmae_jax.sync import ready
+
+  def load():
+    from synclipmae_jax.pretrained import SyncLipMAE
+
+    return SyncLipMAE.load(checkpoint)
 
   keep_compiled()
-  _model = SyncLipMAE.load(checkpoint)
+  if checkpoint is None:
+    step = DEMO
+  else:
+    from synclipmae_jax import checkpoints
+
+    step = Path(checkpoints.resolve_step(checkpoint, say=lambda _: None, verify=False))
+  folder = cache_folder()
+  _model = ready.make_ready(load, step=step, folder=folder and folder / "ready")
 
 
 def _start_process() -> None:

@@ -23,13 +23,19 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
 from synclipmae_jax import sharding
 from synclipmae_jax.types import InputError, Params
 
 MANIFEST, META, SCORES = "checksums.json", "meta.json", "scores.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def _orbax():
+  """Orbax takes a third of a second to import, and who only looks at a manifest needs none of it."""
+  from orbax.checkpoint import v1
+
+  return v1
 
 
 def save_items(directory: str | Path, items: Mapping[str, Params], meta: Mapping[str, Any]) -> None:
@@ -42,7 +48,7 @@ def save_items(directory: str | Path, items: Mapping[str, Params], meta: Mapping
   if place.exists():
     raise InputError(f"{place} already exists")
   place.parent.mkdir(parents=True, exist_ok=True)
-  context = ocp.Context()
+  context = _orbax().Context()
   context.memory.deepcopy_host_arrays = False
   context.memory.write_concurrent_bytes = 256 * 2**20
   try:
@@ -74,7 +80,7 @@ def tree_hash(tree: Params) -> str:
 def start_save(directory, items: Mapping[str, Any], meta: Mapping[str, Any]) -> Callable[[], None]:
   """Copies the arrays and starts writing. The returned function writes the manifest and renames the step."""
   partial = directory.parent / f"{directory.name}.saving"
-  response = ocp.save_checkpointables_async(partial, with_leaves(items), overwrite=True)
+  response = _orbax().save_checkpointables_async(partial, with_leaves(items), overwrite=True)
 
   def finish() -> None:
     response.result()
@@ -132,7 +138,7 @@ def damage_of(directory, *, verify: bool = True) -> str:
 
 
 def saved_shapes(directory) -> dict[str, Any]:
-  metadata = ocp.checkpointables_metadata(directory).metadata
+  metadata = _orbax().checkpointables_metadata(directory).metadata
   return {item: metadata[item] for item in items_of(directory)}
 
 
@@ -189,9 +195,9 @@ def versions() -> dict[str, str]:
 
 def load_items(directory, abstract: Mapping[str, Any]) -> dict[str, Any]:
   """Items of a step, each leaf placed by its sharding in `abstract`; items without leaves are returned unchanged."""
-  return {**abstract, **ocp.load_checkpointables(directory, with_leaves(abstract))}
+  return {**abstract, **_orbax().load_checkpointables(directory, with_leaves(abstract))}
 
 
 def load_one(directory, item: str, abstract: Params) -> Params:
   """One item; leaves that are `...` in `abstract` are not read."""
-  return ocp.load_checkpointables(directory, {item: abstract})[item]
+  return _orbax().load_checkpointables(directory, {item: abstract})[item]

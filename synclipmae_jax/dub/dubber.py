@@ -27,8 +27,9 @@ from synclipmae_jax.dub.cutting import Cutting, cut_out
 from synclipmae_jax.dub.footage import Footage
 from synclipmae_jax.dub.segments import Segment
 from synclipmae_jax.dub.unfinished import Unfinished
+from synclipmae_jax.inference.blocks import DEMO
 from synclipmae_jax.inference.embedder import Embedder
-from synclipmae_jax.inference.trained import DEMO, load_trained, refusing
+from synclipmae_jax.inference.trained import load_trained, refusing
 from synclipmae_jax.inference.wan import load_autoencoder, read_text
 from synclipmae_jax.metrics.dubbing import mouth_gain, region_error
 from synclipmae_jax.models.wan.conditioning import REFERENCES, VideoAutoencoder, encode_pictures, to_unit, without

@@ -8,7 +8,8 @@ import numpy as np
 
 from synclipmae_jax.data.faces.sources import open_faces
 from synclipmae_jax.data.media import audio
-from synclipmae_jax.inference.embedder import Embedder, Embedding
+from synclipmae_jax.inference.blocks import Embedding
+from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.inference.stream import TokenStream, embed_stream, probe_file
 from synclipmae_jax.types import SAMPLES_PER_FRAME
 

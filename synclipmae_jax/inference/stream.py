@@ -24,7 +24,7 @@ from synclipmae_jax.data.faces.follower import LOOKAHEAD
 from synclipmae_jax.data.faces.sources import FaceSource, open_faces
 from synclipmae_jax.data.faces.track import FaceTrack, crop_path
 from synclipmae_jax.data.media import audio, video
-from synclipmae_jax.inference.embedder import Embedder, Embedding
+from synclipmae_jax.inference.blocks import BlockEncoder, Embedding
 from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
 _SHORT_SIDE = 360  # pixels of the pictures in memory; more if a model needs larger crops
@@ -74,7 +74,7 @@ class TokenStream:
   `audio_track`: number of the sound track, counted from 1 (`data.media.sound_track`).
   """
 
-  def __init__(self, model: Embedder, path: str | os.PathLike, *, faces: str, audio_track: int | None = None):
+  def __init__(self, model: BlockEncoder, path: str | os.PathLike, *, faces: str, audio_track: int | None = None):
     self._model, self._path = model, path
     self.info = probe_file(path, audio_track=audio_track)
     self._source, notes = open_faces(path, faces, info=self.info)
@@ -173,7 +173,7 @@ def short_side_of(info: video.MediaInfo, image_size: int) -> int:
 
 
 def embed_file(
-  model: Embedder, path: str | os.PathLike, *, faces: str = "auto", audio_track: int | None = None
+  model: BlockEncoder, path: str | os.PathLike, *, faces: str = "auto", audio_track: int | None = None
 ) -> Embedding:
   """Tokens of the face that is visible in most frames. Raises InputError."""
   return embed_stream(TokenStream(model, path, faces=faces, audio_track=audio_track))
@@ -209,7 +209,7 @@ class Crops:
 
 
 def crop_file(
-  model: Embedder, path: str | os.PathLike, *, faces: str = "auto", audio_track: int | None = None, longest: int
+  model: BlockEncoder, path: str | os.PathLike, *, faces: str = "auto", audio_track: int | None = None, longest: int
 ) -> Crops:
   """The crops of the face that is visible in most of the first `longest` frames. Raises InputError."""
   source, cuts = TokenStream(model, path, faces=faces, audio_track=audio_track), []

@@ -21,7 +21,6 @@ from synclipmae_jax.types import FPS, SAMPLE_RATE, InputError, Params
 
 # Preprocessing of this version. Image size and visible patches are taken from the checkpoint.
 _PREPROCESSING = {"fps": FPS, "sample_rate": SAMPLE_RATE, "crop": CROP_RULE, "version": VERSION}
-DEMO = Path(__file__).parents[1] / "demo_checkpoint"  # the model that comes with the package
 _SERVING = ("visual_encoder", "audio_adapter")  # in addition to the frozen speech encoder
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from synclipmae_jax.decoding.alignment import Word
-from synclipmae_jax.lipread.reader import Reading
+if TYPE_CHECKING:
+  from synclipmae_jax.decoding.alignment import Word
+  from synclipmae_jax.lipread.reader import Reading
 
 FORMATS = (".srt", ".vtt", ".json")
 LINE = 42  # characters of a subtitle, by the common guideline

@@ -89,7 +89,21 @@ def _hann() -> np.ndarray:
 @functools.cache
 def _mel_filters(bands: int) -> np.ndarray:
   """[257, bands]: triangular filters on the mel scale from 60 Hz to 7.6 kHz; each column sums to 1."""
-  from librosa.filters import mel  # the import takes about one second
+  low, high = _mel(np.array([60.0, 7_600.0]))
+  edges = _hertz(np.linspace(low, high, bands + 2))
+  away = edges[:, None] - np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE)
+  wide = np.diff(edges)[:, None]
+  filters = np.maximum(0, np.minimum(-away[:-2] / wide[:-1], away[2:] / wide[1:])).astype(np.float32)
+  return (filters / filters.sum(axis=1, keepdims=True)).T
 
-  filters = mel(sr=SAMPLE_RATE, n_fft=FFT, n_mels=bands, fmin=60, fmax=7_600, norm=None)
-  return (filters / filters.sum(axis=1, keepdims=True)).T.astype(np.float32)
+
+# Slaney's mel scale, as librosa has it (whose import takes a second): linear below 1 kHz, then logarithmic.
+_LINEAR, _KNEE, _STEP = 200 / 3, 1000.0, np.log(6.4) / 27
+
+
+def _mel(hertz: np.ndarray) -> np.ndarray:
+  return np.where(hertz < _KNEE, hertz / _LINEAR, _KNEE / _LINEAR + np.log(np.maximum(hertz, 1) / _KNEE) / _STEP)
+
+
+def _hertz(mel: np.ndarray) -> np.ndarray:
+  return np.where(mel < _KNEE / _LINEAR, mel * _LINEAR, _KNEE * np.exp(_STEP * (mel - _KNEE / _LINEAR)))

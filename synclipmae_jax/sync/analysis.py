@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from synclipmae_jax.data.media.speech import level_db, speech_activity
-from synclipmae_jax.inference.embedder import Embedder
+from synclipmae_jax.inference.blocks import BlockEncoder
 from synclipmae_jax.inference.stream import Block, FaceBlock, TokenStream, runs
 from synclipmae_jax.metrics.sync import MAX_LAG, smooth
 from synclipmae_jax.sync.calibration import Calibration
@@ -31,7 +31,7 @@ _SILENT = 1e-4  # of full scale; a track below it holds only codec noise
 
 
 def sync_file(
-  model: Embedder,
+  model: BlockEncoder,
   path: str | os.PathLike,
   *,
   calibration: Calibration,

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 
 from synclipmae_jax.metrics.sync import LAGS, TOLERANCE
 
@@ -138,6 +137,8 @@ def fit(sets: Sequence[CaseSet], *, fitted_on: str) -> Calibration:
     likelihood = np.log(np.maximum(mass[np.arange(len(truth)), truth], 1e-9))
     return -np.average(likelihood, weights=_weights(own))
 
+  import scipy.optimize  # slow to import; the use of a calibration needs none of it
+
   temperature = scipy.optimize.minimize_scalar(surprise, bounds=(-3.0, 3.0), method="bounded").x
   is_own = np.arange(len(pairs) + sum(map(len, foreign))) < len(pairs)
   weight = np.concatenate([_weights(own), _weights(foreign)])
@@ -207,6 +208,8 @@ def _fit_logistic(
   def loss(weights):
     mean = np.average(np.logaddexp(0, -sign * (features @ weights)), weights=weight)
     return mean + _DECAY * (weights[1:] ** 2).sum() / len(labels) ** 0.5
+
+  import scipy.optimize
 
   bounds = [(None, None), (0, None), (0, None), (length, length)]
   return tuple(float(w) for w in scipy.optimize.minimize(loss, np.zeros(4), bounds=bounds).x)

@@ -23,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import scipy.stats
 
 from synclipmae_jax.metrics.sync import LAGS, MAX_LAG, smooth, unit
 from synclipmae_jax.sync.calibration import Calibration, Evidence
@@ -248,7 +247,11 @@ def _drift(scores: Scores, calibration: Calibration) -> float | None:
     if evidence is not None and calibration.probabilities(evidence)[1] >= 0.5:
       times.append((start + DRIFT_WINDOW / 2) * BLOCK / FPS / 60)
       lags.append((LAGS[evidence.best] + _vertex(evidence.curve)) * 1000 / FPS)
-  return float(scipy.stats.theilslopes(lags, times).slope) if len(times) >= DRIFT_WINDOWS else None
+  if len(times) < DRIFT_WINDOWS:
+    return None
+  import scipy.stats  # slow to import, and short files have no slope
+
+  return float(scipy.stats.theilslopes(lags, times).slope)
 
 
 def _vertex(curve: np.ndarray) -> float:

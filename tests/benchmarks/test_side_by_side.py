@@ -36,7 +36,7 @@ def test_a_ratio_is_the_median_over_rounds_and_independent_of_common_load(load):
   above = side_by_side.Times(wall=[3.0 * b for b in busy], cpu=[1.0] * 5)
   below = side_by_side.Times(wall=[2.0 * b for b in busy], cpu=[1.0, 2.0, 4.0, 4.0, 5.0])
   found = side_by_side.ratio(above, below)
-  assert found == side_by_side.Ratio(wall=1.5, low=1.5, high=1.5, cpu=0.25)
+  assert found == side_by_side.Ratio(wall=1.5, low=1.5, high=1.5, cpu=0.25, cpu_low=0.25, cpu_high=0.5)
   below.wall[0] = below.wall[1] = 0.1  # two of five rounds are outliers
   assert side_by_side.ratio(above, below).wall == 1.5 < side_by_side.ratio(above, below).high
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from models.tiny_encoders import compiled, sound
 
-from synclipmae_jax.models.logmel import CONTEXTS, SLOTS, LogMel, log_mel
+from synclipmae_jax.models.logmel import CONTEXTS, SLOTS, LogMel, _mel_filters, log_mel
 from synclipmae_jax.types import audio_context_samples
 
 
@@ -25,6 +25,12 @@ def test_log_mel_of_noise_and_tones():
     heard = power(np.sin(2 * np.pi * hertz * n / 16_000)[None])
     assert set(heard.argmax(axis=1)) == {np.abs(edges[1:-1] - hertz).argmin()}
     assert heard.max() < 1.3 * heard.max(axis=1).min()  # the level of a constant tone is constant
+
+
+def test_the_filters_are_those_of_librosa():
+  for bands in (26, 40, 80):
+    filters = librosa.filters.mel(sr=16_000, n_fft=512, n_mels=bands, fmin=60, fmax=7_600, norm=None)
+    np.testing.assert_array_equal(_mel_filters(bands), (filters / filters.sum(axis=1, keepdims=True)).T)
 
 
 def test_log_mel_layers_are_means_of_hops_over_increasing_spans():
