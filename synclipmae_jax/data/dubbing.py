@@ -29,7 +29,46 @@ from synclipmae_jax.data.faces.mouth_mask import region_mask
 from synclipmae_jax.types import Batch, InputError
 
 SEGMENT = 17  # frames: five latent frames of the Wan VAE
+KINDS = ("audio", "video")  # of control tokens
 USABLE = "segments"  # <split>.segments.json beside the records: the usable segments of every clip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenScale:
+  """Makes control tokens of one kind alike in scale to those of the other.
+
+  Training aligned the directions of audio and vocal-motion tokens, not their lengths or means, and what a mouth does is
+  a small part of a token. So tokens become unit vectors, less their mean `mean` [D], divided by `deviation`, the root
+  of the mean square of what is left.
+  """
+
+  mean: Sequence[float]
+  deviation: float
+
+  def __call__(self, tokens: np.ndarray) -> np.ndarray:
+    """float32, of tokens [..., D]."""
+    return (_unit(tokens) - np.asarray(self.mean, np.float32)) / np.float32(self.deviation)
+
+
+def _unit(tokens: np.ndarray) -> np.ndarray:
+  tokens = np.asarray(tokens, np.float32)
+  return tokens / np.maximum(np.linalg.norm(tokens, axis=-1, keepdims=True), 1e-6)
+
+
+def token_scales(sources: Sequence[Segments], *, clips: int = 64) -> dict[str, TokenScale]:
+  """The scale of each kind of tokens, over `clips` clips of every source, evenly spread."""
+  scales = {}
+  chosen = [
+    one.records[int(one.clips[i])]
+    for one in sources
+    for i in np.unique(np.linspace(0, len(one.clips) - 1, min(clips, len(one.clips))).round().astype(int))
+  ]
+  for kind in KINDS:
+    units = np.concatenate([_unit(record[kind]).reshape(-1, record[kind].shape[-1]) for record in chosen])
+    mean = units.mean(axis=0, dtype=np.float64)
+    deviation = float(np.sqrt(np.square(units - mean).mean()))
+    scales[kind] = TokenScale(mean=[round(float(value), 6) for value in mean], deviation=max(deviation, 1e-6))
+  return scales
 
 
 def segment_count(frames: int) -> int:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from synclipmae_jax import checkpoints
+from synclipmae_jax.data.dubbing import KINDS, TokenScale
 from synclipmae_jax.data.media import planes
 from synclipmae_jax.data.media.exchange import exchanging, format_of, recording, sound_streams
 from synclipmae_jax.data.media.sound_track import choose_sound
@@ -60,8 +61,8 @@ class Dubbed:
 class Dubber:
   """A trained dubbing model with all that it needs. `Dubber.load` makes one.
 
-  `settings`: how it samples (`evaluation` of configs/dub.py); `text`: the prompt, [M, E]; `expected`: the least
-  `mouth_gain` of faces that it knows.
+  `settings`: how it samples (`evaluation` of configs/dub.py); `text`: the prompt, [M, E]; `scales`: of its tokens, by
+  kind; `expected`: the least `mouth_gain` of faces that it knows.
   """
 
   def __init__(
@@ -73,12 +74,13 @@ class Dubber:
     autoencoder: VideoAutoencoder,
     text: np.ndarray,
     embedder: Embedder,
+    scales: Mapping[str, TokenScale],
     settings: Mapping[str, Any],
     name: str,
     digest: str = "",
     expected: Mapping[str, float] | None = None,
   ):
-    self.expected = dict(expected or {})
+    self.expected, self._scales = dict(expected or {}), dict(scales)
     self.task, self.embedder, self.name = task, embedder, name
     self._params, self._autoencoder, self._text = (trainable, frozen), autoencoder, text
     self._generate, self._settings, self._digest = Generator(task, settings), dict(settings), digest
@@ -108,6 +110,7 @@ class Dubber:
       raise InputError(f"{directory} holds no dubbing model: it is a checkpoint of the task {meta.get('task')!r}")
     with refusing(f"checkpoint {step} does not describe a dubbing model of this version"):
       stored, made = meta["config"], meta["preprocessing"]["dubbing"]
+      scales = {kind: TokenScale(**made["tokens"][kind]) for kind in KINDS}
       computing = {"unroll": False, "remat": "none"}  # same results, compiled in half the time
       if jax.default_backend() == "cpu":
         computing["compute_dtype"] = "float32"
@@ -127,7 +130,8 @@ class Dubber:
     if checkpoints.tree_hash(embedder.params) != made["encoder_sha256"]:
       raise InputError(f"the model was trained with the tokens of another encoder ({made['encoder']}): name it")
     return cls(
-      task, trainable, frozen, autoencoder=vae, text=read_text(config), embedder=embedder, name=str(step),
+      task, trainable, frozen, autoencoder=vae, text=read_text(config), embedder=embedder, scales=scales,
+      name=str(step),
       settings={**stored["evaluation"], **(settings or {})}, digest=checkpoints.manifest_hash(step),
       expected=meta.get("expected"),
     )  # fmt: skip
@@ -183,7 +187,8 @@ class Dubber:
     with _of_file(video):
       plan = Cutting(seen, times.order)
     shown = (times.ticks - times.ticks[0]) * float(seen.time_base)
-    tokens = script.at_pictures(speech.tokens(times.seconds), shown)
+    scaled = self._scales["audio" if audio is not None else "video"](speech.tokens(times.seconds))
+    tokens = script.at_pictures(scaled, shown)
     self._refuse_small_memory()
 
     unfinished = Unfinished(out, digest=self._describe(video, audio or drive_video, fit, faces, audio_track, seed))
@@ -330,9 +335,11 @@ class Dubber:
     truth = to_unit(cuts[rows])
     clean, context = self._inputs(truth, mask, identity, None)
     unknown = np.full((len(rows), 4), -1, np.float32)
-    tokens = self.embedder.encode_lips(seen[rows], face_box=boxes[rows], mouth_box=unknown)
+    tokens = self._scales["video"](self.embedder.encode_lips(seen[rows], face_box=boxes[rows], mouth_box=unknown))
     noise = jax.random.normal(jax.random.key(0), clean.shape)
-    latents = self._generate.at_once(*self._params, noise, context, self._text[None], tokens[None])
+    latents = self._generate.at_once(
+      *self._params, noise, context, self._text[None], self._scales["video"](tokens)[None]
+    )
     made = np.asarray(self._autoencoder.decode(latents[:, len(REFERENCES) :]))
     still = np.broadcast_to(to_unit(identity), made.shape)
     told, held = (region_error(each, truth[None], mask[None])[0] for each in (made, still))

@@ -40,6 +40,7 @@ class DubbingData:
   remark: str  # a caveat about the scores of `test`
   _sources: Sequence[dubbing.Source]
   _text: np.ndarray  # float16 [M, E]
+  _scales: Mapping[str, dubbing.TokenScale]
 
   def train_batches(self, step: int, *, host_index: int, host_count: int) -> Iterator[Batch]:
     """See `types.TrainingData`."""
@@ -54,7 +55,7 @@ class DubbingData:
       host_index=host_index,
       host_count=host_count,
     ):
-      yield {**batch, "text": text}
+      yield {**batch, "text": text, **_scaled(batch, self._scales)}
 
 
 def open_dubbing(config: ConfigDict, workdir: Path, clock: Clock) -> DubbingData:
@@ -71,7 +72,9 @@ def open_dubbing(config: ConfigDict, workdir: Path, clock: Clock) -> DubbingData
   opened = [dubbing.open_segments(cache, split="train") for cache in caches]
   stamp = dict(open_records(sources[0].directory, split="train").preprocessing)
   own = dict(host_index=jax.process_index(), host_count=jax.process_count())
-  val, test = (_held_out(config, caches, [split for _, split in places], text, **own) for places in held_out)
+  scales = dubbing.token_scales(opened)
+  origin["tokens"] = {kind: dataclasses.asdict(scale) for kind, scale in scales.items()}
+  val, test = (_held_out(config, caches, [split for _, split in places], text, scales, **own) for places in held_out)
   return DubbingData(
     config=config,
     preprocessing={**stamp, "dubbing": {**origin, "image_size": config.data.image_size}},
@@ -81,6 +84,7 @@ def open_dubbing(config: ConfigDict, workdir: Path, clock: Clock) -> DubbingData
     remark=remark,
     _sources=[dubbing.Source(segments=one, weight=source.weight) for one, source in zip(opened, sources, strict=True)],
     _text=text,
+    _scales=scales,
   )
 
 
@@ -166,13 +170,27 @@ def _cache(
   return folders, origin
 
 
+def _scaled(arrays: Mapping[str, Any], scales: Mapping[str, dubbing.TokenScale]) -> dict[str, np.ndarray]:
+  return {kind: scale(arrays[kind]).astype(np.float16) for kind, scale in scales.items()}
+
+
 def _held_out(
-  config: ConfigDict, caches: Sequence[Path], splits: Sequence[str], text: np.ndarray, **hosts: int
+  config: ConfigDict,
+  caches: Sequence[Path],
+  splits: Sequence[str],
+  text: np.ndarray,
+  scales: Mapping[str, dubbing.TokenScale],
+  **hosts: int,
 ) -> list[dict[str, Any]]:
   """At most `data.eval_clips` segments of all caches together; a host's share."""
   limit = config.data.eval_clips // len(caches)
   return [
-    {**example, "text": text, "key": f"{number}/{example['key']}" if len(caches) > 1 else example["key"]}
+    {
+      **example,
+      **_scaled(example, scales),
+      "text": text,
+      "key": f"{number}/{example['key']}" if len(caches) > 1 else example["key"],
+    }
     for number, (cache, split) in enumerate(zip(caches, splits, strict=True))
     for example in dubbing.open_segments(cache, split=split).held_out(limit, side=config.data.image_size, **hosts)
   ]

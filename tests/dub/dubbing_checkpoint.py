@@ -31,6 +31,8 @@ def write_dubber(folder):
   lively = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes)
   _, of_vae = load_autoencoder(plain)
   origin = {"encoder": "tiny", "encoder_sha256": checkpoints.tree_hash(embedder.params), "autoencoder": of_vae}
+  plain_scale = {"mean": [0.0] * embedder.model.width, "deviation": 0.1}
+  origin["tokens"] = {"audio": plain_scale, "video": plain_scale}
   meta = {"task": "dub", "config": plain, "step": 0, "preprocessing": {"dubbing": {**origin, "image_size": SIDE}}}
   checkpoints.save_items(folder / "dubber" / "0", lively, meta)
   return folder
