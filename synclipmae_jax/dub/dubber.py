@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import sys
@@ -26,6 +25,7 @@ from synclipmae_jax.dub import footage, script
 from synclipmae_jax.dub.compositing import match_colour, mouth_weight, paste
 from synclipmae_jax.dub.cutting import Cutting, cut_out
 from synclipmae_jax.dub.footage import Footage
+from synclipmae_jax.dub.result import Dubbed
 from synclipmae_jax.dub.segments import Segment
 from synclipmae_jax.dub.unfinished import Unfinished
 from synclipmae_jax.inference.blocks import DEMO
@@ -39,23 +39,6 @@ from synclipmae_jax.types import InputError, Params
 
 _TRIALS = 4  # segments by which it is judged whether the model knows a face
 EMBEDDED = Path(__file__).parents[1] / "demo_dubber"  # the model that comes with the package
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Dubbed:
-  """What was done."""
-
-  out: str
-  frames: int  # of the result
-  dubbed: int  # of them: with a generated mouth
-  segments: int
-  seconds: float
-  driven_by: str  # "audio" or "video"
-  fit: str
-  checkpoint: str
-  mouth_gain: float | None  # dB (`metrics.dubbing.mouth_gain`); None where the model does not say what to expect
-  known: bool | None  # whether that is as much as of the faces that it was trained on
-  notes: tuple[str, ...]
 
 
 class Dubber:
@@ -337,9 +320,7 @@ class Dubber:
     unknown = np.full((len(rows), 4), -1, np.float32)
     tokens = self._scales["video"](self.embedder.encode_lips(seen[rows], face_box=boxes[rows], mouth_box=unknown))
     noise = jax.random.normal(jax.random.key(0), clean.shape)
-    latents = self._generate.at_once(
-      *self._params, noise, context, self._text[None], self._scales["video"](tokens)[None]
-    )
+    latents = self._generate.at_once(*self._params, noise, context, self._text[None], tokens[None])
     made = np.asarray(self._autoencoder.decode(latents[:, len(REFERENCES) :]))
     still = np.broadcast_to(to_unit(identity), made.shape)
     told, held = (region_error(each, truth[None], mask[None])[0] for each in (made, still))

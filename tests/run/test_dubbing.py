@@ -176,3 +176,19 @@ def test_what_does_not_fit_is_refused_in_one_sentence(place, tmp_path):
   ):
     with pytest.raises(InputError, match=why):
       dubbing.open_dubbing(config(place, **changes), tmp_path, Clock())
+
+
+def test_tokens_of_both_kinds_have_one_scale_whatever_their_lengths():
+  rng = np.random.default_rng(0)
+  moves = rng.normal(size=(3, 2, 17, 8))
+  kinds = {"audio": 60 * (moves + rng.normal(size=8)), "video": 3 * (0.2 * moves + rng.normal(size=8))}
+
+  class Records(list):
+    keys = ("a", "b", "c")
+
+  records = Records({kind: values[i].astype(np.float16) for kind, values in kinds.items()} for i in range(3))
+  scales = segments.token_scales([segments.Segments(records=records, usable=[[0, 1]] * 3)])
+  for kind, values in kinds.items():
+    scaled = scales[kind](values)
+    assert np.square(scaled).mean() == pytest.approx(1, abs=0.01) and abs(scaled.mean((0, 1, 2))).max() < 0.01
+    np.testing.assert_allclose(scales[kind](7 * values), scaled, atol=1e-4)
