@@ -6,25 +6,32 @@ The width of the 1.3B model (1536, 12 heads, MLP 8960, text of 512) at a reduced
 one for every two. Random weights, converted from diffusers' model, so that both compute the same; float32, nothing
 recomputed. `forward` is one evaluation; `step` is the forward and backward pass of what is trained in dubbing: the VACE
 path, with the Wan blocks frozen. The optimiser and the AudioPack, which diffusers does not have, are left out. Prints
-one JSON line, ours / diffusers with quartiles. About two minutes on two cores. On a busy machine run it on one core, or
+one JSON line each, ours / diffusers. About two minutes on two cores. On a busy machine run it on one core, or
 the threads of torch wait for one another: `OMP_NUM_THREADS=1 taskset -c 0`. Needs the extra `parity`. Target: at most
 1.0.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
-import sys
+
+import side_by_side
+
+arguments = side_by_side.parser(__doc__)
+arguments.add_argument("--side", type=int, default=16, help="rows and columns of latents (64 for 512 pixels)")
+arguments.add_argument("--frames", type=int, default=7, help="latent frames: 5 of a segment and two references")
+arguments.add_argument("--batch", type=int, default=1)
+arguments.add_argument("--blocks", type=int, default=2, help="of Wan (30 in the model)")
+arguments.add_argument("--rounds", type=int, default=7)
+if __name__ == "__main__":
+  flags = side_by_side.parse(arguments, needs=["torch", "diffusers"])
 
 import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from side_by_side import in_turn, load, ratio
 
 from synclipmae_jax.convert import donor, wan_vace
 from synclipmae_jax.models.functional import Functional
@@ -122,38 +129,28 @@ def same_work(ours, theirs, model: torch.nn.Module) -> dict[str, float]:
   return differences
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--side", type=int, default=16, help="rows and columns of latents (64 of pictures of 512 pixels)")
-  parser.add_argument("--frames", type=int, default=7, help="latent frames: 5 of a segment and two references")
-  parser.add_argument("--batch", type=int, default=1)
-  parser.add_argument("--blocks", type=int, default=2, help="of Wan (30 in the model)")
-  parser.add_argument("--rounds", type=int, default=7)
-  args = parser.parse_args()
-  if args.side % PATCH or min(vars(args).values()) < 1:
-    parser.error("all numbers are at least 1, and --side is even")
-
+def main(flags) -> None:
+  if flags.side % PATCH or min(vars(flags).values()) < 1:
+    arguments.error("all numbers are at least 1, and --side is even")
   keep_freed_memory()
   torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA uses
-  place, rng = (args.batch, args.frames, args.side, args.side), np.random.default_rng(0)
+  place, rng = (flags.batch, flags.frames, flags.side, flags.side), np.random.default_rng(0)
   shapes = {"latents": (*place, 16), "target": (*place, 16), "context": (*place, 96)}
   inputs = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-  inputs["text"] = rng.standard_normal((args.batch, TEXT, TEXT_WIDTH), np.float32)
-  inputs["t"] = np.linspace(900, 300, args.batch, dtype=np.float32)
-  model = reference(args.blocks)
-  mine, other = ours(converted(model), inputs, blocks=args.blocks), theirs(model, inputs)
+  inputs["text"] = rng.standard_normal((flags.batch, TEXT, TEXT_WIDTH), np.float32)
+  inputs["t"] = np.linspace(900, 300, flags.batch, dtype=np.float32)
+  model = reference(flags.blocks)
+  mine, other = ours(converted(model), inputs, blocks=flags.blocks), theirs(model, inputs)
   differences = same_work(mine, other, model)
-  result: dict = {"tokens": args.frames * (args.side // PATCH) ** 2, "batch": args.batch, "blocks": args.blocks}
+  tokens = flags.frames * (flags.side // PATCH) ** 2
   for name, pair in zip(("forward", "step"), zip(mine, other, strict=True), strict=True):
-    times = in_turn(dict(zip(("ours", "diffusers"), pair, strict=True)), rounds=args.rounds)
-    found = ratio(times["ours"], times["diffusers"])
-    result[name] = {
-      "ours_over_diffusers": found.wall, "quartiles": [found.low, found.high], "cpu": found.cpu,
-      "seconds": {side: float(np.median(each.wall)) for side, each in times.items()},
-    }  # fmt: skip
-  print(json.dumps(result | {"differences": differences, "rounds": args.rounds, "load": load()}))
-  return 0
+    times = side_by_side.in_turn(dict(zip(("ours", "diffusers"), pair, strict=True)), rounds=flags.rounds)
+    side_by_side.print_ratio(
+      "dit_step", f"{name}, {tokens} tokens, {flags.blocks} blocks",
+      side_by_side.ratio(times["ours"], times["diffusers"]), of="ours / diffusers", target="<= 1.0",
+      batch=flags.batch, differences=differences,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  main(flags)

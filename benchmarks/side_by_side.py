@@ -15,7 +15,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-EXTRAS = {"torch": "convert", "transformers": "convert", "sklearn": "test"}  # module -> what installs it
+EXTRAS = {
+  "torch": "convert",
+  "transformers": "convert",
+  "diffusers": "parity",
+  "sklearn": "test",
+}  # module -> what installs it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ scores dubbed videos made by any system. A video of a system belongs to that of 
 name; all are measured in the face box of that one. WORKDIR/dub_scores.json has a row for every video, dub_scores.md the
 table. LSE needs converted SyncNets, FID and KID an InceptionV3, FVD an I3D.
 
-Presets: `paper` (accelerators), `demo`, `embedded` (the model of the package), `tiny` (for tests), `evaluate`. All but
-`paper` have no pretrained backbone, so theirs is trained too, and a stand-in takes the place of the VAE
-(models/wan/space_to_depth.py): latents are rearranged pixels.
+Presets: `paper` (accelerators), `demo`, `embedded` (a small model of SynthTalk and a speaker), `tiny` (for tests),
+`evaluate`. All but `paper` have no pretrained backbone, so theirs is trained too, and a stand-in takes the place of the
+VAE (models/wan/space_to_depth.py): latents are rearranged pixels.
 The comment after a value gives its source: `paper`, `vace` (Wan2.1-VACE-1.3B), `diffsynth` (DiffSynth-Studio's training
 of it), `omniavatar` or `ours`.
 """
@@ -169,7 +169,7 @@ def _demo() -> ConfigDict:
 
 
 def _embedded() -> ConfigDict:
-  """SynthTalk and a real person: the dubbing model of the package, about an hour on two cores.
+  """SynthTalk and a real person: a small model, about an hour on two quiet cores.
 
   The person comes as --config.data.sources="(('GRID', 1.0),)", records of 96 pixels; `make dubber` does the whole.
   """
