@@ -39,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--audio", metavar="FILE", help="speech: a file with sound, of which the first track is used")
   parser.add_argument("--drive-video", metavar="VIDEO", help="a video whose mouth and sound are taken")
   parser.add_argument("--out", metavar="FILE", help="a .mp4, .m4v, .mov or .mkv file")
-  parser.add_argument("--checkpoint", metavar="DIR", help="a run of configs/dub.py, or a step of it (no model "
-                      "comes with the package yet)")  # fmt: skip
+  parser.add_argument("--checkpoint", metavar="DIR", required=True, help="a run of configs/dub.py, or a step of it")
   parser.add_argument(
     "--fit", default="pad", choices=("pad", "trim", "loop"), help="for speech of another length. pad (default): VIDEO "
     "keeps its length, silence follows shorter speech, of longer speech the end is left out; trim: as long as the "

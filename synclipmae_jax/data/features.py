@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from synclipmae_jax.data import records
 from synclipmae_jax.types import InputError
@@ -76,21 +74,11 @@ class Features(tfds.core.dataset_builder.FileReaderBuilder):
     )
 
   def _download_and_prepare(self, dl_manager, download_config=None) -> None:
-    serializer, infos = ExampleSerializer(self.info.features.get_serialized_info()), []
+    infos = []
     for split in self._examples:
       template = self._get_filename_template(split_name=split)
-      path, sizes = template.sharded_filepath(shard_index=0, num_shards=1), []
-      try:
-        writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
-        for example in self._checked(split):
-          content = serializer.serialize_example(self.info.features.encode_example(example))
-          writer.write(content)
-          sizes.append(len(content))
-        writer.close()
-      except InputError:
-        raise
-      except (RuntimeError, ValueError) as error:  # of ArrayRecord, on a full disk too
-        raise InputError(f"{path} cannot be written ({error})") from error
+      path = template.sharded_filepath(shard_index=0, num_shards=1)
+      sizes = records.write_shard(path, self.info.features, self._checked(split))
       infos.append(
         tfds.core.SplitInfo(name=split, shard_lengths=[len(sizes)], num_bytes=sum(sizes), filename_template=template)
       )

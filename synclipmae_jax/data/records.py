@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,30 +146,45 @@ def _write_shard(
   `unit`: the name of the shard, and the lines. Returns the name, and how many records and bytes of them it has.
   """
   name, lines = unit
-  features, sizes = _features(), []
-  serializer = ExampleSerializer(features.get_serialized_info())
+
+  def examples() -> Iterator[dict[str, Any]]:
+    for line in lines:
+      with storage.fetched(f"{source}/clips/{line['folder']}") as folder:
+        for clip in line["clips"]:
+          yield _example(folder / f"{clip['number']:02d}", line, clip, stamp)
+
   with contextlib.ExitStack() as stack:
     if storage.is_url(target):
       path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="synclipmae-")), name)
     else:
       path = stack.enter_context(tfds.core.utils.incomplete_file(epath.Path(target, name)))
-    try:
-      writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
-      for line in lines:
-        with storage.fetched(f"{source}/clips/{line['folder']}") as folder:
-          for clip in line["clips"]:
-            example = _example(folder / f"{clip['number']:02d}", line, clip, stamp)
-            content = serializer.serialize_example(features.encode_example(example))
-            writer.write(content)
-            sizes.append(len(content))
-      writer.close()
-    except InputError:
-      raise
-    except (RuntimeError, ValueError) as error:  # of ArrayRecord, on a full disk too
-      raise InputError(f"{target}/{name} cannot be written ({error})") from error
+    sizes = write_shard(path, _features(), examples(), named=f"{target}/{name}")
     if storage.is_url(target):
       storage.send(path, f"{target}/{name}")
   return name, (len(sizes), sum(sizes))
+
+
+def write_shard(
+  path: str | os.PathLike,
+  features: tfds.features.FeaturesDict,
+  examples: Iterable[Mapping[str, Any]],
+  *,
+  named: str | None = None,
+) -> list[int]:
+  """Writes examples as they come; returns the bytes of each. Raises InputError with `named` in the place of `path`."""
+  serializer, sizes = ExampleSerializer(features.get_serialized_info()), []
+  try:
+    writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+    for example in examples:
+      content = serializer.serialize_example(features.encode_example(example))
+      writer.write(content)
+      sizes.append(len(content))
+    writer.close()
+  except InputError:
+    raise
+  except (RuntimeError, ValueError) as error:  # of ArrayRecord, on a full disk too
+    raise InputError(f"{named or path} cannot be written ({error})") from error
+  return sizes
 
 
 def _lost_shard(unit: tuple[str, Any], reason: str) -> None:

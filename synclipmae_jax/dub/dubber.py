@@ -38,7 +38,6 @@ from synclipmae_jax.tasks.dub import Dubbing, Generator, from_config
 from synclipmae_jax.types import InputError, Params
 
 _TRIALS = 4  # segments by which it is judged whether the model knows a face
-EMBEDDED = Path(__file__).parents[1] / "demo_dubber"  # where a model that comes with the package would lie
 
 
 class Dubber:
@@ -72,7 +71,7 @@ class Dubber:
   @classmethod
   def load(
     cls,
-    directory: str | os.PathLike | None = None,
+    directory: str | os.PathLike,
     *,
     encoder: str | os.PathLike | None = None,
     autoencoder: str | os.PathLike | None = None,
@@ -80,16 +79,14 @@ class Dubber:
     settings: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
   ) -> Dubber:
-    """The model of a run of configs/dub.py, or of a step of it; without `directory` that of the package, if it has one.
+    """The model of a run of configs/dub.py, or of a step of it.
 
     `encoder`: the checkpoint of its tokens (None: the embedded one); `autoencoder`, `text`: the converted checkpoints
     (None: where the run had them); `settings` override the run's `evaluation`. Raises InputError for a checkpoint of
     another task or version, and for another encoder or autoencoder than it was trained with.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
-    if directory is None and not EMBEDDED.exists():
-      raise InputError("no dubbing model comes with the package: name a run of configs/dub.py")
-    step = checkpoints.resolve_step(directory or EMBEDDED, say=say)
+    step = checkpoints.resolve_step(directory, say=say)
     meta = checkpoints.load_meta(step)
     if meta.get("task") != "dub":
       raise InputError(f"{directory} holds no dubbing model: it is a checkpoint of the task {meta.get('task')!r}")

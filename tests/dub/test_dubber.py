@@ -211,12 +211,6 @@ def test_of_a_face_that_the_model_does_not_know_it_says_so(place, model, tmp_pat
   assert any("does not know this face" in note for note in done.notes) == (not done.known)
 
 
-def test_without_a_model_one_is_asked_for(monkeypatch, tmp_path):
-  monkeypatch.setattr(module, "EMBEDDED", tmp_path / "nowhere")
-  with pytest.raises(InputError, match="no dubbing model comes with the package"):
-    Dubber.load()
-
-
 def test_a_full_disk_leaves_what_was_generated(place, model, tmp_path, monkeypatch):
   kept, put = [], module.Unfinished.put
 
