@@ -1,13 +1,13 @@
 """What a dubbing model does: people of SynthTalk against the truth, and a speaker in sync or not.
 
-    python benchmarks/dubbing.py --checkpoint DIR                   SynthTalk, 12 people: 15 minutes on two cores
-    python benchmarks/dubbing.py --checkpoint DIR --speaker FOLDER  videos of a speaker, each with the next one's sound
+    python benchmarks/dubbing.py                   SynthTalk, 12 people: 15 minutes on two cores
+    python benchmarks/dubbing.py --speaker FOLDER  videos of a speaker, each with the next one's sound
 
-DIR is a run of configs/dub.py. On SynthTalk every person is dubbed
-with the voice and with the mouth of another, and scored against the true picture (configs/dub.py:evaluate), beside the
-undubbed source and `mean`: a mouth that is the mean of each segment. Of a speaker there is no truth: `sync` judges each
-result with its new sound and with the old one, and each source likewise. Results lie in --workdir and are kept: a
-stopped run goes on. Targets: by sound and by mouth within 5 %; at least 80 % in sync with the new sound.
+On SynthTalk every person is dubbed with the voice and with the mouth of another, and scored against the true picture
+(configs/dub.py:evaluate), beside the undubbed source and `mean`: a mouth that is the mean of each segment. Of a speaker
+there is no truth: `sync` judges each result with its new sound and with the old one, and each source likewise. Results
+lie in --workdir and are kept: a stopped run goes on. Targets: by sound and by mouth within 5 %; at least 80 % in sync
+with the new sound.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import side_by_side
 
 arguments = side_by_side.parser(__doc__)
 arguments.add_argument("--workdir", type=Path, default=Path("runs/dubbing"))
-arguments.add_argument("--checkpoint", required=True, help="a run of configs/dub.py")
+arguments.add_argument("--checkpoint", help="a run of configs/dub.py (default: the model of the package)")
 arguments.add_argument("--people", type=int, default=12, help="of SynthTalk")
 arguments.add_argument("--speaker", metavar="FOLDER", help="videos of one person")
 arguments.add_argument("--videos", type=int, default=24, help="of the speaker, evenly of the folder")

@@ -5,6 +5,10 @@
     python -m synclipmae_jax.compile --config=configs/pretrain.py --topology=v5e:16x16 --search=batch
                                                                                           the largest batch that fits
 
+`--breakdown` says in which parts of the model, and in which pass, the bytes and FLOPs arise. `--slices=2` joins two of
+the topology, with `--config.train.mesh="(('slice', 2), ('data', 1), ('fsdp', -1))"`, and says what a chip sends to the
+other.
+
 The step is that of main: the same task, mesh, shardings and donation, on shapes instead of arrays. Data and donor
 weights are not needed. The compiler is libtpu, installed by `pip install "jax[tpu]"`; it needs some minutes for a step
 of the paper's size. Any field of the configuration can be overridden, as for main.
@@ -32,7 +36,14 @@ def main(_argv: Sequence[str]) -> int:
   jax.config.update("jax_platforms", "cpu")  # do not occupy a TPU of this machine
   given = flags.FLAGS
   try:
-    return run(given["config"].value, topology=given.topology, as_json=given.json, search=given.search)
+    return run(
+      given["config"].value,
+      topology=given.topology,
+      as_json=given.json,
+      search=given.search,
+      parts=given.breakdown,
+      slices=given.slices,
+    )
   except InputError as error:
     print(f"synclipmae_jax.compile: {error}", file=sys.stderr)
     return 2
@@ -42,7 +53,9 @@ def define_flags() -> None:
   """Defines the flags. Not done on import, because main defines --config too."""
   config_flags.DEFINE_config_file("config", None, "Configuration file, optionally with :PRESET.")
   flags.DEFINE_string("topology", None, f"Chip and torus: {EXAMPLES}.")
+  flags.DEFINE_integer("slices", 1, "How many of it are joined; train.mesh needs an axis `slice` then.", lower_bound=1)
   flags.DEFINE_bool("json", False, "Print one JSON object instead of the report.")
+  flags.DEFINE_bool("breakdown", False, "Say in which parts of the model the bytes and FLOPs of one chip arise.")
   flags.DEFINE_enum("search", None, ["batch"], "Find the largest batch that fits.")
 
 

@@ -1,7 +1,9 @@
 """Device mesh and the table (path regex -> PartitionSpec) that places every parameter. An unmatched path is an error.
 
-Mesh axes: `data` replicates the parameters, `fsdp` shards them; a batch is split over both. Axis types are always
-Auto (jax.make_mesh defaults to Explicit, under which a contraction over a sharded axis needs `out_sharding=`).
+Mesh axes: `data` replicates the parameters, `fsdp` shards them; a batch is split over both. `slice`, which replicates
+too, counts the slices of TPUs that are joined by the network of the data centre alone: only sums of gradients cross it,
+each device's own shard of them. Axis types are always Auto (jax.make_mesh defaults to Explicit, under which a
+contraction over a sharded axis needs `out_sharding=`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from synclipmae_jax.types import InputError
 
-BATCH_AXES = ("data", "fsdp")
+SLICE = "slice"
+BATCH_AXES = (SLICE, "data", "fsdp")
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 # The sharding rules of all models. The first axis of stacked blocks is the depth, which is scanned and never sharded.
@@ -40,13 +43,14 @@ RULES: Rules = (
 def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Mesh over `devices` (default: all). One axis may be -1: it takes the remaining devices.
 
-  Raises InputError if the product of the axes is not the number of devices.
+  Raises InputError if the product of the axes is not the number of devices, or `slice` not the number of TPU slices.
   """
   try:
     sizes = {str(name): int(size) for name, size in dict(axes).items()}
   except (TypeError, ValueError):
     raise InputError(f"a mesh is a tuple of (axis, size), like (('data', -1),), not {axes!r}") from None
-  count = len(devices) if devices is not None else jax.device_count()
+  devices = list(jax.devices() if devices is None else devices)
+  count = len(devices)
   unknown = [name for name, size in sizes.items() if size == -1]
   if len(unknown) > 1:
     raise InputError(f"at most one mesh axis may be -1, got {sizes}")
@@ -57,8 +61,17 @@ def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequ
     sizes[unknown[0]] = count // known
   if math.prod(sizes.values()) != count or min(sizes.values()) < 1:
     raise InputError(f"mesh {sizes} needs {math.prod(sizes.values())} devices, but there are {count}")
+  slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+  if slices > 1 and sizes.get(SLICE, 1) != slices:
+    raise InputError(f"the devices are {slices} slices: the mesh needs ('{SLICE}', {slices}), got {sizes}")
   # A v5e slice of 16 x 16 has no physical axis of 8, so an axis is split.
-  grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+  if slices == 1:
+    grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+  else:
+    within, between = sizes | {SLICE: 1}, {name: size if name == SLICE else 1 for name, size in sizes.items()}
+    grid = mesh_utils.create_hybrid_device_mesh(
+      tuple(within.values()), tuple(between.values()), devices, allow_split_physical_axes=True
+    )
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 

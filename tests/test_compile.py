@@ -197,7 +197,7 @@ def test_the_search_finds_the_largest_batch(memory, largest):
 @pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("as_json", [True, False])
 def test_the_printed_report(monkeypatch, capsys, fits, as_json):
-  monkeypatch.setattr(ahead_of_time, "tpu_devices", lambda _: [])
+  monkeypatch.setattr(ahead_of_time, "tpu_devices", lambda *_: [])
   monkeypatch.setattr(ahead_of_time, "report_steps", lambda *_: [report(peak=10.0 if fits else 31.0)])
   config = tiny(remat="none")
   config.train.update(batch_clips=256)
@@ -205,7 +205,11 @@ def test_the_printed_report(monkeypatch, capsys, fits, as_json):
   out = capsys.readouterr().out
   assert status == (0 if fits else 1)
   if as_json:
-    assert json.loads(out).keys() == {field.name for field in dataclasses.fields(ahead_of_time.Report)}
+    assert json.loads(out).keys() == {field.name for field in dataclasses.fields(ahead_of_time.Report)} - {
+      "parts",
+      "slices",
+      "dcn_bytes",
+    }
   elif fits:
     assert "MFU at most 80%" in out and "3 all-gather (2.00 GB)" in out and "1.20 x" in out
   else:
@@ -282,6 +286,21 @@ def test_the_compiler_agrees_with_the_golden():
 @pytest.mark.parametrize("path", DUBBING, ids=lambda path: path.stem)
 def test_the_dubbing_step_compiles_as_committed(path):
   check_compiled(path, "paper", config="dub")
+
+
+@pytest.mark.slow
+@without_libtpu
+def test_two_slices_exchange_a_shard_of_the_gradients_each():
+  mesh = "--config.train.mesh=(('slice', 2), ('data', 1), ('fsdp', -1))"
+  done = run("tiny", "--topology=v5e:2x2", "--slices=2", mesh, "--config.train.batch_clips=32", "--json")
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  assert report["chips"] == 8 and report["slices"] == 2
+  trainable, _ = jax.eval_shape(build_task(tiny()).init, jax.random.key(0))
+  count = sum(leaf.size for leaf in jax.tree.leaves(trainable))
+  assert count < report["dcn_bytes"] < 4 * count  # float32; most of them divide over the four chips of a slice
+  assert report["roofline"]["dcn_s"] == pytest.approx(report["dcn_bytes"] / (25e9 / 8))
+  assert "slice" in run("tiny", "--topology=v5e:2x2", "--slices=2", "--config.train.batch_clips=32").stderr
 
 
 @pytest.mark.slow

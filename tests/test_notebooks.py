@@ -25,6 +25,7 @@ SAID = {
   "03_probe": ("prior", "it plays:"),
   "04_convert": ("RANDOM", "'visual_encoder'", "position resized", "left out: nothing"),
   "05_pretrain_tpu": ("4 devices: cpu", "resuming", "the same, bit for bit"),
+  "06_dub": ("audio: 75 of 75 pictures dubbed", "known: True", "score at lag 0"),
 }
 # The configuration that a notebook changes as `config`.
 CONFIGURED = {"03_probe": "probe.py:emotion", "04_convert": "pretrain.py:tiny", "05_pretrain_tpu": "pretrain.py:tiny"}

@@ -172,3 +172,25 @@ def test_gather_keeps_values_of_different_lengths_apart(monkeypatch):
 def test_paths_are_those_of_the_rules():
   tree = {"a": {"kernel": 1}, "b": [2, 3]}
   assert [path for path, _ in sharding.tree_paths(tree)] == ["a/kernel", "b/0", "b/1"]
+
+
+def test_a_batch_is_split_over_slices_and_parameters_are_not():
+  mesh = sharding.make_mesh((("slice", 2), ("data", 1), ("fsdp", -1)))
+  assert dict(mesh.shape) == {"slice": 2, "data": 1, "fsdp": 4}
+  assert sharding.batch_sharding(mesh).shard_shape((16, 3)) == (2, 3)
+  placed = sharding.shardings(arrays(head_kernel=(8, 5)), mesh, RULES)
+  assert placed["head/kernel"].shard_shape((8, 5)) == (2, 5)
+
+
+class Chip:
+  """As much of a TPU as the mesh asks for."""
+
+  platform, process_index = "tpu", 0
+
+  def __init__(self, number):
+    self.id, self.slice_index = number, number // 4
+
+
+def test_slices_of_tpus_must_be_an_axis():
+  with pytest.raises(InputError, match=r"2 slices: the mesh needs \('slice', 2\)"):
+    sharding.make_mesh({"data": -1}, [Chip(number) for number in range(8)])

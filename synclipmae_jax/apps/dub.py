@@ -1,13 +1,14 @@
-"""`synclipmae dub VIDEO --audio SPEECH.wav | --drive-video OTHER.mp4 --out OUT.mp4 --checkpoint DIR`
+"""`synclipmae dub VIDEO --audio SPEECH.wav | --drive-video OTHER.mp4 --out OUT.mp4`
 
 OUT is VIDEO with a mouth that says the speech, or moves as the mouth of OTHER does, and with that sound. All pictures,
 their times, size and turn, and all other streams are kept; pictures are encoded anew as H.264. Outside of the mouth
 region nothing changes before that; where no face is seen, nothing changes at all. Of several faces the one that is seen
 longest is dubbed.
 
-DIR is a run of configs/dub.py. A model can do the faces that it was trained on; of others it warns (`known` in JSON),
-if it says what to expect. The result is no picture of what a person said: do not pass it off as one, and dub nobody who
-does not agree.
+A model can do the faces that it was trained on, and that of the package knows the drawn faces of SynthTalk and one
+speaker of the GRID corpus: of any other face it warns (`known` in JSON), and the mouth is wrong or blurred.
+`--checkpoint` names another model, a run of configs/dub.py. The result is no picture of what a person said: do not pass
+it off as one, and dub nobody who does not agree.
 
 A run that was stopped goes on where it was if it is started again with the same arguments. Until then, what it has
 generated is kept in `.OUT.unfinished` beside OUT.
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--audio", metavar="FILE", help="speech: a file with sound, of which the first track is used")
   parser.add_argument("--drive-video", metavar="VIDEO", help="a video whose mouth and sound are taken")
   parser.add_argument("--out", metavar="FILE", help="a .mp4, .m4v, .mov or .mkv file")
-  parser.add_argument("--checkpoint", metavar="DIR", required=True, help="a run of configs/dub.py, or a step of it")
+  parser.add_argument("--checkpoint", metavar="DIR", help="a run of configs/dub.py, or a step of it (default: the "
+                      "model of the package)")  # fmt: skip
   parser.add_argument(
     "--fit", default="pad", choices=("pad", "trim", "loop"), help="for speech of another length. pad (default): VIDEO "
     "keeps its length, silence follows shorter speech, of longer speech the end is left out; trim: as long as the "

@@ -38,6 +38,7 @@ from synclipmae_jax.tasks.dub import Dubbing, Generator, from_config
 from synclipmae_jax.types import InputError, Params
 
 _TRIALS = 4  # segments by which it is judged whether the model knows a face
+EMBEDDED = Path(__file__).parents[1] / "demo_dubber"  # the model that comes with the package
 
 
 class Dubber:
@@ -71,7 +72,7 @@ class Dubber:
   @classmethod
   def load(
     cls,
-    directory: str | os.PathLike,
+    directory: str | os.PathLike | None = None,
     *,
     encoder: str | os.PathLike | None = None,
     autoencoder: str | os.PathLike | None = None,
@@ -79,13 +80,14 @@ class Dubber:
     settings: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
   ) -> Dubber:
-    """The model of a run of configs/dub.py, or of a step of it.
+    """The model of a run of configs/dub.py, or of a step of it; None: that of the package.
 
     `encoder`: the checkpoint of its tokens (None: the embedded one); `autoencoder`, `text`: the converted checkpoints
     (None: where the run had them); `settings` override the run's `evaluation`. Raises InputError for a checkpoint of
     another task or version, and for another encoder or autoencoder than it was trained with.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
+    directory = directory or EMBEDDED
     step = checkpoints.resolve_step(directory, say=say)
     meta = checkpoints.load_meta(step)
     if meta.get("task") != "dub":

@@ -1,8 +1,9 @@
 """The evaluation of dubbing: held-out segments are generated with each drive and compared with the truth.
 
-During training the error of the velocity is measured at some noise levels (quick). At the end the segments of the test
-clips are sampled. PSNR is that of the mouth region, in which alone the model is needed, against the truth as the
-autoencoder gives it back.
+During training the error of the velocity is measured at some noise levels, and how much of the true motion of the mouth
+the tokens alone explain (`Generator.at_once`; quick). The latter tells whether the model listens: a still mouth has
+nearly the same PSNR. At the end the segments of the test clips are sampled. PSNR and motion are those of the mouth
+region, in which alone the model is needed, against the truth as the autoencoder gives it back.
 
 With `release` the parameters are then written to WORKDIR/released/STEP, in float16 and without what training needs, and
 with them goes what 95 % of the segments reach of `mouth_gain`. Of a face that the model does not know, the mouth is no
@@ -23,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from synclipmae_jax import checkpoints, sharding
 from synclipmae_jax.evaluation.report import write_entries
 from synclipmae_jax.evaluation.table import markdown, number_or_null
-from synclipmae_jax.metrics.dubbing import mouth_gain, region_error
+from synclipmae_jax.metrics.dubbing import motion_errors, motion_explained, mouth_gain, region_error
 from synclipmae_jax.models.wan import flow_matching
 from synclipmae_jax.models.wan.conditioning import REFERENCES
 from synclipmae_jax.tasks.dub import SAMPLING, Generator
@@ -32,12 +33,13 @@ from synclipmae_jax.types import Evaluation, Params, RunContext
 Segment = Mapping[str, Any]
 DOUBTED = 0.05  # share of the segments with a smaller `mouth_gain` than expected
 TOLD, STILL = "told", "still"  # keys of a row: errors that `mouth_gain` compares
+MOTION = "motion"  # key of a row: the `motion_errors` of the systems
 # Row of the table -> what drives the mouth. The tokens of `other` are those of the segment before in the list.
 SYSTEMS = {
   "audio": "audio tokens",
   "video": "vocal-motion tokens",
   "none": "no control",
-  "other": "audio tokens of another clip",
+  "other": "vocal-motion tokens of another clip",
   "history": "no model: the picture before the segment, still",
 }
 
@@ -63,7 +65,7 @@ class DubbingEvaluator:
   def __call__(self, trainable: Params, frozen: Params, *, step: int, final: bool) -> Mapping[str, Any]:
     params = self._local(trainable), self._local(frozen)
     if not final:
-      return self._velocity_errors(*params)
+      return {**self._velocity_errors(*params), **self._motion(*params)}
     states = [self._psnr(*params, segments) for segments in self._batches(self._data.test)]
     gathered = [row for share in sharding.gather(states) for part in share for row in part]
     if gathered and self._settings.get("release"):
@@ -94,19 +96,39 @@ class DubbingEvaluator:
     drives = sorted({drive for drive, _ in found})
     return {f"error_{drive}": float(np.mean([value for each, value in found if each == drive])) for drive in drives}
 
+  def _motion(self, trainable: Params, frozen: Params) -> dict[str, float]:
+    """Share of the motion of the mouth that tokens explain; those of `other` are of another clip, to be near 0."""
+    found = []
+    for segments in self._batches(self._data.val):
+      batch = _stack(segments)
+      _, context, noise = self._inputs(batch)
+      truth = np.asarray(self._decode(jnp.asarray(batch["target"], jnp.float32)))
+      for system, tokens in _drives(batch).items():
+        made = self._generate.at_once(trainable, frozen, noise, context, batch["text"], tokens)
+        errors = motion_errors(np.asarray(self._decode(made[:, len(REFERENCES) :])), truth, batch["mask"])
+        found += [(system, row) for row in errors]
+    found = [pair for share in sharding.gather(found) for pair in share]
+    return {
+      f"motion_{system}": motion_explained(np.array([row for each, row in found if each == system]))
+      for system in dict.fromkeys(each for each, _ in found)
+    }
+
   def _psnr(self, trainable: Params, frozen: Params, segments: Sequence[Segment]) -> list[dict[str, Any]]:
-    """One row a segment: its key, and for each system the mean squared error in the mouth region (pixels 0..1)."""
+    """One row a segment: its key, and for each system the mean squared error in the mouth region (pixels 0..1).
+
+    `MOTION` holds the `motion_errors` of each system that the model makes.
+    """
     batch = _stack(segments)
     _, context, noise = self._inputs(batch)
     truth = np.asarray(self._decode(jnp.asarray(batch["target"], jnp.float32)))
     still = np.asarray(self._decode(jnp.asarray(batch["references"][:, 1:], jnp.float32)))
     errors = {"history": region_error(np.broadcast_to(still, truth.shape), truth, batch["mask"])}
-    tokens = {"audio": batch["audio"], "video": batch["video"], "none": batch["audio"]}
-    if len(segments) > 1:
-      tokens["other"] = np.roll(batch["audio"], 1, axis=0)
-    for system, given in tokens.items():
-      made = self._generate(trainable, frozen, noise, context, batch["text"], given, controlled=system != "none")
-      errors[system] = region_error(np.asarray(self._decode(made[:, len(REFERENCES) :])), truth, batch["mask"])
+    motion = {}
+    for system, given in {**_drives(batch), "none": batch["audio"]}.items():
+      latents = self._generate(trainable, frozen, noise, context, batch["text"], given, controlled=system != "none")
+      made = np.asarray(self._decode(latents[:, len(REFERENCES) :]))
+      errors[system] = region_error(made, truth, batch["mask"])
+      motion[system] = motion_errors(made, truth, batch["mask"])
     if self._settings.get("release"):
       _, alone = self._task.inputs(batch, history=jnp.zeros(len(segments), bool))
       made = self._generate.at_once(trainable, frozen, noise, alone, batch["text"], batch["video"])
@@ -114,7 +136,11 @@ class DubbingEvaluator:
       person = np.asarray(self._decode(jnp.asarray(batch["references"][:, :1], jnp.float32)))
       errors[STILL] = region_error(np.broadcast_to(person, truth.shape), truth, batch["mask"])
     return [
-      {"key": segment["key"], **{system: float(values[row]) for system, values in errors.items()}}
+      {
+        "key": segment["key"],
+        **{system: float(values[row]) for system, values in errors.items()},
+        MOTION: {system: values[row] for system, values in motion.items()},
+      }
       for row, segment in enumerate(segments)
     ]
 
@@ -147,20 +173,34 @@ class DubbingEvaluator:
       if any(system in row for row in rows)
     }
     mean = {system: float(values.mean()) for system, values in psnr.items()}
+    motion = {
+      system: motion_explained(np.array([row[MOTION][system] for row in rows if system in row[MOTION]]))
+      for system in psnr
+      if any(system in row[MOTION] for row in rows)
+    }
     if jax.process_index() == 0:
       sampling = {name: self._settings[name] for name in SAMPLING}
       guidance = {name: self._settings[name] for name in ("text_guidance", "control_guidance")}
       entry = {"step": step, "segments": len(rows), "remark": self._data.remark, **sampling, **guidance}
       entry["psnr_mouth"] = {system: number_or_null(value) for system, value in mean.items()}
+      entry["motion_explained"] = {system: number_or_null(value) for system, value in motion.items()}
       write_entries(self._context.workdir, {"dubbing": entry})
     body = [
-      [system, SYSTEMS[system], f"{mean[system]:.2f}", str(len(values))]
+      [system, SYSTEMS[system], f"{mean[system]:.2f}", _percent(motion.get(system, 0.0)), str(len(values))]
       for system, values in psnr.items()
-    ]  # fmt: skip
-    self._table = "\n".join(markdown(("system", "driven by", "PSNR of the mouth, dB", "segments"), body))
+    ]
+    head = ("system", "driven by", "PSNR of the mouth, dB", "of its motion", "segments")
+    self._table = "\n".join(markdown(head, body))
     if self._data.remark:
       self._table += f"\nCaveat: {self._data.remark}."
-    return {f"psnr_{system}": value for system, value in mean.items()}
+    motions = {f"motion_{system}": value for system, value in motion.items()}
+    return {**{f"psnr_{system}": value for system, value in mean.items()}, **motions}
+
+
+def _drives(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """System -> tokens of it, where a batch has them."""
+  tokens = {"audio": batch["audio"], "video": batch["video"]}
+  return tokens | ({"other": np.roll(batch["video"], 1, axis=0)} if len(batch["video"]) > 1 else {})
 
 
 def _stack(segments: Sequence[Segment]) -> dict[str, np.ndarray]:
@@ -169,3 +209,7 @@ def _stack(segments: Sequence[Segment]) -> dict[str, np.ndarray]:
 
 def _decibels(error: float) -> float:
   return -10 * math.log10(max(error, 1e-10))
+
+
+def _percent(share: float) -> str:
+  return f"{100 * share:.0f} %" if math.isfinite(share) else "-"

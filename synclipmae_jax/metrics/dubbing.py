@@ -66,3 +66,22 @@ def mouth_gain(told: float, still: float) -> float:
   Both are errors in the mouth region (`region_error`).
   """
   return float(10 * np.log10(max(still, 1e-10) / max(told, 1e-10)))
+
+
+def motion_errors(found: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """[B, 2]: (what is wrong of the motion, the motion) in the mask, as sums of squares, of videos [B, T, H, W, 3].
+
+  The motion of a video is its difference from its own mean over time: a still picture has none.
+  """
+  motion = lambda video: (video - video.mean(axis=1, keepdims=True)) * mask[:, None, :, :, None]
+  moved, true = motion(found), motion(truth)
+  return np.stack([np.square(moved - true).sum(axis=(1, 2, 3, 4)), np.square(true).sum(axis=(1, 2, 3, 4))], axis=1)
+
+
+def motion_explained(errors: np.ndarray) -> float:
+  """Share of the true motion that is found, of `motion_errors` [N, 2] of segments.
+
+  1: all of it; 0: as good as a still mouth; below 0: it moves wrongly. nan where nothing moves.
+  """
+  wrong, motion = np.sum(errors, axis=0)
+  return float(1 - wrong / motion) if motion > 0 else float("nan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -38,6 +39,7 @@ class AudioAdapter(nnx.Module):
     self.hidden = Linear(in_features, width, compute_dtype=compute_dtype, rngs=rngs)
     self.out = Linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
 
+  @jax.named_scope("audio_adapter")
   def __call__(self, states: Float[Array, "*b l c"]) -> Float[Array, "*b d"]:
     """[..., L, C] hidden states -> [..., D] audio tokens."""
     if self.layers == "last":

@@ -125,6 +125,7 @@ class Decoder(nnx.Module):
     mask_token = self.mask_token[...].astype(tokens.dtype)
     return jnp.einsum("bfkn,bfkd->bfnd", place, tokens) + masked[..., None] * mask_token + position
 
+  @jax.named_scope("decoder")
   def __call__(
     self,
     patches: Float[Array, "b f k c"],

@@ -17,6 +17,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from synclipmae_jax.models import short_attention
 from synclipmae_jax.sharding import constrain
 
 XAVIER = nnx.initializers.xavier_uniform()
@@ -27,6 +28,10 @@ class LayerNorm(nnx.LayerNorm):
 
   def __init__(self, width: int, *, epsilon: float = 1e-6, compute_dtype=jnp.float32, rngs: nnx.Rngs):
     super().__init__(width, epsilon=epsilon, dtype=compute_dtype, use_fast_variance=False, rngs=rngs)
+
+  @jax.named_scope("norm")
+  def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    return super().__call__(x)
 
 
 class Linear(nnx.Linear):
@@ -66,6 +71,7 @@ class Mlp(nnx.Module):
     self.up = Linear(width, hidden, compute_dtype=compute_dtype, rngs=rngs)
     self.down = Linear(hidden, width, compute_dtype=compute_dtype, rngs=rngs)
 
+  @jax.named_scope("mlp")
   def __call__(self, x: Float[Array, "*b n d"]) -> Float[Array, "*b n d"]:
     return self.down(gelu(self.up(x)))
 
@@ -80,6 +86,7 @@ class SelfAttention(nnx.Module):
     self.qkv = Linear(width, 3 * width, compute_dtype=compute_dtype, rngs=rngs)
     self.out = Linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
 
+  @jax.named_scope("self_attention")
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
     return self.out(attend(q, k, v, heads=self.heads))
@@ -96,15 +103,22 @@ class CrossAttention(nnx.Module):
     self.key_value = Linear(width, 2 * width, compute_dtype=compute_dtype, rngs=rngs)
     self.out = Linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
 
+  @jax.named_scope("cross_attention")
   def __call__(self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]) -> Float[Array, "b n d"]:
     k, v = jnp.split(self.key_value(context), 2, axis=-1)
     return self.out(attend(self.query(x), k, v, heads=self.heads))
 
 
+@jax.named_scope("scores")
 def attend(
   q: Float[Array, "b n d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], *, heads: int
 ) -> Float[Array, "b n d"]:
-  """Softmax attention. Logits and softmax are float32."""
+  """Softmax attention. Logits and softmax are float32.
+
+  On a TPU short sequences go through a kernel that does not write the logits; elsewhere XLA writes them.
+  """
+  if short_attention.suits(q, k, heads=heads, mesh=jax.sharding.get_abstract_mesh()):
+    return short_attention.short_attention(q, k, v, heads=heads)
   q, k, v = (rearrange(x, "b n (h d) -> b n h d", h=heads) for x in (q, k, v))
   return rearrange(jax.nn.dot_product_attention(q, k, v), "b n h d -> b n (h d)")
 

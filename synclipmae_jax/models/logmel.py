@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
@@ -42,6 +43,7 @@ class LogMel(nnx.Module):
     self.width = SLOTS * bands
     self.features = self.num_layers * self.width
 
+  @jax.named_scope("speech_encoder")
   def __call__(self, waveform: Float[Array, "n samples"]) -> Float[Array, "n ta 4 c"]:
     """Features of N windows, approximately of zero mean and unit variance on speech.
 

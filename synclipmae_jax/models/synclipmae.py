@@ -301,6 +301,7 @@ class SyncLipMAEModel:
     )
     return 3 * trained + speech.flops(self.audio_frames)
 
+  @jax.named_scope("augmentation")
   def _motion_mask(self, keys: Key[Array, " b"], box_keys: Key[Array, " b"], batch: Batch) -> Int[Array, "b t k"]:
     """Visible patches of the motion view: face-preserving, or uniform in ablation A1."""
     weights = None
@@ -314,6 +315,7 @@ class SyncLipMAEModel:
       keys, frames=self.clip_frames, patches=self.patches, visible=self.visible, weights=weights
     )
 
+  @jax.named_scope("augmentation")
   def _motion_pixels(
     self, keys: Key[Array, " b"], camera_keys: Key[Array, " b"], frames: Frames, indices: Int[Array, "b t k"]
   ) -> Float[Array, "b t k p"]:

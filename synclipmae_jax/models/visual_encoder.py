@@ -90,6 +90,7 @@ class VisualEncoder(nnx.Module):
     )
     self.norm = LayerNorm(width, compute_dtype=compute_dtype, rngs=rngs)
 
+  @jax.named_scope("visual_encoder")
   def __call__(self, pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"]) -> FrameTokens:
     """Encodes the visible patches (normalised pixels and their indices) of F independent frames of B clips."""
     clips, frames, visible, _ = pixels.shape

@@ -42,6 +42,7 @@ class FeatureExtractor(nnx.Module):
       width, num_groups=width, epsilon=EPSILON, dtype=compute_dtype, use_fast_variance=False, rngs=rngs
     )
 
+  @jax.named_scope("convolutions")
   def __call__(self, waveform: Float[Array, "n samples"]) -> Float[Array, "n tokens c"]:
     x = self.norm(self.conv_0(waveform[..., None]))
     for i in range(1, len(KERNELS)):
@@ -122,6 +123,7 @@ class Wav2Vec2(nnx.Module):
       lambda rngs: PostNormBlock(width, heads, mlp_width, compute_dtype=compute_dtype, rngs=rngs), depth, rngs
     )
 
+  @jax.named_scope("speech_encoder")
   def __call__(self, waveform: Float[Array, "n samples"]) -> Float[Array, "n ta l c"]:
     """Hidden states of N windows of 640 * Ta + 160 samples. Raises InputError for any other length."""
     x = self.projection(self.norm_features(self.conv_features(waveform)))

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from synclipmae_jax import sharding
 from synclipmae_jax.run import hlo
+from synclipmae_jax.run.breakdown import Row, breakdown, table
 from synclipmae_jax.run.jobs import training_job_of
 from synclipmae_jax.run.training import Training, build_training
 from synclipmae_jax.train.accelerators import TPUS, peak_flops
@@ -52,6 +53,9 @@ class Report:
   roofline: Mapping[str, float | None]  # compute_s, hbm_s, interconnect_s: lower bounds of the step time
   mfu_bound: float | None
   days: float | None  # time of all steps of the configuration at this bound
+  parts: Sequence[Row] | None = None  # where the roofline's FLOPs and bytes of one chip arise
+  slices: int = 1
+  dcn_bytes: float = 0.0  # what one chip sends to other slices
 
   @property
   def step_s(self) -> float:
@@ -67,8 +71,8 @@ class DoesNotFit(Exception):
     self.bytes = needed
 
 
-def tpu_devices(topology: str) -> list[jax.Device]:
-  """Devices of an absent topology. Raises InputError for an unknown topology and if libtpu is not installed."""
+def tpu_devices(topology: str, slices: int = 1) -> list[jax.Device]:
+  """Devices of absent slices of a topology. Raises InputError for an unknown one and if libtpu is not installed."""
   name, _, shape = topology.partition(":")
   tpu = TPUS.get(name)
   sizes = [int(size) for size in shape.split("x")] if re.fullmatch(r"\d+(x\d+)*", shape) else []
@@ -80,9 +84,11 @@ def tpu_devices(topology: str) -> list[jax.Device]:
   # Without these the compiler queries the metadata server of the VM and takes an exclusive lock.
   os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
   os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": f"{name}-8"}
-  megacore = {"chip_config_name": "megacore"} if name == "v4" else {}  # one device per chip, as JAX runs it
+  options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+  if name == "v4":
+    options["chip_config_name"] = "megacore"  # one device per chip, as JAX runs it
   try:
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **megacore).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
     raise InputError(f"unknown topology {topology!r} ({reason}); try {EXAMPLES}") from None
@@ -128,7 +134,8 @@ def _report_step(
   tpu, peak = TPUS[topology.partition(":")[0]], peak_flops(devices[0])
   common: dict[str, Any] = dict(
     topology=topology,
-    chips=len({tuple(device.coords) for device in devices}),
+    chips=len({(device.slice_index, *device.coords) for device in devices}),
+    slices=len({device.slice_index for device in devices}),
     hbm_gib=tpu.hbm_gib,
     model_flops=model_flops,
   )
@@ -144,6 +151,8 @@ def _report_step(
     "hbm_s": cost.hbm_bytes / tpu.hbm_bandwidth,
     "interconnect_s": sum(kind.sent for kind in cost.collectives.values()) / tpu.ring_bandwidth,
   }
+  if cost.dcn_bytes and tpu.dcn_bandwidth:
+    roofline["dcn_s"] = cost.dcn_bytes / tpu.dcn_bandwidth
   step_s = max(roofline.values())
   return Report(
     **common,
@@ -154,6 +163,8 @@ def _report_step(
     roofline=roofline,
     mfu_bound=model_flops / (step_s * peak * len(devices)),
     days=steps * step_s / DAY,
+    parts=breakdown(cost.by_name),
+    dcn_bytes=cost.dcn_bytes,
   )
 
 
@@ -220,8 +231,9 @@ def advice(config: ConfigDict, report: Report) -> list[str]:
 def summary(config: ConfigDict, report: Report) -> str:
   """The report as text."""
   clips = config.train.batch_clips
+  slices = f"{report.slices} slices of " if report.slices > 1 else ""
   lines = [
-    f"{report.topology}: {report.chips} chips, mesh {dict(config.train.mesh)}, {clips} clips a step"
+    f"{slices}{report.topology}: {report.chips} chips, mesh {dict(config.train.mesh)}, {clips} clips a step"
     f" ({clips / report.chips:g} a chip)",
     f"memory        {report.peak_hbm_gib:.1f} GiB of {report.hbm_gib:.1f} a chip",
   ]
@@ -233,6 +245,7 @@ def summary(config: ConfigDict, report: Report) -> str:
   lines += [
     f"matrix FLOPs  {report.compiled_flops:.3g} compiled, {report.model_flops:.3g} the model's ({ratio:.2f} x)",
     f"collectives   {collectives or 'none'}",
+    *([f"between slices  {report.dcn_bytes / 1e9:.3f} GB sent by a chip"] if report.slices > 1 else []),
     f"roofline      {roofline}",
     f"A step takes at least {report.step_s:.3f} s: MFU at most {report.mfu_bound:.0%},"
     f" {config.train.steps} steps in at least {report.days:.1f} days.",
@@ -240,9 +253,11 @@ def summary(config: ConfigDict, report: Report) -> str:
   return "\n".join(lines)
 
 
-def run(config: ConfigDict, *, topology: str, as_json: bool, search: str | None) -> int:
-  """Runs the command; returns its exit status. Raises InputError."""
-  devices = tpu_devices(topology)
+def run(
+  config: ConfigDict, *, topology: str, as_json: bool, search: str | None, parts: bool = False, slices: int = 1
+) -> int:
+  """Runs the command, with `parts` said too; returns its exit status. Raises InputError."""
+  devices = tpu_devices(topology, slices)
 
   def try_batch(clips: int) -> Report:
     started = time.perf_counter()
@@ -263,5 +278,12 @@ def run(config: ConfigDict, *, topology: str, as_json: bool, search: str | None)
     extra["batch_clips"] = clips
   else:
     report = try_batch(clips)
-  print(json.dumps(dataclasses.asdict(report) | extra) if as_json else summary(with_batch(config, clips), report))
+  if as_json:
+    said = dataclasses.asdict(report) | extra
+    left_out = {*(() if parts else ("parts",)), *(() if slices > 1 else ("slices", "dcn_bytes"))}
+    print(json.dumps({name: value for name, value in said.items() if name not in left_out}))
+  else:
+    print(summary(with_batch(config, clips), report))
+    if parts and report.parts:
+      print(f"\n{table(report.parts)}")
   return 0 if report.fits else 1

@@ -95,20 +95,34 @@ class Cost:
   flops: float  # dots and convolutions, two per multiply-add
   hbm_bytes: float  # operands and results of the instructions, without padding; values inside a fusion are free
   collectives: Mapping[str, Collective]
+  dcn_bytes: float  # what the chip sends to other slices over the network of the data centre
+  # Where in the model it arises, the `op_name` of the compiler ("" where it keeps none) -> (flops, hbm_bytes).
+  by_name: Mapping[str, tuple[float, float]]
 
 
 def read_cost(text: str) -> Cost:
   """The cost of a compiled module, `jax.stages.Compiled.as_text()`. Raises UnknownTripCount."""
   module = _parse(text)
-  flops = hbm_bytes = 0.0
+  by_name: dict[str, tuple[float, float]] = {}
   collectives: dict[str, Collective] = {}
+  dcn_bytes = 0.0
   seen = set()
   for instruction, name, times, fused in _executed(module):
     computation = module.computations[name]
+    flops = 0.0
     if instruction.opcode == "dot":
-      flops += times * _dot_flops(instruction, computation)
+      flops = _dot_flops(instruction, computation)
     elif instruction.opcode == "convolution":
-      flops += times * _convolution_flops(instruction, computation)
+      flops = _convolution_flops(instruction, computation)
+    elif instruction.opcode == "custom-call":  # a kernel of Pallas says what it computes
+      flops = float(sum(_numbers(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes)))
+    moved = 0 if fused else _traffic(instruction, computation, module)
+    if instruction.opcode == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
+      dcn_bytes += times * computation[instruction.operands[0]].arrays[0].bytes
+    if flops or moved:
+      place = re.search(r'op_name="([^"]*)"', instruction.attributes)
+      before = by_name.get(key := place[1] if place else "", (0.0, 0.0))
+      by_name[key] = before[0] + times * flops, before[1] + times * moved
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES and (found := _identity(instruction)) not in seen:
       seen.add(found)
@@ -119,9 +133,14 @@ def read_cost(text: str) -> Cost:
       total.count += times
       total.bytes += times * size
       total.sent += times * size * share
-    if not fused:
-      hbm_bytes += times * _traffic(instruction, computation, module)
-  return Cost(flops=flops, hbm_bytes=hbm_bytes, collectives=dict(sorted(collectives.items())))
+  flops, hbm_bytes = (sum(each[i] for each in by_name.values()) for i in (0, 1))
+  return Cost(
+    flops=flops,
+    hbm_bytes=hbm_bytes,
+    collectives=dict(sorted(collectives.items())),
+    dcn_bytes=dcn_bytes,
+    by_name=by_name,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
@@ -81,6 +82,7 @@ class Pretrain(ContrastiveTask):
     """Weighted sum of the terms, and each term."""
     return self.objective(trainable, self.model.apply(trainable, frozen, batch, key), batch["subject"], batch["source"])
 
+  @jax.named_scope("losses")
   def objective(
     self, trainable: Params, outputs: Outputs, subject: UInt32[Array, " b"], source: Int[Array, " b"]
   ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""] | Float[Array, " 2"]]]:

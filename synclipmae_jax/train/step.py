@@ -95,8 +95,9 @@ def make_train_step(task: Task, optimizer: Optimizer, *, mesh: Mesh, accumulatio
 
       grad_norm = optax.tree.norm(grads)
       finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-      updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-      trainable = task.constrain_params(optax.apply_updates(state.trainable, updates))
+      with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = task.constrain_params(optax.apply_updates(state.trainable, updates))
       proposed = TrainState(state.step + 1, trainable, opt_state)
       # A select instead of a branch: it fuses into the update, which reads the old values too.
       new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)

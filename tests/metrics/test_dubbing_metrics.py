@@ -51,3 +51,18 @@ def test_the_gain_compares_errors_in_the_mouth_region():
   errors = [dubbing.region_error(made, truth, mask)[0] for made in (told, still)]
   assert errors == pytest.approx([0.02**2, 0.2**2], rel=1e-5)  # in pixels of 0..1
   assert dubbing.mouth_gain(*errors) == pytest.approx(20, abs=1e-4)
+
+
+def test_the_motion_explained_is_that_of_the_changes_in_the_mask():
+  rng = np.random.default_rng(0)
+  truth = rng.uniform(-1, 1, (2, 5, 8, 8, 3))
+  mask = np.zeros((2, 8, 8), bool)
+  mask[:, 4:] = True
+  explained = lambda found: dubbing.motion_explained(dubbing.motion_errors(found, truth, mask))
+  mean = truth.mean(axis=1, keepdims=True)
+  outside = np.where(mask[:, None, :, :, None], truth, 0)
+  assert explained(outside + 0.3) == pytest.approx(1)  # another colour, and another picture beside the mask
+  assert explained(np.broadcast_to(mean, truth.shape)) == pytest.approx(0)
+  assert explained(mean + 0.5 * (truth - mean)) == pytest.approx(0.75)
+  assert explained(mean - (truth - mean)) == pytest.approx(-3)
+  assert np.isnan(dubbing.motion_explained(dubbing.motion_errors(truth, truth[:, :1], mask)))

@@ -102,6 +102,7 @@ def test_a_run_caches_its_segments_trains_resumes_and_reports(place, tmp_path, c
   assert report["step"] == 4 and report["segments"] >= 1 and report["sampler"] == "unipc"
   assert {"audio", "video", "none", "history"} <= report["psnr_mouth"].keys()
   assert all(np.isfinite(value) for value in report["psnr_mouth"].values())
+  assert {"audio", "video", "none"} <= report["motion_explained"].keys()
   meta = checkpoints.load_meta(tmp_path)
   assert meta["preprocessing"]["dubbing"]["autoencoder"]["kind"] == "space_to_depth"
   released = tmp_path / "released" / "4"

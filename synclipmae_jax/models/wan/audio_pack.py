@@ -6,6 +6,7 @@ block, and takes audio tokens or vocal-motion tokens. Which of them changes noth
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
@@ -41,6 +42,7 @@ class AudioPack(nnx.Module):
     self.norm = LayerNorm(hidden, rngs=rngs)
     self.project = ZeroLinear(hidden, width, compute_dtype=compute_dtype, rngs=rngs)
 
+  @jax.named_scope("audio_pack")
   def __call__(
     self,
     tokens: Float[Array, "b t c"],

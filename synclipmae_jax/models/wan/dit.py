@@ -46,6 +46,7 @@ class Conditioning:
   rope: Rope
 
 
+@jax.named_scope("norm")
 def standardise(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
   """LayerNorm without parameters, in float32 with the two-pass variance."""
   x = x.astype(jnp.float32)
@@ -118,6 +119,7 @@ class RotarySelfAttention(SelfAttention):
     self.norm_query = nnx.RMSNorm(width, epsilon=EPSILON, dtype=jnp.float32, rngs=rngs)
     self.norm_key = nnx.RMSNorm(width, epsilon=EPSILON, dtype=jnp.float32, rngs=rngs)
 
+  @jax.named_scope("self_attention")
   def __call__(self, x: Float[Array, "b n d"], rope: Rope) -> Float[Array, "b n d"]:
     q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
     q = rotate(self.norm_query(q), rope, heads=self.heads).astype(v.dtype)
@@ -133,6 +135,7 @@ class NormedCrossAttention(CrossAttention):
     self.norm_query = nnx.RMSNorm(width, epsilon=EPSILON, dtype=jnp.float32, rngs=rngs)
     self.norm_key = nnx.RMSNorm(width, epsilon=EPSILON, dtype=jnp.float32, rngs=rngs)
 
+  @jax.named_scope("cross_attention")
   def __call__(self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]) -> Float[Array, "b n d"]:
     k, v = jnp.split(self.key_value(context), 2, axis=-1)
     q, k = self.norm_query(self.query(x)).astype(v.dtype), self.norm_key(k).astype(v.dtype)
@@ -149,6 +152,7 @@ class Mlp(nnx.Module):
     self.up = Linear(in_features, hidden, compute_dtype=compute_dtype, rngs=rngs)
     self.down = Linear(hidden, out_features, compute_dtype=compute_dtype, rngs=rngs)
 
+  @jax.named_scope("mlp")
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
     return self.down(self.activation(self.up(x)))
 
@@ -231,10 +235,12 @@ class Dit(nnx.Module):
     )
     self.head = Head(width, PATCH**2 * out_channels, rngs=rngs)
 
+  @jax.named_scope("dit")
   def embed(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b n d"]:
     """Noisy latents -> tokens, float32. Raises InputError if height or width is odd."""
     return self.patch_embedding(patchify(latents)).astype(jnp.float32)
 
+  @jax.named_scope("dit")
   def condition(self, t: Float[Array, " b"], text: Float[Array, "b m d"], *, grid: Grid) -> Conditioning:
     """Conditioning of time t in [0, 1000] (noise level times 1000) and umT5 embeddings without padding.
 
@@ -256,6 +262,7 @@ class Dit(nnx.Module):
       rope=rope_table(grid, self.width // self.heads),
     )
 
+  @jax.named_scope("dit")
   def transform(
     self, x: Float[Array, "b n d"], conditioning: Conditioning, hints: Float[Array, "v b n d"], *, stride: int
   ) -> Float[Array, "b n d"]:
@@ -291,6 +298,7 @@ class Dit(nnx.Module):
       x, _ = group(x, (at(leaves, slice(whole * stride, None)), hints[-1]))
     return x
 
+  @jax.named_scope("dit")
   def predict(self, x: Float[Array, "b n d"], conditioning: Conditioning) -> Float[Array, "b t h w c"]:
     """Tokens -> the velocity (noise minus clean latents), float32."""
     t, h, w = conditioning.grid

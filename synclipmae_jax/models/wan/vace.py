@@ -64,6 +64,7 @@ class Vace(nnx.Module):
       lambda r: VaceBlock(width, heads, mlp_width, compute_dtype=compute_dtype, rngs=r), depth, rngs
     )
 
+  @jax.named_scope("vace")
   def __call__(
     self,
     x: Float[Array, "b n d"],

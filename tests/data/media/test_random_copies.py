@@ -13,7 +13,7 @@ from synclipmae_jax.data.media.remux import fix_lag
 from synclipmae_jax.types import InputError
 
 SEEDS = 20
-SLOW_SEEDS = 320
+SLOW_SEEDS = 170
 KINDS = {  # container: codecs of pictures, codecs of sound, other containers of the copy
   "mp4": (("libx264", "mpeg4"), ("aac", "libmp3lame", "ac3"), ("mov", "mkv", "ts")),
   "mov": (("libx264", "mpeg4", "mjpeg"), ("aac", "pcm_s16le"), ("mkv",)),
