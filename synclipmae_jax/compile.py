@@ -5,6 +5,7 @@
     python -m synclipmae_jax.compile --config=configs/pretrain.py --topology=v5e:16x16 --search=batch
                                                                                           the largest batch that fits
 
+`--search=remat` compiles with every policy of rematerialisation, and names the one of the shortest step that fits.
 `--breakdown` says in which parts of the model, and in which pass, the bytes and FLOPs arise. `--slices=2` joins two of
 the topology, with `--config.train.mesh="(('slice', 2), ('data', 1), ('fsdp', -1))"`, and says what a chip sends to the
 other.
@@ -56,7 +57,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("slices", 1, "How many of it are joined; train.mesh needs an axis `slice` then.", lower_bound=1)
   flags.DEFINE_bool("json", False, "Print one JSON object instead of the report.")
   flags.DEFINE_bool("breakdown", False, "Say in which parts of the model the bytes and FLOPs of one chip arise.")
-  flags.DEFINE_enum("search", None, ["batch"], "Find the largest batch that fits.")
+  flags.DEFINE_enum("search", None, ["batch", "remat"], "Find the largest batch, or the quickest remat, that fits.")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from synclipmae_jax.types import InputError
 
@@ -61,7 +61,7 @@ def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequ
     sizes[unknown[0]] = count // known
   if math.prod(sizes.values()) != count or min(sizes.values()) < 1:
     raise InputError(f"mesh {sizes} needs {math.prod(sizes.values())} devices, but there are {count}")
-  slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+  slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
   if slices > 1 and sizes.get(SLICE, 1) != slices:
     raise InputError(f"the devices are {slices} slices: the mesh needs ('{SLICE}', {slices}), got {sizes}")
   # A v5e slice of 16 x 16 has no physical axis of 8, so an axis is split.
@@ -138,9 +138,14 @@ def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, name: str, rep
   return PartitionSpec(*fitted)
 
 
+def batch_axes(mesh: Mesh | AbstractMesh) -> dict[str, int]:
+  """The axes of the mesh over which a batch is split, with their sizes."""
+  return {axis: mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape}
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """First axis over every batch axis of the mesh, the rest replicated."""
-  return NamedSharding(mesh, PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in mesh.shape)))
+  return NamedSharding(mesh, PartitionSpec(tuple(batch_axes(mesh))))
 
 
 def constrain(x: jax.Array) -> jax.Array:
@@ -149,10 +154,10 @@ def constrain(x: jax.Array) -> jax.Array:
   Without this constraint in every block the TPU compiler replicated the batch (52 GiB of temporaries per chip, not 8).
   """
   mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
-  if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+  axes = batch_axes(mesh)
+  if not axes or x.shape[0] % math.prod(axes.values()):
     return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(axes)))
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

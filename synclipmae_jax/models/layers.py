@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from synclipmae_jax.models import short_attention
+from synclipmae_jax.models import long_attention, short_attention
 from synclipmae_jax.sharding import constrain
 
 XAVIER = nnx.initializers.xavier_uniform()
@@ -60,8 +61,26 @@ def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
   `jax.nn.gelu`, because in bfloat16 1 + erf(x) loses small tails.
   """
   if x.dtype != jnp.float32:
-    return jax.nn.gelu(x, approximate=False)
+    return _gelu_from_input(x)
   return 0.5 * x * (1 + jax.lax.erf(math.sqrt(0.5) * x))
+
+
+@jax.custom_vjp
+def _gelu_from_input(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+  """GELU whose gradient is computed from `x` alone.
+
+  Without this XLA keeps the erfc too, which is as large, because it never computes an expensive function twice. On a
+  TPU writing and reading it takes longer.
+  """
+  return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_gradient(x, gradient):
+  _, back = jax.vjp(lambda x: jax.nn.gelu(x, approximate=False), jax.lax.optimization_barrier(x))
+  return back(gradient)
+
+
+_gelu_from_input.defvjp(lambda x: (_gelu_from_input(x), x), _gelu_gradient)
 
 
 class Mlp(nnx.Module):
@@ -87,9 +106,10 @@ class SelfAttention(nnx.Module):
     self.out = Linear(width, width, compute_dtype=compute_dtype, rngs=rngs)
 
   @jax.named_scope("self_attention")
-  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-    return self.out(attend(q, k, v, heads=self.heads))
+  def __call__(self, x: Float[Array, "*b d"], *, tokens: int | None = None) -> Float[Array, "*b d"]:
+    """`x`: [B, N, D], or [B N, D] with the number N of `tokens`."""
+    qkv = checkpoint_name(self.qkv(x), "qkv")
+    return self.out(checkpoint_name(self_attend(qkv, tokens=tokens or x.shape[1], heads=self.heads), "attended"))
 
 
 class CrossAttention(nnx.Module):
@@ -109,16 +129,27 @@ class CrossAttention(nnx.Module):
     return self.out(attend(self.query(x), k, v, heads=self.heads))
 
 
+def self_attend(qkv: Float[Array, "*b e"], *, tokens: int, heads: int) -> Float[Array, "*b d"]:
+  """Softmax attention of queries, keys and values side by side, E = 3 D. Logits and softmax are float32.
+
+  Sequences of N `tokens` are [B, N, E] or [B N, E]. On a TPU short ones go through a kernel that does not write the
+  logits; elsewhere XLA writes them.
+  """
+  rows, shape = qkv.reshape(-1, qkv.shape[-1]), (*qkv.shape[:-1], qkv.shape[-1] // 3)
+  if short_attention.suits(rows, tokens=tokens, heads=heads, mesh=jax.sharding.get_abstract_mesh()):
+    with jax.named_scope("scores"):
+      return short_attention.short_attention(rows, tokens=tokens, heads=heads).reshape(shape)
+  sequences = qkv.reshape(-1, tokens, qkv.shape[-1])
+  return attend(*jnp.split(sequences, 3, axis=-1), heads=heads).reshape(shape)
+
+
 @jax.named_scope("scores")
 def attend(
   q: Float[Array, "b n d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], *, heads: int
 ) -> Float[Array, "b n d"]:
-  """Softmax attention. Logits and softmax are float32.
-
-  On a TPU short sequences go through a kernel that does not write the logits; elsewhere XLA writes them.
-  """
-  if short_attention.suits(q, k, heads=heads, mesh=jax.sharding.get_abstract_mesh()):
-    return short_attention.short_attention(q, k, v, heads=heads)
+  """Softmax attention. Logits and softmax are float32. On a TPU those of long sequences are not written."""
+  if long_attention.suits(q, k, heads=heads, mesh=jax.sharding.get_abstract_mesh()):
+    return long_attention.long_attention(q, k, v, heads=heads)
   q, k, v = (rearrange(x, "b n (h d) -> b n h d", h=heads) for x in (q, k, v))
   return rearrange(jax.nn.dot_product_attention(q, k, v), "b n h d -> b n (h d)")
 
@@ -132,9 +163,10 @@ class EncoderBlock(nnx.Module):
     self.norm_mlp = LayerNorm(width, epsilon=epsilon, compute_dtype=compute_dtype, rngs=rngs)
     self.mlp = Mlp(width, mlp_width, compute_dtype=compute_dtype, rngs=rngs)
 
-  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+  def __call__(self, x: Float[Array, "m d"], *, tokens: int) -> Float[Array, "m d"]:
+    """`x`: the tokens of all sequences as rows, M = B N. See `scan_blocks`."""
     x = constrain(x)
-    x = x + self.attention(self.norm_attention(x))
+    x = x + self.attention(self.norm_attention(x), tokens=tokens)
     return x + self.mlp(self.norm_mlp(x))
 
 
@@ -143,8 +175,13 @@ def stack_blocks(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.R
   return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(depth))
 
 
-def scan_blocks(blocks: nnx.Module, x: Array, *, unroll: bool | int = 1, remat: str = "none") -> Array:
+def scan_blocks(
+  blocks: nnx.Module, x: Float[Array, "b n d"], *, unroll: bool | int = 1, remat: str = "none"
+) -> Float[Array, "b n d"]:
   """Applies the stacked `blocks` in sequence.
+
+  Within them the tokens of all sequences are rows of one matrix: 68 tokens are not a multiple of the 8 rows of a TPU's
+  tile, so that sequences would be padded or copied.
 
   Use `unroll=1` (rolled) on an accelerator, so that compile time does not grow with depth. Use `unroll=True` on CPU,
   where the rolled loop costs about 12 %.
@@ -152,16 +189,22 @@ def scan_blocks(blocks: nnx.Module, x: Array, *, unroll: bool | int = 1, remat: 
   graph, leaves = nnx.split(blocks)
 
   def body(x, leaves):
-    return nnx.merge(graph, leaves)(x), None
+    return nnx.merge(graph, leaves)(x, tokens=tokens), None
 
-  return jax.lax.scan(rematerialise(body, remat), x, leaves, unroll=unroll)[0]
+  shape, tokens = x.shape, x.shape[1]
+  rows = x.reshape(-1, shape[-1])
+  return jax.lax.scan(rematerialise(body, remat), rows, leaves, unroll=unroll)[0].reshape(shape)
+
+
+REMAT = ("none", "dots", "attention", "full")  # policies of `rematerialise`, those that keep most first
 
 
 def rematerialise(body: Callable, policy: str) -> Callable:
   """The scan body under a rematerialisation policy.
 
-  `none`: no rematerialisation. `full`: only the block inputs are saved. `dots`: the results of matmuls without a batch
-  dimension are saved too. Raises ValueError for another policy.
+  `none`: no rematerialisation. `full`: only the block inputs are saved. `attention`: self-attention is not repeated,
+  queries, keys, values and what it gives are saved too. `dots`: the results of matmuls without a batch dimension are
+  saved too. Raises ValueError for another policy.
   """
   match policy:
     case "none":
@@ -171,4 +214,7 @@ def rematerialise(body: Callable, policy: str) -> Callable:
     case "dots":
       saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
       return jax.checkpoint(body, prevent_cse=False, policy=saveable)
-  raise ValueError(f"unknown remat policy {policy!r}: none, full or dots")
+    case "attention":
+      saveable = jax.checkpoint_policies.save_only_these_names("qkv", "attended")
+      return jax.checkpoint(body, prevent_cse=False, policy=saveable)
+  raise ValueError(f"unknown remat policy {policy!r}: one of {', '.join(REMAT)}")

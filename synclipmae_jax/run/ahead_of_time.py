@@ -19,6 +19,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from synclipmae_jax import sharding
+from synclipmae_jax.models.layers import REMAT
 from synclipmae_jax.run import hlo
 from synclipmae_jax.run.breakdown import Row, breakdown, table
 from synclipmae_jax.run.jobs import training_job_of
@@ -134,8 +135,8 @@ def _report_step(
   tpu, peak = TPUS[topology.partition(":")[0]], peak_flops(devices[0])
   common: dict[str, Any] = dict(
     topology=topology,
-    chips=len({(device.slice_index, *device.coords) for device in devices}),
-    slices=len({device.slice_index for device in devices}),
+    chips=len({(_slice_of(device), *device.coords) for device in devices}),
+    slices=len({_slice_of(device) for device in devices}),
     hbm_gib=tpu.hbm_gib,
     model_flops=model_flops,
   )
@@ -168,10 +169,17 @@ def _report_step(
   )
 
 
-def with_batch(config: ConfigDict, clips: int) -> ConfigDict:
-  """A copy of the configuration with another global batch."""
+def _slice_of(device: jax.Device) -> int:
+  return getattr(device, "slice_index", 0)  # the devices of a single slice have none
+
+
+def changed(config: ConfigDict, *, clips: int | None = None, remat: str | None = None) -> ConfigDict:
+  """A copy of the configuration with another global batch, or another policy of rematerialisation."""
   config = copy.deepcopy(config)
-  config.train.batch_clips = clips
+  if clips is not None:
+    config.train.batch_clips = clips
+  if remat is not None:
+    config.model.remat = remat
   return config
 
 
@@ -179,7 +187,7 @@ def batch_unit(config: ConfigDict, devices: Sequence[jax.Device]) -> int:
   """The smallest global batch: every valid one is a multiple of it."""
   task = training_job_of(config).build_task(config)
   mesh = sharding.make_mesh(config.train.mesh, devices)
-  ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES if axis in mesh.shape)
+  ways = math.prod(sharding.batch_axes(mesh).values())
   hosts = len({device.process_index for device in devices})
   return step_unit(task, ways=ways, accumulation=config.train.accumulation, processes=hosts)
 
@@ -253,37 +261,55 @@ def summary(config: ConfigDict, report: Report) -> str:
   return "\n".join(lines)
 
 
+def search_remat(try_policy: Callable[[str], Report]) -> tuple[str, Report]:
+  """(policy, its report) of the shortest step that fits; of the one that needs least memory if none does."""
+  reports = {policy: try_policy(policy) for policy in REMAT}
+  fitting = {policy: report for policy, report in reports.items() if report.fits}
+  if fitting:
+    return min(fitting.items(), key=lambda pair: pair[1].step_s)
+  return min(reports.items(), key=lambda pair: pair[1].peak_hbm_gib)
+
+
 def run(
   config: ConfigDict, *, topology: str, as_json: bool, search: str | None, parts: bool = False, slices: int = 1
 ) -> int:
   """Runs the command, with `parts` said too; returns its exit status. Raises InputError."""
   devices = tpu_devices(topology, slices)
 
-  def try_batch(clips: int) -> Report:
+  def attempt(config: ConfigDict) -> Report:
     started = time.perf_counter()
-    report = worst(report_steps(with_batch(config, clips), topology, devices))
-    verdict = "fits" if report.fits else "does not fit"
+    report = worst(report_steps(config, topology, devices))
+    step = f"fits, a step takes at least {report.step_s:.3f} s" if report.fits else "does not fit"
     print(
-      f"{clips} clips: {report.peak_hbm_gib:.1f} GiB of {report.hbm_gib:.1f}, {verdict}"
-      f" (compiled in {time.perf_counter() - started:.0f} s)",
+      f"{config.train.batch_clips} clips, remat={config.model.remat}: {report.peak_hbm_gib:.1f} GiB of"
+      f" {report.hbm_gib:.1f}, {step} (compiled in {time.perf_counter() - started:.0f} s)",
       file=sys.stderr,
       flush=True,
     )
     return report
 
   extra: dict[str, Any] = {}
-  clips = config.train.batch_clips
-  if search:
-    clips, report = search_batch(try_batch, start=clips, unit=batch_unit(config, devices))
-    extra["batch_clips"] = clips
-  else:
-    report = try_batch(clips)
+  match search:
+    case "batch":
+      clips, report = search_batch(
+        lambda clips: attempt(changed(config, clips=clips)),
+        start=config.train.batch_clips,
+        unit=batch_unit(config, devices),
+      )
+      config, extra = changed(config, clips=clips), {"batch_clips": clips}
+    case "remat":
+      policy, report = search_remat(lambda policy: attempt(changed(config, remat=policy)))
+      config, extra = changed(config, remat=policy), {"remat": policy}
+    case _:
+      report = attempt(config)
   if as_json:
     said = dataclasses.asdict(report) | extra
     left_out = {*(() if parts else ("parts",)), *(() if slices > 1 else ("slices", "dcn_bytes"))}
     print(json.dumps({name: value for name, value in said.items() if name not in left_out}))
   else:
-    print(summary(with_batch(config, clips), report))
+    print(summary(config, report))
+    if search == "remat":
+      print(f"--config.model.remat={policy}")
     if parts and report.parts:
       print(f"\n{table(report.parts)}")
   return 0 if report.fits else 1

@@ -21,6 +21,7 @@ FREE = {
   "opt-barrier", "partition-id", "replica-id", "iota", "async-start", "async-update", "async-done", "add-dependency",
 }  # fmt: skip
 SLICES = ("dynamic-slice", "slice", "gather")  # they read as much as they return
+_FLASH_PRODUCTS = {"flash_mha_bwd_dkv": 4, "flash_mha_bwd_dq": 3}  # matrix products of queries and keys, each head
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
@@ -114,8 +115,8 @@ def read_cost(text: str) -> Cost:
       flops = _dot_flops(instruction, computation)
     elif instruction.opcode == "convolution":
       flops = _convolution_flops(instruction, computation)
-    elif instruction.opcode == "custom-call":  # a kernel of Pallas says what it computes
-      flops = float(sum(_numbers(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes)))
+    elif instruction.opcode == "custom-call":
+      flops = _kernel_flops(instruction, computation)
     moved = 0 if fused else _traffic(instruction, computation, module)
     if instruction.opcode == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
       dcn_bytes += times * computation[instruction.operands[0]].arrays[0].bytes
@@ -134,13 +135,8 @@ def read_cost(text: str) -> Cost:
       total.bytes += times * size
       total.sent += times * size * share
   flops, hbm_bytes = (sum(each[i] for each in by_name.values()) for i in (0, 1))
-  return Cost(
-    flops=flops,
-    hbm_bytes=hbm_bytes,
-    collectives=dict(sorted(collectives.items())),
-    dcn_bytes=dcn_bytes,
-    by_name=by_name,
-  )
+  collectives = dict(sorted(collectives.items()))
+  return Cost(flops=flops, hbm_bytes=hbm_bytes, collectives=collectives, dcn_bytes=dcn_bytes, by_name=by_name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +276,17 @@ def _convolution_flops(instruction: Instruction, computation: Mapping[str, Instr
   features = kernel.dims[kernel_labels.index("i")] * out.dims[out_labels.index("f")]
   batch = out.dims[out_labels.index("b")]
   return 2.0 * valid * features * batch
+
+
+def _kernel_flops(instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
+  """What a kernel of Pallas says that it computes. JAX's flash attention says nothing of its gradients."""
+  if stated := _numbers(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes):
+    return float(stated[0])
+  products = next((n for name, n in _FLASH_PRODUCTS.items() if name in instruction.attributes), 0)
+  if not products:
+    return 0.0
+  queries, keys = (computation[name].arrays[0] for name in instruction.operands[:2])
+  return 2.0 * products * queries.elements * keys.dims[-2]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from synclipmae_jax.sharding import BATCH_AXES, batch_sharding
+from synclipmae_jax.sharding import batch_axes, batch_sharding
 from synclipmae_jax.train.optim import Optimizer
 from synclipmae_jax.train.state import TrainState, abstract_state
 from synclipmae_jax.types import InputError, Task
@@ -18,7 +18,7 @@ from synclipmae_jax.types import InputError, Task
 
 def check_batch(task: Task, batch_size: int, *, mesh: Mesh, accumulation: int = 1, processes: int = 1) -> None:
   """Raises InputError for a global batch that does not divide; called before compilation."""
-  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape)
+  ways = math.prod(batch_axes(mesh).values())
   unit = batch_unit(task, ways=ways, accumulation=max(accumulation, 1), processes=processes)
   if accumulation < 1:
     raise InputError(f"accumulation must be at least 1, got {accumulation}")
