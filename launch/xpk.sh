@@ -13,6 +13,8 @@ Prints the xpk command that submits the run; --yes runs it.
   --workdir=gs://BUCKET/FOLDER   the bucket is attached to the cluster at /gcs/BUCKET
   --name=NAME                    name of the workload (default: synclipmae)
   --config=FILE[:PRESET]         default: configs/pretrain.py
+  --slices=N                     slices of this accelerator that train together (default: 1); for more the mesh
+                                 has an axis of them: -- --config.train.mesh="(('slice', N), ('data', 1), ('fsdp', -1))"
   --restarts=N                   maximum number of restarts after a preemption (default: 50)
 TEXT
 }
@@ -24,7 +26,7 @@ refuse() {
 
 [[ $# -gt 0 && $1 != -h && $1 != --help ]] || { usage && exit; }
 project="" zone="" cluster="" accelerator="" image="" workdir="" yes=""
-name=synclipmae config=configs/pretrain.py restarts=50
+name=synclipmae config=configs/pretrain.py slices=1 restarts=50
 while (($#)); do
   case $1 in
     --yes) yes=1 ;;
@@ -36,6 +38,7 @@ while (($#)); do
     --workdir=*) workdir=${1#*=} ;;
     --name=*) name=${1#*=} ;;
     --config=*) config=${1#*=} ;;
+    --slices=*) slices=${1#*=} ;;
     --restarts=*) restarts=${1#*=} ;;
     --) shift && break ;;
     *) refuse "unexpected argument '$1': settings are written --name=value, configuration fields follow after --" ;;
@@ -45,6 +48,7 @@ done
 for setting in project zone cluster accelerator image workdir; do
   [[ ${!setting} ]] || refuse "--$setting is missing"
 done
+[[ $slices =~ ^[1-9][0-9]*$ ]] || refuse "--slices must be a number from 1 on, not '$slices'"
 [[ $restarts =~ ^[0-9]+$ ]] || refuse "--restarts must be a number, not '$restarts'"
 [[ $workdir =~ ^gs://[^/]+/.+ ]] || refuse "--workdir must be gs://BUCKET/FOLDER: pods share only the bucket"
 for argument; do
@@ -58,7 +62,7 @@ printf -v run ' %q' exec env JAX_PLATFORMS=tpu,cpu python -u -m synclipmae_jax.m
   --config="$config" --workdir="/gcs/${workdir#gs://}" "$@"
 command=(
   xpk workload create --project="$project" --zone="$zone" --cluster="$cluster" --workload="$name"
-  --tpu-type="$accelerator" --num-slices=1 --docker-image="$image" --max-restarts="$restarts"
+  --tpu-type="$accelerator" --num-slices="$slices" --docker-image="$image" --max-restarts="$restarts"
   --termination-grace-period-seconds=600 --command="${run# }"
 )
 if [[ $yes ]]; then

@@ -29,8 +29,12 @@ def test_xpk_submits_the_same_run(tmp_path):
   arguments = [argument for argument in ARGUMENTS if "\n" not in argument]
   dry = xpk(*XPK, "--", *arguments, folder=tmp_path)
   assert dry.returncode == 0 and not (tmp_path / "xpk.words").exists()
-  assert xpk(*XPK, "--yes", "--", *arguments, folder=tmp_path).returncode == 0
-  assert words("xpk")[:2] == ["workload", "create"] and {"--tpu-type=v5p-256", "--docker-image=i"} <= {*words("xpk")}
+  assert xpk(*XPK, "--yes", "--slices=2", "--", *arguments, folder=tmp_path).returncode == 0
+  assert words("xpk")[:2] == ["workload", "create"] and {
+    "--tpu-type=v5p-256",
+    "--num-slices=2",
+    "--docker-image=i",
+  } <= {*words("xpk")}
   (command,) = [word.removeprefix("--command=") for word in words("xpk") if word.startswith("--command=")]
   assert "\n" not in command  # xpk writes it to one line of YAML
   environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
@@ -45,6 +49,7 @@ def test_xpk_submits_the_same_run(tmp_path):
     (XPK[1:], "--project is missing"),
     ([*XPK, "--workdir=/data"], "pods share only the bucket"),
     ([*XPK, "--restarts=many"], "not 'many'"),
+    ([*XPK, "--slices=0"], "not '0'"),
     ([*XPK, "--", "paper"], "unexpected argument 'paper' after --"),
     ([*XPK, "--", "--a=b\nc"], "line breaks"),
     ([*XPK, "what"], "unexpected argument 'what'"),
