@@ -22,6 +22,7 @@ arguments.add_argument("--checkpoint", help="a run of configs/dub.py (default: t
 arguments.add_argument("--people", type=int, default=12, help="of SynthTalk")
 arguments.add_argument("--speaker", metavar="FOLDER", help="videos of one person")
 arguments.add_argument("--videos", type=int, default=24, help="of the speaker, evenly of the folder")
+arguments.add_argument("--sheet", type=Path, metavar="PNG", help="also draws the first three, moment by moment")
 arguments.add_argument("--steps", type=int, help="of the sampler (default: as the model was evaluated)")
 arguments.add_argument("--guidance", type=float, help="on the drive (default: as the model was evaluated)")
 if __name__ == "__main__":
@@ -33,10 +34,12 @@ import sys
 import av
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from synclipmae_jax import SyncLipMAE
 from synclipmae_jax.data.media.containers import videos_below
+from synclipmae_jax.data.media.video import read_frames
 from synclipmae_jax.data.synthtalk.dubbing import write_dubbing
 from synclipmae_jax.dub.dubber import Dubber
 from synclipmae_jax.models.wan.conditioning import to_unit
@@ -74,6 +77,10 @@ def measure_people(args, settings: dict) -> None:
     out.parent.mkdir(exist_ok=True)
     if not out.exists():
       dubber.dub(args.workdir / "source" / file, out, **{drive: args.workdir / "drive" / file})
+  if args.sheet:
+    folders = {"source": "source", "truth": "truth", "by sound": "audio", "by mouth": "video", "mean": "mean"}
+    names = [f"pair_{number:03d}.mp4" for number in range(min(args.people, 3))]
+    draw([(label, args.workdir / folder / name) for name in names for label, folder in folders.items()], args.sheet)
   config = load_config("dub.py:evaluate").unlock()
   config.data.truth, config.data.source = str(args.workdir / "truth"), str(args.workdir / "source")
   config.data.systems = tuple((name, str(args.workdir / name)) for name in drives)
@@ -110,6 +117,10 @@ def measure_speaker(args, settings: dict) -> None:
     found = {name: judge.sync(path) for name, path in files.items()}
     known = json.loads((place / "done.json").read_text())["known"]
     rows += [(name, one.verdict, one.lag_frames, one.curve[len(one.curve) // 2], known) for name, one in found.items()]
+  if args.sheet:
+    places = [args.workdir / "speaker" / Path(video).stem for video in chosen[:3]]
+    pairs = zip(chosen, places, strict=False)
+    draw([pair for video, place in pairs for pair in (("source", video), ("dubbed", place / "dubbed.mp4"))], args.sheet)
   table = {}
   for name in dict.fromkeys(row[0] for row in rows):
     own = [row for row in rows if row[0] == name]
@@ -127,13 +138,30 @@ def measure_speaker(args, settings: dict) -> None:
   )  # fmt: skip
 
 
+def draw(videos, out: Path, *, moments: int = 8, side: int = 128) -> None:
+  """A sheet with a row for each (label, video): the same moments of all."""
+  sheet = Image.new("RGB", (moments * side, len(videos) * side))
+  for row, (label, path) in enumerate(videos):
+    pictures = [frame.image for frame in read_frames(path)]
+    for column, number in enumerate(np.linspace(0, len(pictures) - 1, moments + 2).round().astype(int)[1:-1]):
+      picture = Image.fromarray(pictures[number])
+      cut = min(picture.size)
+      left, top = (picture.width - cut) // 2, (picture.height - cut) // 2
+      picture = picture.crop((left, top, left + cut, top + cut)).resize((side, side), Image.Resampling.LANCZOS)
+      sheet.paste(picture, (column * side, row * side))
+    ImageDraw.Draw(sheet).text((3, row * side + 2), label, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
+  out.parent.mkdir(parents=True, exist_ok=True)
+  sheet.save(out)
+
+
 def exchange(pictures, sound, out: Path) -> None:
   """Copies the pictures of one file and the sound of another into a third."""
   if out.exists():
     return
   with av.open(str(pictures)) as seen, av.open(str(sound)) as heard, av.open(str(out), "w") as target:
-    for container, stream in ((seen, seen.streams.video[0]), (heard, heard.streams.audio[0])):
-      copy = target.add_stream_from_template(stream)
+    streams = ((seen, seen.streams.video[0]), (heard, heard.streams.audio[0]))
+    copies = [target.add_stream_from_template(stream) for _, stream in streams]  # all before the first packet
+    for (container, stream), copy in zip(streams, copies, strict=True):
       for packet in list(container.demux(stream)):
         if packet.dts is not None:
           packet.stream = copy
