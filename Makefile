@@ -11,7 +11,7 @@ PINNED := -r requirements.txt -c constraints.txt
 # Tests run one process a core; JAX stays on the CPU and off any TPU.
 TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo checkpoint recogniser dubber test test-slow test-parity test-tpu test-tpu-dub lint notebooks venv clean
+.PHONY: demo checkpoint recogniser dubber test test-slow test-parity test-tpu test-tpu-all lint notebooks venv clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,7 +22,7 @@ help:
 	@echo "make test       install, then the tests (at most 10 minutes); make test-slow: the slow ones too"
 	@echo "make test-parity  install torch, transformers and diffusers too, then compare with them (full sizes: some minutes)"
 	@echo "make test-tpu   install the TPU compiler, in an environment of its own, and compile the paper's step for a pod (minutes)"
-	@echo "make test-tpu-dub  the same of the dubbing step, for v5p and v6e; CI does not run it (minutes each)"
+	@echo "make test-tpu-all  the same for v5e and v6e too, and of the dubbing step; CI does not run it (minutes each)"
 	@echo "make lint       ruff (rules and format) and mypy"
 	@echo "make notebooks  the .ipynb of notebooks/ from the .py beside them"
 	@echo "make venv       only the environment, in $(VENV)"
@@ -73,11 +73,11 @@ test-parity: $(VENV)/parity.stamp
 
 # No TPU is needed: the compiler compiles for one that is not there.
 test-tpu: $(TPU_VENV)/stamp
-	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m slow -k "agrees_with_the_golden or two_slices" tests/test_compile.py
+	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m slow -k "compile_v5p or two_slices" tests/test_compile.py
 
 # One after another: each compilation takes 6 GiB and all cores.
-test-tpu-dub: $(TPU_VENV)/stamp
-	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -s -m slow -k dubbing_step tests/test_compile.py
+test-tpu-all: $(TPU_VENV)/stamp
+	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -s -m slow -k "agrees_with_the_golden or dubbing_step or two_slices" tests/test_compile.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -20,6 +20,9 @@ arguments = side_by_side.parser(__doc__)
 arguments.add_argument("--workdir", type=Path, default=Path("runs/dubbing"))
 arguments.add_argument("--checkpoint", help="a run of configs/dub.py (default: the model of the package)")
 arguments.add_argument("--people", type=int, default=12, help="of SynthTalk")
+arguments.add_argument(
+  "--seconds", type=float, default=4.0, help="of each of their clips; 60 shows whether colours drift"
+)
 arguments.add_argument("--speaker", metavar="FOLDER", help="videos of one person")
 arguments.add_argument("--videos", type=int, default=24, help="of the speaker, evenly of the folder")
 arguments.add_argument("--sheet", type=Path, metavar="PNG", help="also draws the first three, moment by moment")
@@ -68,7 +71,7 @@ def main(flags) -> None:
 
 def measure_people(args, settings: dict) -> None:
   model, mean = (kind.load(args.checkpoint, settings=settings) for kind in (Dubber, MeanMouth))
-  write_dubbing(args.workdir, args.people)
+  write_dubbing(args.workdir, args.people, seconds=args.seconds)
   drives = {"audio": (model, "audio"), "video": (model, "drive_video"), "mean": (mean, "audio")}
   jobs = [(name, f"pair_{number:03d}.mp4") for name in drives for number in range(args.people)]
   for name, file in tqdm(jobs, unit="video", desc="dub"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -164,7 +165,11 @@ class DubbingEvaluator:
     if not sharding.gather(directory.exists())[0]:  # all processes save together
       half = jax.tree.map(lambda x: np.asarray(x, np.float16 if x.dtype == np.float32 else x.dtype), params)
       gain = float(np.quantile([mouth_gain(row[TOLD], row[STILL]) for row in rows], DOUBTED))
-      checkpoints.save_items(directory, half, {**self._context.stamp, "step": step, "expected": {"mouth_gain": gain}})
+      stamp, data = self._context.stamp, self._context.stamp["config"]["data"]
+      nowhere = {"cache": None, "sources": [(Path(place).name, weight) for place, weight in data["sources"] or ()]}
+      config = {**stamp["config"], "data": {**data, **nowhere}}  # what is handed on names no folder of this machine
+      meta = {**stamp, "config": config, "step": step, "expected": {"mouth_gain": gain}}
+      checkpoints.save_items(directory, half, meta)
 
   def _report(self, rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
     psnr = {

@@ -107,6 +107,7 @@ def test_a_run_caches_its_segments_trains_resumes_and_reports(place, tmp_path, c
   assert meta["preprocessing"]["dubbing"]["autoencoder"]["kind"] == "space_to_depth"
   released = tmp_path / "released" / "4"
   assert -60 < checkpoints.load_meta(released)["expected"]["mouth_gain"] < 60
+  assert str(tmp_path) not in json.dumps(checkpoints.load_meta(released)["config"]["data"]["sources"])
   loaded = Dubber.load(released, encoder=given.data.encoder)
   assert loaded.expected == checkpoints.load_meta(released)["expected"]
   jax.tree.map(
