@@ -250,7 +250,10 @@ def test_the_paper_on_a_pod(path):
   config.train.batch_clips = clips
   assert report.fits and report.model_flops == model_flops(config)
   assert report.compiled_flops <= 1.35 * report.model_flops
-  assert report.collectives.keys() <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
+  kinds = {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
+  # A few gradients change their layout on the way.
+  assert report.collectives.keys() <= kinds | {"all-to-all"}
+  assert report.collectives.get("all-to-all", {"bytes": 0})["bytes"] < 1e7
   # Only weights are gathered: trained ones in the forward pass, its repetition and the gradient, frozen ones once.
   trainable, frozen = jax.eval_shape(build_task(config).init, jax.random.key(0))
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
