@@ -275,8 +275,8 @@ def test_dubbing_on_a_pod(path):
   config = load("dub").get_config("paper")
   assert report.fits and report.chips == config.train.batch_clips == 128
   assert report.model_flops == model_flops(config)
-  # Both paths are computed again for the gradient, the scores of 7,168 tokens twice more (flash attention); the backbone
-  # has no gradient of its own.
+  # Both paths are computed again for the gradient, the scores of 7,168 tokens twice more (flash attention).
+  # The backbone has no gradient of its own.
   assert 1.3 < report.compiled_flops / report.model_flops < 1.75
   assert report.mfu_bound == pytest.approx(
     report.roofline["compute_s"] / report.step_s * report.model_flops / report.compiled_flops
