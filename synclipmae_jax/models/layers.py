@@ -147,9 +147,19 @@ def self_attend(qkv: Float[Array, "*b e"], *, tokens: int, heads: int) -> Float[
 def attend(
   q: Float[Array, "b n d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], *, heads: int
 ) -> Float[Array, "b n d"]:
-  """Softmax attention. Logits and softmax are float32. On a TPU those of long sequences are not written."""
+  """Softmax attention. Logits and softmax are float32. On a TPU those of long sequences are not written.
+
+  In float32, the dtype of CPU runs, heads come before tokens and weights are divided by their sum at the end: XLA's CPU
+  backend then takes two thirds of the time that `jax.nn.dot_product_attention` and its gradient take.
+  """
   if long_attention.suits(q, k, heads=heads, mesh=jax.sharding.get_abstract_mesh()):
     return long_attention.long_attention(q, k, v, heads=heads)
+  if q.dtype == jnp.float32:
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    out = jnp.einsum("bhnm,bhmd->bhnd", weights, v) / weights.sum(axis=-1, keepdims=True)
+    return rearrange(out, "b h n d -> b n (h d)")
   q, k, v = (rearrange(x, "b n (h d) -> b n h d", h=heads) for x in (q, k, v))
   return rearrange(jax.nn.dot_product_attention(q, k, v), "b n h d -> b n (h d)")
 
