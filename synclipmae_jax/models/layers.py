@@ -40,8 +40,8 @@ class Linear(nnx.Linear):
 
   In float32, the dtype of CPU runs, the leading dimensions are flattened for the product, because with
   three-dimensional operands XLA's CPU backend takes about twice as long for the gradient of an MLP. Other dtypes are
-  not flattened: on a TPU, 68 tokens are not a multiple of the 8 rows of a tile, and flattening would copy every
-  activation (two fifths of the encoder's memory traffic).
+  not flattened here: on a TPU, where a sequence is not a multiple of the 8 rows of a tile, that would copy every
+  activation. `scan_blocks` flattens once, before all blocks.
   """
 
   def __init__(self, in_features: int, out_features: int, *, compute_dtype, rngs: nnx.Rngs):
