@@ -105,8 +105,9 @@ class DubbingEvaluator:
       _, context, noise = self._inputs(batch)
       truth = np.asarray(self._decode(jnp.asarray(batch["target"], jnp.float32)))
       for system, tokens in _drives(batch).items():
-        made = self._generate.at_once(trainable, frozen, noise, context, batch["text"], tokens)
-        errors = motion_errors(np.asarray(self._decode(made[:, len(REFERENCES) :])), truth, batch["mask"])
+        latents = self._generate.at_once(trainable, frozen, noise, context, batch["text"], tokens)
+        made = np.asarray(self._decode(latents[:, len(REFERENCES) :]))
+        errors = motion_errors(made, truth, batch["mask"])
         found += [(system, row) for row in errors]
     found = [pair for share in sharding.gather(found) for pair in share]
     return {
@@ -132,8 +133,9 @@ class DubbingEvaluator:
       motion[system] = motion_errors(made, truth, batch["mask"])
     if self._settings.get("release"):
       _, alone = self._task.inputs(batch, history=jnp.zeros(len(segments), bool))
-      made = self._generate.at_once(trainable, frozen, noise, alone, batch["text"], batch["video"])
-      errors[TOLD] = region_error(np.asarray(self._decode(made[:, len(REFERENCES) :])), truth, batch["mask"])
+      latents = self._generate.at_once(trainable, frozen, noise, alone, batch["text"], batch["video"])
+      made = np.asarray(self._decode(latents[:, len(REFERENCES) :]))
+      errors[TOLD] = region_error(made, truth, batch["mask"])
       person = np.asarray(self._decode(jnp.asarray(batch["references"][:, :1], jnp.float32)))
       errors[STILL] = region_error(np.broadcast_to(person, truth.shape), truth, batch["mask"])
     return [

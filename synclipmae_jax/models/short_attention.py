@@ -144,7 +144,8 @@ def _backward(qkv_ref, gradient_ref, out_ref, *, tokens: int, width: int) -> Non
 def _steps(columns: int) -> Iterator[tuple[slice, slice, slice]]:
   """Where queries, keys and values of each 128 columns are."""
   for start in range(0, columns, LANES):
-    yield tuple(slice(start + part * columns, start + part * columns + LANES) for part in range(3))
+    q, k, v = (start + part * columns for part in range(3))
+    yield slice(q, q + LANES), slice(k, k + LANES), slice(v, v + LANES)
 
 
 def _heads(width: int) -> list[Array]:

@@ -51,14 +51,14 @@ def place_of(op_name: str) -> tuple[str, str]:
 
 def table(rows: Sequence[Row]) -> str:
   """The rows as text, with their sum."""
-  whole = {name: sum(row[name] for row in rows) for name in ("flops", "hbm_bytes")}
+  flops, hbm_bytes = sum(row["flops"] for row in rows), sum(row["hbm_bytes"] for row in rows)
   lines = [("part", "pass", "GB of HBM", "share", "TFLOP", "share")]
-  shown = [*rows, Row(part="all", run="", **whole)]
-  for row in shown:
-    shares = [f"{row[name] / whole[name]:.1%}" if whole[name] else "-" for name in whole]
+  for row in (*rows, Row(part="all", run="", flops=flops, hbm_bytes=hbm_bytes)):
+    moved, computed = row["hbm_bytes"], row["flops"]
     lines.append(
-      (row["part"], row["run"], f"{row['hbm_bytes'] / 1e9:.2f}", shares[1], f"{row['flops'] / 1e12:.3f}", shares[0])
-    )
+      (row["part"], row["run"], f"{moved / 1e9:.2f}", _share(moved, hbm_bytes), f"{computed / 1e12:.3f}",
+       _share(computed, flops))
+    )  # fmt: skip
   widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
   return "\n".join(
     "  ".join(
@@ -67,3 +67,7 @@ def table(rows: Sequence[Row]) -> str:
     )
     for line in lines
   )
+
+
+def _share(part: float, whole: float) -> str:
+  return f"{part / whole:.1%}" if whole else "-"
