@@ -94,7 +94,7 @@ def test_the_arrays_of_a_clip_are_its_pictures_and_tokens(place, model):
 
 @pytest.mark.slow
 def test_a_run_caches_its_segments_trains_resumes_and_reports(place, tmp_path, capsys):
-  given = config(place, train__eval_every=4, evaluation__release=True)
+  given = config(place, evaluation__release=True)
   whole = jobs.job_of(given).run(given, tmp_path)
   out = capsys.readouterr().out
   assert "| audio" in out and "| history" in out
@@ -103,6 +103,8 @@ def test_a_run_caches_its_segments_trains_resumes_and_reports(place, tmp_path, c
   assert {"audio", "video", "none", "history"} <= report["psnr_mouth"].keys()
   assert all(np.isfinite(value) for value in report["psnr_mouth"].values())
   assert {"audio", "video", "none"} <= report["motion_explained"].keys()
+  watched = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "motion_video" in line]
+  assert len(watched) == 2 and all("dubbing/error_video" in line for line in watched)
   meta = checkpoints.load_meta(tmp_path)
   assert meta["preprocessing"]["dubbing"]["autoencoder"]["kind"] == "space_to_depth"
   released = tmp_path / "released" / "4"
