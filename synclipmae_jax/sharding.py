@@ -13,7 +13,7 @@ import logging
 import math
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -141,6 +141,20 @@ def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, name: str, rep
 def batch_axes(mesh: Mesh | AbstractMesh) -> dict[str, int]:
   """The axes of the mesh over which a batch is split, with their sizes."""
   return {axis: mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape}
+
+
+def on_own_examples(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """`function` of arrays with examples first, run by every device of the ambient mesh on its own; as it is without one.
+
+  For kernels, which the compiler cannot divide itself.
+  """
+  axes = batch_axes(jax.sharding.get_abstract_mesh())
+  if not axes:
+    return function
+  by_example = PartitionSpec(tuple(axes))
+  return lambda *arrays: jax.shard_map(
+    function, in_specs=(by_example,) * len(arrays), out_specs=by_example, check_vma=False
+  )(*arrays)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

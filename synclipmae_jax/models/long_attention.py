@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-import jax
 from einops import rearrange
 from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
-from synclipmae_jax.sharding import batch_axes
+from synclipmae_jax.models.short_attention import LANES
+from synclipmae_jax.sharding import batch_axes, on_own_examples
 
-LANES = 128
 SHORTEST = 1024  # queries; of fewer, XLA's scores are small
 _BLOCKS = (512, 256, 128)  # rows of a block, the largest that divides
 
@@ -41,10 +40,7 @@ def long_attention(
     out = flash_attention(q, k, v, sm_scale=q.shape[-1] ** -0.5, block_sizes=_blocks(q.shape[2], k.shape[2]))
     return rearrange(out, "b h n d -> b n (h d)")
 
-  if axes := batch_axes(jax.sharding.get_abstract_mesh()):
-    by_example = PartitionSpec(tuple(axes))
-    attend = jax.shard_map(attend, in_specs=(by_example,) * 3, out_specs=by_example, check_vma=False)
-  return attend(q, k, v)
+  return on_own_examples(attend)(q, k, v)
 
 
 def _blocks(queries: int, keys: int) -> BlockSizes:

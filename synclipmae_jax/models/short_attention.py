@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
-from synclipmae_jax.sharding import batch_axes
+from synclipmae_jax.sharding import batch_axes, on_own_examples
 
 LANES, TILE_ROWS = 128, 16  # of a tile of bfloat16
 LONGEST = 512  # tokens whose scores of one head, float32, fit on the chip several times
@@ -54,11 +54,7 @@ def short_attention(
   would move more. On the ambient mesh every device does its own sequences. `interpret` runs the kernel on any device,
   slowly.
   """
-  attend = functools.partial(_attention, tokens, qkv.shape[-1] // 3 // heads, interpret)
-  if axes := batch_axes(jax.sharding.get_abstract_mesh()):
-    by_example = PartitionSpec(tuple(axes))
-    attend = jax.shard_map(attend, in_specs=by_example, out_specs=by_example, check_vma=False)
-  return attend(qkv)
+  return on_own_examples(functools.partial(_attention, tokens, qkv.shape[-1] // 3 // heads, interpret))(qkv)
 
 
 def _sequences(count: int, tokens: int, row_bytes: int) -> int | None:

@@ -296,7 +296,7 @@ def test_scanned_unrolled_and_rematerialised_blocks_agree():
     return scan_blocks(stack.bind(params), x, **how).sum()
 
   reference, slope = jax.value_and_grad(run)(params)
-  for how in (dict(unroll=True), dict(remat="full"), dict(remat="dots", unroll=True)):
+  for how in (dict(unroll=True), dict(remat="full"), dict(remat="attention"), dict(remat="dots", unroll=True)):
     value, gradient = jax.value_and_grad(run)(params, **how)
     np.testing.assert_allclose(value, reference, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), gradient, slope)

@@ -135,6 +135,26 @@ def test_an_asynchronous_collective_counts_once():
   assert cost.flops == 2 * 16**3
 
 
+KERNELS = """
+HloModule kernels
+ENTRY %main (q: bf16[2,3,64,128], k: bf16[2,3,32,128]) -> bf16[2,3,64,128] {
+  %q = bf16[2,3,64,128]{3,2,1,0} parameter(0)
+  %k = bf16[2,3,32,128]{3,2,1,0} parameter(1)
+  %own = bf16[2,3,64,128]{3,2,1,0} custom-call(%q, %k), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"flops":"1000","transcendentals":"7"}}}
+  %dkv = bf16[2,3,32,128]{3,2,1,0} custom-call(%q, %k), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/transpose(jvp(dit))/flash_mha_bwd_dkv_block_q=64/pallas_call"}
+  %sent = (bf16[2,3,32,128]{3,2,1,0}, u32[], token[]) send(%dkv), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %dq = bf16[2,3,64,128]{3,2,1,0} custom-call(%q, %k), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/transpose(jvp(dit))/flash_mha_bwd_dq_block_q=64/pallas_call"}
+}
+"""  # noqa: E501
+
+
+def test_what_kernels_compute_and_what_other_slices_get():
+  cost = hlo.read_cost(KERNELS)
+  product = 2 * (2 * 3) * 64 * 32 * 128
+  assert cost.flops == 1000 + (4 + 3) * product
+  assert cost.dcn_bytes == 2 * 3 * 32 * 128 * 2
+
+
 def test_collectives_inside_a_loop_count_in_every_iteration():
   """Weights sharded over four devices: every block gathers them; the sum over the batch of eight runs once."""
   mesh = sharding.make_mesh((("data", 2), ("fsdp", 4)), jax.devices()[:8])

@@ -116,7 +116,7 @@ def test_a_lag_in_is_no_lag_out(tmp_path, seed):
 
 
 @pytest.mark.slow
-def test_hundreds_of_lags_in_are_no_lags_out(tmp_path):
+def test_a_hundred_and_fifty_lags_in_are_no_lags_out(tmp_path):
   failures = []
   for seed in range(SEEDS, SLOW_SEEDS):
     folder = tmp_path / str(seed)
