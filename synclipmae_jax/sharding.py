@@ -61,7 +61,7 @@ def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequ
     sizes[unknown[0]] = count // known
   if math.prod(sizes.values()) != count or min(sizes.values()) < 1:
     raise InputError(f"mesh {sizes} needs {math.prod(sizes.values())} devices, but there are {count}")
-  slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+  slices = len({slice_of(device) for device in devices}) if devices[0].platform == "tpu" else 1
   if slices > 1 and sizes.get(SLICE, 1) != slices:
     raise InputError(f"the devices are {slices} slices: the mesh needs ('{SLICE}', {slices}), got {sizes}")
   # A v5e slice of 16 x 16 has no physical axis of 8, so an axis is split.
@@ -73,6 +73,11 @@ def make_mesh(axes: Mapping[str, int] | Sequence[tuple[str, int]], devices: Sequ
       tuple(within.values()), tuple(between.values()), devices, allow_split_physical_axes=True
     )
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def slice_of(device: jax.Device) -> int:
+  """The number of the TPU slice of a device. Those of a single slice that is not there have none."""
+  return getattr(device, "slice_index", 0)
 
 
 def tree_paths(tree) -> list[tuple[str, Any]]:

@@ -135,8 +135,8 @@ def _report_step(
   tpu, peak = TPUS[topology.partition(":")[0]], peak_flops(devices[0])
   common: dict[str, Any] = dict(
     topology=topology,
-    chips=len({(_slice_of(device), *device.coords) for device in devices}),
-    slices=len({_slice_of(device) for device in devices}),
+    chips=len({(sharding.slice_of(device), *device.coords) for device in devices}),
+    slices=len({sharding.slice_of(device) for device in devices}),
     hbm_gib=tpu.hbm_gib,
     model_flops=model_flops,
   )
@@ -167,10 +167,6 @@ def _report_step(
     parts=breakdown(cost.by_name),
     dcn_bytes=cost.dcn_bytes,
   )
-
-
-def _slice_of(device: jax.Device) -> int:
-  return getattr(device, "slice_index", 0)  # the devices of a single slice have none
 
 
 def changed(config: ConfigDict, *, clips: int | None = None, remat: str | None = None) -> ConfigDict:
