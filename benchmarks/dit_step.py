@@ -38,7 +38,7 @@ from synclipmae_jax.models.functional import Functional
 from synclipmae_jax.models.wan.dit import PATCH, Dit
 from synclipmae_jax.models.wan.vace import Vace
 from synclipmae_jax.models.wan.vace import wan_vace as run
-from synclipmae_jax.train.host_memory import keep_freed_memory
+from synclipmae_jax.train.cpu_settings import apply_cpu_settings
 
 WIDTH, HEADS, MLP, TEXT, TEXT_WIDTH = 1536, 12, 8960, 512, 4096
 STRIDE = 2  # Wan blocks for each of VACE
@@ -132,7 +132,7 @@ def same_work(ours, theirs, model: torch.nn.Module) -> dict[str, float]:
 def main(flags) -> None:
   if flags.side % PATCH or min(vars(flags).values()) < 1:
     arguments.error("all numbers are at least 1, and --side is even")
-  keep_freed_memory()
+  apply_cpu_settings()
   torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA uses
   place, rng = (flags.batch, flags.frames, flags.side, flags.side), np.random.default_rng(0)
   shapes = {"latents": (*place, 16), "target": (*place, 16), "context": (*place, 96)}

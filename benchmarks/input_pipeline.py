@@ -37,7 +37,7 @@ from train_step import build, sized
 from synclipmae_jax import sharding
 from synclipmae_jax.data import pipeline, records
 from synclipmae_jax.data.samplers import WindowPair
-from synclipmae_jax.train.host_memory import keep_freed_memory
+from synclipmae_jax.train.cpu_settings import apply_cpu_settings
 from synclipmae_jax.types import FPS
 
 CLIPS, FRAMES, AUDIO_FRAMES, BATCHES = 16, 16, 64, 4  # clips and frames of a batch, batches of a round
@@ -125,7 +125,7 @@ def feeding(batches, rounds: int) -> dict[str, float]:
 
 
 def main(flags) -> None:
-  keep_freed_memory()
+  apply_cpu_settings()
   with tempfile.TemporaryDirectory() as made:
     directory = flags.records or footage.write_records(Path(made), size=256, clips=MADE)
     source = records.open_records(directory, split="train")

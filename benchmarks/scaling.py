@@ -26,7 +26,7 @@ import jax
 from side_by_side import in_turn, print_ratio, ratio
 from train_step import build, change, sized
 
-from synclipmae_jax.train.host_memory import keep_freed_memory
+from synclipmae_jax.train.cpu_settings import apply_cpu_settings
 
 VIRTUAL_DEVICES = 4  # on a CPU
 SMALLEST = {
@@ -62,7 +62,7 @@ def step(changes: dict):
 
 
 def main(flags) -> None:
-  keep_freed_memory()
+  apply_cpu_settings()
   jax.config.update("jax_num_cpu_devices", VIRTUAL_DEVICES)
   smallest = step({})
   count = lambda ours: ours.task.model_flops(ours.arguments[1])

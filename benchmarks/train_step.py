@@ -5,7 +5,7 @@
     python benchmarks/train_step.py --size=paper                 on a GPU: bfloat16, the twins compiled, MFU
 
 `plain` is a direct PyTorch implementation; `lean` also shares the decoder's first self-attention and predicts only
-the scored patches. On a CPU all of them keep freed memory, as `main` does (train/host_memory.py). Needs the extra
+the scored patches. On a CPU all of them have the settings of `main` (train/cpu_settings.py). Needs the extra
 `convert`. Prefix the command with `taskset -c 0` for one core.
 Targets: at most 1.1 x `plain` on a CPU, aim 1.0; on a GPU at most 0.9 x the compiled `plain`.
 """
@@ -28,7 +28,7 @@ arguments.add_argument("--size", choices=("demo", "middle", "paper"), default="d
 arguments.add_argument("--clips", type=int, help="clips of a batch (default: 16 demo, 4 middle, 48 paper)")
 arguments.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
 arguments.add_argument("--compile", action="store_true", help="torch.compile the twins (always on a GPU)")
-arguments.add_argument("--system-malloc", action="store_true", help="do not keep freed memory (main keeps it on a CPU)")
+arguments.add_argument("--untuned", action="store_true", help="without the settings of main on a CPU")
 arguments.add_argument("--rounds", type=int, default=15)
 if __name__ == "__main__":
   flags = side_by_side.parse(arguments, needs=["torch", "transformers"])
@@ -41,7 +41,7 @@ from side_by_side import in_turn, print_ratio, ratio
 from synclipmae_jax import sharding
 from synclipmae_jax.run.jobs import training_job_of
 from synclipmae_jax.train.accelerators import mfu
-from synclipmae_jax.train.host_memory import keep_freed_memory
+from synclipmae_jax.train.cpu_settings import apply_cpu_settings
 from synclipmae_jax.train.optim import make_optimizer
 from synclipmae_jax.train.state import init_state
 from synclipmae_jax.train.step import make_train_step
@@ -145,8 +145,8 @@ def main(flags) -> None:
   import torch
   import torch_twin
 
-  if not flags.system_malloc:
-    keep_freed_memory()
+  if not flags.untuned:
+    apply_cpu_settings()
   torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA uses
   on_gpu = torch.cuda.is_available()
   config = sized(flags.size, dtype=flags.dtype or ("bfloat16" if on_gpu else "float32"), clips=flags.clips)

@@ -35,7 +35,7 @@ def main(_argv: Sequence[str]) -> int:
   """Runs the job given by the flags; returns the exit status."""
   # Imported here because a data worker imports this module again and does not need them.
   from synclipmae_jax.run import jobs, processes
-  from synclipmae_jax.train.host_memory import keep_freed_memory
+  from synclipmae_jax.train.cpu_settings import apply_cpu_settings
   from synclipmae_jax.train.loop import NonFiniteLoss
   from synclipmae_jax.types import InputError
 
@@ -43,7 +43,7 @@ def main(_argv: Sequence[str]) -> int:
   try:
     if "://" in WORKDIR.value:
       raise InputError(f"--workdir={WORKDIR.value} is not a folder: mount the bucket (see launch/README.md)")
-    keep_freed_memory()
+    apply_cpu_settings()
     if DISTRIBUTED.value:
       processes.initialise()
     given = CONFIG.value, Path(WORKDIR.value)

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from synclipmae_jax.models import long_attention, short_attention
+from synclipmae_jax.models import cpu_layers, long_attention, short_attention
 from synclipmae_jax.sharding import constrain
 
 XAVIER = nnx.initializers.xavier_uniform()
@@ -28,11 +28,16 @@ class LayerNorm(nnx.LayerNorm):
   """LayerNorm with the two-pass variance. The default fast variance of flax has errors of 6e-2 on offset data."""
 
   def __init__(self, width: int, *, epsilon: float = 1e-6, compute_dtype=jnp.float32, rngs: nnx.Rngs):
-    super().__init__(width, epsilon=epsilon, dtype=compute_dtype, use_fast_variance=False, rngs=rngs)
+    super().__init__(width, epsilon=epsilon, dtype=jnp.dtype(compute_dtype), use_fast_variance=False, rngs=rngs)
 
   @jax.named_scope("norm")
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    return super().__call__(x)
+    if self.dtype != jnp.float32:
+      return super().__call__(x)
+    rows, scale, bias = (
+      jnp.asarray(z, jnp.float32) for z in (x.reshape(-1, x.shape[-1]), self.scale[...], self.bias[...])
+    )
+    return cpu_layers.layer_norm(rows, scale, bias, self.epsilon).reshape(x.shape)
 
 
 class Linear(nnx.Linear):
@@ -45,13 +50,15 @@ class Linear(nnx.Linear):
   """
 
   def __init__(self, in_features: int, out_features: int, *, compute_dtype, rngs: nnx.Rngs):
-    super().__init__(in_features, out_features, dtype=compute_dtype, kernel_init=XAVIER, rngs=rngs)
-    self.flatten = jnp.dtype(compute_dtype) == jnp.float32
+    super().__init__(in_features, out_features, dtype=jnp.dtype(compute_dtype), kernel_init=XAVIER, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
-    if not self.flatten:
+    if self.dtype != jnp.float32:
       return super().__call__(x)
-    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+    rows, kernel, bias = (
+      jnp.asarray(z, jnp.float32) for z in (x.reshape(-1, x.shape[-1]), self.kernel[...], self.bias[...])
+    )
+    return cpu_layers.dense(rows, kernel, bias).reshape(*x.shape[:-1], self.out_features)
 
 
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:

@@ -326,7 +326,7 @@ class SyncLipMAEModel:
       frames = jax.vmap(lambda k, x: augment.blur_and_light(k, x, **strengths))(camera_keys, frames)
     pixels = _to_unit(masking.take_patches(masking.patchify(frames, self.patch), indices))
     if self.jitter is not None:
-      mean_luma = frames.mean(axis=(1, 2, 3), dtype=jnp.float32) @ augment.LUMA / (255 if camera is None else 1)
+      mean_luma = augment.mean_luma(frames) / (255 if camera is None else 1)
       affine = jax.vmap(lambda k, m: augment.jitter_affine(k, m, **self.jitter))(keys, mean_luma)
       pixels = augment.apply_affine(pixels, *affine)
     if camera is not None:

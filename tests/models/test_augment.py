@@ -11,6 +11,7 @@ from synclipmae_jax.models.augment import (
   box_jitter,
   crop_jitter,
   jitter_affine,
+  mean_luma,
   noise,
   zoomed,
 )
@@ -225,3 +226,10 @@ def test_a_closer_look_and_its_mirror_image():
   same, there = zoomed(frames, boxes, factor=1.0)
   np.testing.assert_array_equal(same, frames)
   np.testing.assert_allclose(there, boxes, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_mean_luma(dtype):
+  frames = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 24, 3)).astype(dtype)
+  expected = frames.astype(np.float64).mean(axis=(1, 2, 3)) @ [0.299, 0.587, 0.114]
+  np.testing.assert_allclose(mean_luma(jnp.asarray(frames)), expected, rtol=1e-6)

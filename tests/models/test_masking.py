@@ -79,11 +79,31 @@ def test_coverage_is_the_overlapped_area():
   assert coverage[5] == 1.0 and coverage[15] == 0.0  # patch (1, 1) is inside, patch (3, 3) outside
 
 
-def test_patchify_round_trip_and_layout():
-  frames = jnp.uint8(np.random.default_rng(0).integers(0, 255, (2, 3, 32, 32, 3)))
-  patches = masking.patchify(frames, 8)
-  np.testing.assert_array_equal(patches[1, 2, 6].reshape(8, 8, 3), frames[1, 2, 8:16, 16:24])
-  np.testing.assert_array_equal(masking.unpatchify(patches, 8), frames)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("patch", [6, 8])  # bytes of patches of 8 are moved by fours
+def test_patchify_round_trip_and_layout(patch, dtype):
+  side = 4 * patch
+  frames = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 3, side, side, 3)), dtype)
+  patches = masking.patchify(frames, patch)
+  assert patches.dtype == dtype
+  np.testing.assert_array_equal(
+    patches[1, 2, 6].reshape(patch, patch, 3), frames[1, 2, patch : 2 * patch, 2 * patch : 3 * patch]
+  )
+  np.testing.assert_array_equal(masking.unpatchify(patches, patch), frames)
+
+
+@pytest.mark.parametrize("frames", [1, 16, 514])
+def test_motion_is_the_standard_deviation_over_time(frames):
+  patches = np.random.default_rng(0).integers(0, 2, (1, frames, 3, 12), np.uint8) * 255  # the largest there is
+  patches[:, :, 1] //= 40
+  patches[:, :, 2] = 77
+  change = patches.astype(np.float64).std(axis=1).mean(axis=-1)
+  np.testing.assert_allclose(masking.motion_of(jnp.asarray(patches)), change / (change.mean() + 1e-6), rtol=1e-5)
+
+
+def test_motion_of_more_frames_than_the_sums_hold_is_refused():
+  with pytest.raises(ValueError, match="at most 514 frames, got 515"):
+    masking.motion_of(jnp.zeros((1, 515, 1, 3), jnp.uint8))
 
 
 @pytest.mark.parametrize("grid, visible", [(4, 4), (4, 15), (16, 26), (16, 64)])

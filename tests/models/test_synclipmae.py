@@ -142,7 +142,7 @@ def test_audio_tokens_of_training_and_inference_are_equal(model, params, apply):
   batch = make_batch(2)
   batch["waveform"] = np.repeat(whole[:, first : first + audio_context_samples(16)], 2, axis=0)
   clip = apply(*params, batch, jax.random.key(1))
-  np.testing.assert_allclose(clip.audio[0], tokens[0, start : start + 8], atol=1e-5)
+  np.testing.assert_allclose(clip.audio[0], tokens[0, start : start + 8], atol=2e-5)
 
 
 @pytest.mark.parametrize("visible", EMBED_VISIBLE)

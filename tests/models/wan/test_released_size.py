@@ -116,10 +116,10 @@ def test_flops_are_those_of_the_matrix_products():
 
 
 def products(jaxpr) -> int:
-  """FLOPs of the matrix products, with the body of a scan multiplied by its length."""
+  """FLOPs of the matrix products, with the body of a scan multiplied by its length. Those with one column are sums."""
   total = 0
   for equation in jaxpr.eqns:
-    if equation.primitive.name == "dot_general":
+    if equation.primitive.name == "dot_general" and equation.invars[1].aval.shape[-1] > 1:
       (contracted, _), _ = equation.params["dimension_numbers"]
       depth = math.prod(equation.invars[0].aval.shape[i] for i in contracted)
       total += 2 * depth * equation.outvars[0].aval.size
