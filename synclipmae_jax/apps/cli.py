@@ -27,6 +27,8 @@ folder that SYNCLIPMAE_CACHE names. `synclipmae --no-cache COMMAND …`, or SYNC
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command with its arguments; returns its exit status."""
+  # Before anything imports numpy: between two products its threads wait in a loop, on the cores that the model needs.
+  os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
   arguments = list(sys.argv[1:] if argv is None else argv)
   if not arguments or arguments[0] in ("-h", "--help"):
     print(f"{__doc__}\n\nCommands (each has --help):")
