@@ -51,6 +51,20 @@ def test_the_start_of_sync_leaves_jax_to_the_thread():
   assert "synclipmae_jax.inference.stream" in done.stdout and not SLOW & set(done.stdout.split())
 
 
+def test_a_command_starts_no_blas_threads_unless_told():
+  code = """
+import contextlib, os, sys
+if not sys.argv[1:]: os.environ.pop("OPENBLAS_NUM_THREADS", None)
+from synclipmae_jax.apps.cli import main
+with contextlib.redirect_stdout(None), contextlib.suppress(SystemExit):
+  main(["sync", "--help"])
+import numpy, threadpoolctl
+print(*(library["num_threads"] for library in threadpoolctl.threadpool_info() if library["internal_api"] == "openblas"))
+"""
+  assert set(python(code).stdout.split()) <= {"1"}  # of a numpy that comes with OpenBLAS
+  assert set(python(code, "given", OPENBLAS_NUM_THREADS=2).stdout.split()) <= {"2"}
+
+
 COMPILE = """
 import sys
 from synclipmae_jax.apps.footage import keep_compiled
