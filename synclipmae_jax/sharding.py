@@ -182,7 +182,9 @@ def constrain(x: jax.Array) -> jax.Array:
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Global arrays from this process's share of the batch (first axis)."""
   sharding = batch_sharding(mesh)
-  return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+  placed = {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+  # On a CPU a step that has to wait for its batch would leave the main thread (train/cpu_settings.py).
+  return jax.block_until_ready(placed) if mesh.devices.flat[0].platform == "cpu" else placed
 
 
 def to_local(x: jax.Array) -> np.ndarray:

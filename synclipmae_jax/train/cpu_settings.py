@@ -9,8 +9,8 @@ import sys
 
 import jax
 
-# From glibc's malloc.h: (option, value). No separate mappings, no memory returned.
-_MMAP_MAX, _TRIM_THRESHOLD = (-4, 0), (-1, -1)
+# From glibc's malloc.h: (option, value). No separate mappings, no memory returned, a heap for every thread.
+_MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = (-4, 0), (-1, -1), (-8, 1024)
 _WIDE = "--xla_cpu_prefer_vector_width"
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 1 << 21
 
@@ -43,7 +43,7 @@ def apply_cpu_settings() -> None:
     os.environ["XLA_FLAGS"] = f"{_WIDE}=512 {given}".strip()
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):  # not in musl
-    for option in (_MMAP_MAX, _TRIM_THRESHOLD):
+    for option in (_MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX):
       library.mallopt(*option)
     _use_huge_pages(library, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
 
@@ -54,4 +54,5 @@ def _use_huge_pages(library: ctypes.CDLL, size: int) -> None:
   if start := library.malloc(ctypes.c_size_t(size)):
     first = -(-start // _HUGE_PAGE) * _HUGE_PAGE
     library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(start + size - first), _MADV_HUGEPAGE)
+    library.malloc(ctypes.c_size_t(_HUGE_PAGE))  # stays: protobuf calls malloc_trim, which returns the end of the heap
     library.free(ctypes.c_void_p(start))
