@@ -31,12 +31,12 @@ apply_cpu_settings()
 ctypes.CDLL(None).malloc_trim(0)  # as protobuf does
 faults()
 after = faults()
-heap = open("/proc/self/smaps").read().split("[heap]")[-1].split("VmFlags:")[1].splitlines()[0].split()
+heap = [part.split("VmFlags:")[1].splitlines()[0].split() for part in open("/proc/self/smaps").read().split("[heap]")[1:]]
 
 import jax, jax.numpy as jnp
 solved = jax.jit(jnp.linalg.solve)(2 * jnp.eye(3), jnp.ones(3))
 threads = os.environ["OPENBLAS_NUM_THREADS"]
-print(json.dumps([before, after, "hg" in heap, len(jax.devices()), solved.tolist(), threads]))
+print(json.dumps([before, after, any("hg" in flags for flags in heap), len(jax.devices()), solved.tolist(), threads]))
 """
 
 
@@ -74,7 +74,8 @@ def test_freed_memory_is_reused_without_a_page_fault():
   done = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True, env=environment)
   before, after, huge, devices, solved, threads = json.loads(done.stdout)
   assert after < before / 10
-  assert huge or "never" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().split("[")[1]
+  there = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+  assert huge or not there.exists() or "[never]" in there.read_text()
   assert (devices, solved, threads) == (3, [0.5] * 3, "1")
 
 
