@@ -31,7 +31,8 @@ apply_cpu_settings()
 ctypes.CDLL(None).malloc_trim(0)  # as protobuf does
 faults()
 after = faults()
-heap = [part.split("VmFlags:")[1].splitlines()[0].split() for part in open("/proc/self/smaps").read().split("[heap]")[1:]]
+parts = open("/proc/self/smaps").read().split("[heap]")[1:]
+heap = [part.split("VmFlags:")[1].splitlines()[0].split() for part in parts]
 
 import jax, jax.numpy as jnp
 solved = jax.jit(jnp.linalg.solve)(2 * jnp.eye(3), jnp.ones(3))
