@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,16 @@ class BlockShape:
   looks: tuple[tuple[float, bool], ...]  # (zoom, mirrored), the first as it is
 
 
+# The programs of a `BlockEncoder`, what they take and return. Pictures are uint8 [n, S, S, 3] and two float32 [n, 4],
+# the boxes of face and mouth. A look is not made within the program that encodes it: there XLA computes its pixels anew
+# wherever they are read, on a CPU seven times as much work.
+FRAMES = "frames"  # pictures -> identity, vocal, ambient [n, D]
+LIPS = "lips"  # pictures -> vocal [n, D]
+ZOOM = "zoom"  # pictures, factor [] -> pictures
+MIRROR = "mirror"  # pictures -> pictures
+SOUND = "sound"  # float32 [1, 640 * (block and both contexts)] -> audio tokens [1, frames, D]
+
+
 class BlockEncoder(abc.ABC):
   """A model that runs on blocks; a subclass runs one of them."""
 
@@ -46,29 +57,37 @@ class BlockEncoder(abc.ABC):
     self.audio_context, self.looks = shape.audio_context, shape.looks
 
   @abc.abstractmethod
-  def run_frames(self, frames, face_box, mouth_box) -> tuple:
-    """uint8 [n, S, S, 3], float32 [n, 4] twice -> identity, vocal, ambient [n, D] and lips [n, looks * D]."""
-
-  @abc.abstractmethod
-  def run_sound(self, waveform):
-    """float32 [1, 640 * (block and both contexts)] -> audio tokens [1, frames, D]."""
+  def run(self, program: str, *arguments):
+    """Runs one of FRAMES, LIPS, ZOOM, MIRROR and SOUND on one block."""
 
   def encode_frames(self, frames: np.ndarray, *, face_box, mouth_box) -> tuple[Tokens, np.ndarray]:
     """(visual tokens, lips) of face crops uint8 [n, S, S, 3], independent of each other; tokens are numpy [n, D].
 
     `lips` are the vocal tokens of all looks, float32 [n, looks * D]; `sync` compares them with `heard`.
     """
-    return self._in_blocks(self.run_frames, frames, face_box, mouth_box)
 
-  def _in_blocks(self, run: Callable[..., tuple], frames, face_box, mouth_box) -> tuple[Tokens, np.ndarray]:
+    def seen(*block) -> tuple:
+      identity, vocal, ambient = self.run(FRAMES, *block)
+      lips = [vocal]
+      for zoom, looks in itertools.groupby(self.looks, key=lambda look: look[0]):
+        zoomed = block if zoom == 1 else self.run(ZOOM, *block, np.float32(zoom))
+        for look in looks:
+          if look != self.looks[0]:
+            lips.append(self.run(LIPS, *(self.run(MIRROR, *zoomed) if look[1] else zoomed)))
+      return identity, vocal, ambient, np.concatenate(lips, axis=1)
+
+    identity, vocal, ambient, lips = self._in_blocks(seen, frames, face_box, mouth_box)
+    return Tokens(identity=identity, vocal=vocal, ambient=ambient, audio=None), lips
+
+  def _in_blocks(self, run: Callable[..., tuple], frames, face_box, mouth_box) -> tuple[np.ndarray, ...]:
+    """What `run` returns for blocks of pictures and boxes, joined; the last block repeats its last picture."""
     pieces, size = [], self.block_frames
     for start in range(0, len(frames), size):
       block = [np.asarray(x)[start : start + size] for x in (frames, face_box, mouth_box)]
       count = len(block[0])
       block = [np.pad(x, [(0, size - count)] + [(0, 0)] * (x.ndim - 1), "edge") for x in block]
       pieces.append([np.asarray(x)[:count] for x in run(*block)])
-    identity, vocal, ambient, lips = (np.concatenate(x) for x in zip(*pieces, strict=True))
-    return Tokens(identity=identity, vocal=vocal, ambient=ambient, audio=None), lips
+    return tuple(np.concatenate(x) for x in zip(*pieces, strict=True))
 
   def heard(self, audio: np.ndarray) -> np.ndarray:
     """Audio tokens [n, D] repeated for the comparison with the lips of all looks: [n, looks * D]."""
@@ -86,4 +105,4 @@ class BlockEncoder(abc.ABC):
 
   def encode_sound(self, waveform: np.ndarray) -> np.ndarray:
     """Audio tokens [block_frames, D] of one block, from its sound and `audio_context` frames on both sides."""
-    return np.asarray(self.run_sound(waveform[None]))[0][self.audio_context :][: self.block_frames]
+    return np.asarray(self.run(SOUND, waveform[None]))[0][self.audio_context :][: self.block_frames]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synclipmae_jax.inference.blocks import BlockEncoder, BlockShape, Embedding
+from synclipmae_jax.inference.blocks import FRAMES, LIPS, MIRROR, SOUND, ZOOM, BlockEncoder, BlockShape, Embedding
 from synclipmae_jax.models import augment, synclipmae
 from synclipmae_jax.types import FPS, SAMPLES_PER_FRAME, InputError, Params, Tokens
 
@@ -37,16 +39,18 @@ class Embedder(BlockEncoder):
       looks=tuple(itertools.product(factors, sides)),
     )
     super().__init__(shape)
-    # (params, *block) -> tokens
-    self.compute_frames = jax.jit(functools.partial(_encode_frames, model, self.looks))
-    self._compute_once = jax.jit(functools.partial(_encode_frames, model, self.looks[:1]))
-    self.compute_sound = jax.jit(lambda params, waveform: model.embed_audio(params, params, waveform))
+    seen = functools.partial(_embed_frames, model)
+    programs: dict[str, Callable[..., Any]] = {
+      FRAMES: seen,
+      LIPS: lambda params, *pictures: seen(params, *pictures)[1],
+      ZOOM: lambda _, *pictures_and_factor: _zoom(*pictures_and_factor),
+      MIRROR: lambda _, *pictures: _mirror(*pictures),
+      SOUND: lambda params, waveform: model.embed_audio(params, params, waveform),
+    }
+    self.programs = {name: jax.jit(program) for name, program in programs.items()}  # of parameters and arguments
 
-  def run_frames(self, frames, face_box, mouth_box) -> tuple:
-    return self.compute_frames(self.params, frames, face_box, mouth_box)
-
-  def run_sound(self, waveform):
-    return self.compute_sound(self.params, waveform)
+  def run(self, program: str, *arguments):
+    return self.programs[program](self.params, *arguments)
 
   def embed(
     self,
@@ -71,14 +75,14 @@ class Embedder(BlockEncoder):
       raise InputError(f"{len(frames)} frames need a waveform of {SAMPLES_PER_FRAME * len(frames)} samples")
     if not np.issubdtype(waveform.dtype, np.floating):
       raise InputError(f"the waveform must be floating, in [-1, 1], not {waveform.dtype}")
-    once = functools.partial(self._compute_once, self.params)  # nobody asks for the lips of the other looks
-    tokens, _ = self._in_blocks(once, frames, *_boxes(len(frames), face_box, mouth_box))
+    boxes = _boxes(len(frames), face_box, mouth_box)
+    identity, vocal, ambient = self._in_blocks(functools.partial(self.run, FRAMES), frames, *boxes)
     whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(frames), 1))
     box = whole if face_box is None else np.asarray(face_box, np.float32)
     return Embedding(
-      identity=tokens.identity,
-      vocal=tokens.vocal,
-      ambient=tokens.ambient,
+      identity=identity,
+      vocal=vocal,
+      ambient=ambient,
       audio=self.embed_sound(waveform),
       times=np.arange(len(frames)) / FPS,
       face_box=box,
@@ -97,7 +101,7 @@ class Embedder(BlockEncoder):
       count = len(block[0])
       padding = min(-count % _STEP, self.block_frames - count)
       block = [np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), "edge") for x in block]
-      pieces.append(np.asarray(self._compute_once(self.params, *block)[3])[:count])
+      pieces.append(np.asarray(self.run(LIPS, *block))[:count])
     return np.concatenate(pieces)
 
 
@@ -109,12 +113,16 @@ def _boxes(count: int, face_box, mouth_box) -> tuple[np.ndarray, np.ndarray]:
   )
 
 
-def _encode_frames(model, looks, params, frames, face_box, mouth_box):
-  boxes = jnp.stack([face_box, mouth_box])
-  others = [augment.zoomed(frames, boxes, factor=factor, mirrored=mirrored) for factor, mirrored in looks[1:]]
-  # One call a look: of all but the first only the vocal tokens are wanted, so that their identity is never computed.
-  # The inner jit traces them once; XLA inlines the calls and compiles the same program.
-  embed = jax.jit(lambda pictures, there: model.embed_visual(params, pictures, face_box=there[0], mouth_box=there[1]))
-  seen = [embed(pictures[None], there[:, None]) for pictures, there in ((frames, boxes), *others)]
-  own, lips = seen[0], jnp.concatenate([tokens.vocal[0] for tokens in seen], axis=-1)
-  return own.identity[0], own.vocal[0], own.ambient[0], lips
+def _embed_frames(model: synclipmae.SyncLipMAEModel, params: Params, frames, face_box, mouth_box) -> tuple:
+  tokens = model.embed_visual(params, frames[None], face_box=face_box[None], mouth_box=mouth_box[None])
+  return tokens.identity[0], tokens.vocal[0], tokens.ambient[0]
+
+
+def _zoom(frames, face_box, mouth_box, factor) -> tuple:
+  frames, boxes = augment.zoomed(frames, jnp.stack([face_box, mouth_box]), factor=factor)
+  return frames, *boxes
+
+
+def _mirror(frames, face_box, mouth_box) -> tuple:
+  frames, boxes = augment.mirrored(frames, jnp.stack([face_box, mouth_box]))
+  return frames, *boxes

@@ -29,6 +29,7 @@ from synclipmae_jax.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, InputError
 
 _SHORT_SIDE = 360  # pixels of the pictures in memory; more if a model needs larger crops
 _MAX_ASPECT = 2.5  # a more elongated picture is held smaller to bound memory
+_MAX_STRIDE = 3  # frames between searches near a face that hardly moves
 _MIN_CROP = 16  # pixels: a smaller face is not used
 
 
@@ -77,7 +78,7 @@ class TokenStream:
   def __init__(self, model: BlockEncoder, path: str | os.PathLike, *, faces: str, audio_track: int | None = None):
     self._model, self._path = model, path
     self.info = probe_file(path, audio_track=audio_track)
-    self._source, notes = open_faces(path, faces, info=self.info)
+    self._source, notes = open_faces(path, faces, info=self.info, max_stride=_MAX_STRIDE)
     self._notes = [*self.info.notes, *notes]
 
   @property

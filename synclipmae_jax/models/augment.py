@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Key, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Key, Shaped, UInt8
 
 from synclipmae_jax.types import KEYPOINTS, Batch
 
@@ -116,8 +116,7 @@ def crop_jitter(
   centre = place(corners.mean(axis=-2))
   half = (corners[..., 1, :] - corners[..., 0, :]) / 2 * scale
   there = jnp.concatenate([centre - half, centre + half], axis=-1)
-  known = boxes[..., 2:3] > boxes[..., :1]
-  return frames, jnp.where(known, jnp.clip(there, 0.0, 1.0), boxes), points
+  return frames, jnp.where(_known(boxes), jnp.clip(there, 0.0, 1.0), boxes), points
 
 
 _OTHER_SIDE = {"left": "right", "right": "left"}
@@ -187,21 +186,29 @@ def box_jitter(key: Key[Array, ""], boxes: Float[Array, "*n 4"], *, amount: floa
   side = corners[..., 1, :] - corners[..., 0, :]
   centre = corners.mean(axis=-2) + amount * side * jax.random.normal(move_key, side.shape)
   half = side / 2 * jnp.exp(amount * jax.random.normal(scale_key, side.shape))
-  known = boxes[..., 2:3] > boxes[..., :1]
-  return jnp.where(known, jnp.clip(jnp.concatenate([centre - half, centre + half], axis=-1), 0.0, 1.0), boxes)
+  return jnp.where(_known(boxes), jnp.clip(jnp.concatenate([centre - half, centre + half], axis=-1), 0.0, 1.0), boxes)
 
 
 def zoomed(
-  frames: UInt8[Array, "t s s 3"], boxes: Float[Array, "n t 4"], *, factor: float, mirrored: bool = False
+  frames: UInt8[Array, "t s s 3"], boxes: Float[Array, "n t 4"], *, factor: float | Float[Array, ""]
 ) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
-  """Enlarges frames about their centre by `factor`, mirrors them if asked for, and maps the boxes accordingly.
+  """Enlarges frames about their centre by `factor`, and maps the boxes accordingly.
 
   Boxes are in fractions of the image. Pixels beyond an edge repeat the edge. Boxes of -1 (no box) are unchanged.
   """
-  sign = -1.0 if mirrored else 1.0
-  seen = _warp(frames, jnp.diag(jnp.array([sign, 1.0])) / factor, jnp.zeros(2))
-  left, top, right, bottom = jnp.moveaxis((boxes - 0.5) * factor, -1, 0)
-  left, right = (-right, -left) if mirrored else (left, right)
-  there = jnp.stack([left, top, right, bottom], axis=-1) + 0.5
-  known = boxes[..., 2:3] > boxes[..., :1]
-  return seen, jnp.where(known, jnp.clip(there, 0.0, 1.0), boxes)
+  seen = _warp(frames, jnp.eye(2) / factor, jnp.zeros(2))
+  there = jnp.clip((boxes - 0.5) * factor + 0.5, 0.0, 1.0)
+  return seen, jnp.where(_known(boxes), there, boxes)
+
+
+def mirrored(
+  frames: UInt8[Array, "t s s 3"], boxes: Float[Array, "n t 4"]
+) -> tuple[UInt8[Array, "t s s 3"], Float[Array, "n t 4"]]:
+  """Frames as in a mirror, and their boxes. Boxes of -1 (no box) are unchanged."""
+  left, top, right, bottom = jnp.moveaxis(boxes, -1, 0)
+  there = jnp.stack([1 - right, top, 1 - left, bottom], axis=-1)
+  return frames[:, :, ::-1], jnp.where(_known(boxes), there, boxes)
+
+
+def _known(boxes: Float[Array, "*n 4"]) -> Bool[Array, "*n 1"]:
+  return boxes[..., 2:3] > boxes[..., :1]

@@ -11,6 +11,7 @@ functions of plain nested dicts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -243,8 +244,9 @@ class SyncLipMAEModel:
   def embed_visual(self, trainable: Params, frames, *, face_box=None, mouth_box=None) -> Tokens:
     """The visual half of `embed`; `audio` is None."""
     context_indices, motion_indices = self._embed_indices(frames.shape[:2], face_box, mouth_box)
-    motion = self.encode(trainable, frames, motion_indices)
-    context = motion if context_indices is motion_indices else self.encode(trainable, frames, context_indices)
+    encode = functools.partial(self.encode, trainable, frames, prompts_only=True)
+    motion = encode(motion_indices)
+    context = motion if context_indices is motion_indices else encode(context_indices)
     as_float = lambda x: x.astype(jnp.float32)
     return Tokens(
       identity=as_float(context.identity), vocal=as_float(motion.vocal), ambient=as_float(motion.ambient), audio=None
@@ -277,10 +279,12 @@ class SyncLipMAEModel:
     hidden = centre_tokens(hidden, clip_frames=self.clip_frames, total_frames=total)
     return self._adapter.bind(trainable["audio_adapter"])(hidden).astype(jnp.float32)
 
-  def encode(self, trainable: Params, frames: Frames, indices: Int[Array, "b t k"]) -> FrameTokens:
+  def encode(
+    self, trainable: Params, frames: Frames, indices: Int[Array, "b t k"], *, prompts_only: bool = False
+  ) -> FrameTokens:
     """Runs the visual encoder on the given patches of each frame."""
     pixels = normalise_pixels(_to_unit(masking.take_patches(masking.patchify(frames, self.patch), indices)))
-    return self._visual.bind(trainable["visual_encoder"])(pixels, indices)
+    return self._visual.bind(trainable["visual_encoder"])(pixels, indices, prompts_only=prompts_only)
 
   def decode(self, trainable: Params, patches, indices, *, identity, ambient, conditioning):
     """Runs the decoder, for pictures and factor swaps; see `Decoder.__call__`."""

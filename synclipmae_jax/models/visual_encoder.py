@@ -30,7 +30,7 @@ class FrameTokens:
   identity: Float[Array, "b f d"]
   vocal: Float[Array, "b f d"]
   ambient: Float[Array, "b f d"]
-  patches: Float[Array, "b f k d"]
+  patches: Float[Array, "b f k d"]  # K = 0 if nobody asked for them
 
 
 def normalise_pixels(pixels: Float[Array, "*b p"]) -> Float[Array, "*b p"]:
@@ -91,8 +91,13 @@ class VisualEncoder(nnx.Module):
     self.norm = LayerNorm(width, compute_dtype=compute_dtype, rngs=rngs)
 
   @jax.named_scope("visual_encoder")
-  def __call__(self, pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"]) -> FrameTokens:
-    """Encodes the visible patches (normalised pixels and their indices) of F independent frames of B clips."""
+  def __call__(
+    self, pixels: Float[Array, "b f k p"], indices: Int[Array, "b f k"], *, prompts_only: bool = False
+  ) -> FrameTokens:
+    """Encodes the visible patches (normalised pixels and their indices) of F independent frames of B clips.
+
+    With `prompts_only` the tokens have no `patches`.
+    """
     clips, frames, visible, _ = pixels.shape
     position = jax.lax.stop_gradient(self.position[...])[indices].astype(self.compute_dtype)
     x = (self.patch_embedding(pixels) + position).reshape(clips * frames, visible, self.width)
@@ -102,8 +107,9 @@ class VisualEncoder(nnx.Module):
       prefix = jnp.concatenate([prefix, placed])
     prefix = prefix.astype(x.dtype)
     x = jnp.concatenate([jnp.broadcast_to(prefix, (len(x), *prefix.shape)), x], axis=1)
-    x = scan_blocks(self.blocks, x, unroll=self.unroll, remat=self.remat)
-    x = self.norm(x).reshape(clips, frames, len(prefix) + visible, self.width)
+    wanted = len(prefix) if prompts_only else None
+    x = scan_blocks(self.blocks, x, unroll=self.unroll, remat=self.remat, wanted=wanted)
+    x = self.norm(x).reshape(clips, frames, -1, self.width)
     return FrameTokens(identity=x[:, :, 0], vocal=x[:, :, 1], ambient=x[:, :, 2], patches=x[:, :, len(prefix) :])
 
   def flops(self, visible: int) -> int:

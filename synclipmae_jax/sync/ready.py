@@ -1,4 +1,4 @@
-"""A model made ready for `sync`: its two functions exported, its parameters and its calibration, in one file.
+"""A model made ready for `sync`: its programs exported, its parameters and its calibration, in one file.
 
 Reading that file takes neither Flax nor Orbax, and nothing is traced. A thread imports jax and compiles (JAX's own
 cache remembers the result) while the first pictures are decoded and faces are looked for.
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from synclipmae_jax.inference.blocks import BlockEncoder, BlockShape
+from synclipmae_jax.inference.blocks import FRAMES, LIPS, MIRROR, SOUND, ZOOM, BlockEncoder, BlockShape
 from synclipmae_jax.sync.analysis import sync_file
 from synclipmae_jax.sync.calibration import Calibration
 from synclipmae_jax.sync.result import SyncResult
@@ -34,7 +34,7 @@ LARGEST = 64 * 2**20  # bytes of a file: larger models take longer to run than t
 BOUND = 256 * 2**20  # bytes of all files of a folder
 MANIFEST = "checksums.json"  # of a checkpoint; checkpoints.format takes a second to import
 _PACKAGE = Path(__file__).parents[1]
-_ABOUT, _FRAMES, _SOUND, _PARAMS = "about", "frames", "sound", "params"
+_ABOUT, _PARAMS = "about", "params"
 
 Packed = Mapping[str, np.ndarray]
 
@@ -73,11 +73,8 @@ class ReadyEncoder(BlockEncoder):
     self._compiled = pool.submit(_compiled, packed, renew)
     pool.shutdown(wait=False)
 
-  def run_frames(self, frames, face_box, mouth_box) -> tuple:
-    return self._compiled.result()[_FRAMES](frames, face_box, mouth_box)
-
-  def run_sound(self, waveform):
-    return self._compiled.result()[_SOUND](waveform)
+  def run(self, program: str, *arguments):
+    return self._compiled.result()[program](*arguments)
 
 
 def make_ready(load: Callable[[], Any], *, step: Path, folder: Path | None) -> ReadyModel:
@@ -163,23 +160,25 @@ def _pack(model: Any) -> Packed:
 
   embedder, shape = model.embedder, model.embedder.shape
   leaves, tree = jax.tree.flatten(embedder.params)
-  frames, sound = (
-    export.export(jax.jit(lambda leaves, *block, run=run: run(jax.tree.unflatten(tree, leaves), *block)))
-    for run in (embedder.compute_frames, embedder.compute_sound)
-  )
-  arrays = lambda *like: [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in like]
   size, samples = shape.block_frames, SAMPLES_PER_FRAME * (shape.block_frames + 2 * shape.audio_context)
-  box = ((size, 4), np.float32)
-  pictures = ((size, shape.image_size, shape.image_size, 3), np.uint8)
+  pictures = ((size, shape.image_size, shape.image_size, 3), np.uint8), *[((size, 4), np.float32)] * 2
+  arguments = {
+    FRAMES: pictures, LIPS: pictures, MIRROR: pictures, ZOOM: (*pictures, ((), np.float32)),
+    SOUND: (((1, samples), np.float32),),
+  }  # fmt: skip
+
+  def exported(name: str) -> np.ndarray:
+    run = jax.jit(lambda leaves, *block: embedder.programs[name](jax.tree.unflatten(tree, leaves), *block))
+    like = [jax.ShapeDtypeStruct(*each) for each in arguments[name]]
+    return np.frombuffer(export.export(run)(leaves, *like).serialize(), np.uint8)
+
   about = {
     "shape": dataclasses.asdict(shape), "name": model.name, "notes": model.notes,
     "calibration": model.calibration.to_json(),
   }  # fmt: skip
-  blob = lambda exported: np.frombuffer(exported.serialize(), np.uint8)
   return {
     _ABOUT: np.array(json.dumps(about)),
-    _FRAMES: blob(frames(leaves, *arrays(pictures, box, box))),
-    _SOUND: blob(sound(leaves, *arrays(((1, samples), np.float32)))),
+    **{name: exported(name) for name in arguments},
     **{f"{_PARAMS}/{number:04d}": np.asarray(leaf) for number, leaf in enumerate(leaves)},
   }
 
@@ -203,4 +202,4 @@ def _compile(packed: Packed) -> dict[str, Callable[..., Any]]:
     compiled = jax.jit(exported.call).lower(leaves, *block).compile()
     return functools.partial(compiled, leaves)
 
-  return {name: function(name) for name in (_SOUND, _FRAMES)}
+  return {name: function(name) for name in (SOUND, FRAMES, LIPS, MIRROR, ZOOM)}

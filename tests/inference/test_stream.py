@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import struct
 import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from data.footage import numbered, write_video
 from tiny_checkpoint import write_tiny
 
+from configs.pretrain import get_config
 from synclipmae_jax import SyncLipMAE
 from synclipmae_jax.data.faces.track import FaceTrack
 from synclipmae_jax.inference import stream
+from synclipmae_jax.inference.embedder import Embedder
 from synclipmae_jax.inference.stream import TokenStream
+from synclipmae_jax.models import augment
+from synclipmae_jax.models.synclipmae import build_model
 from synclipmae_jax.sync import analysis
 from synclipmae_jax.sync.analysis import join, sync_file
 from synclipmae_jax.sync.calibration import Calibration
@@ -47,6 +53,27 @@ def test_block_tokens_equal_those_of_the_whole_file(model, tmp_path):
   tokens = model.embed(path, faces="full_frame")
   assert tokens.vocal.shape == whole.shape and np.isfinite(tokens.vocal).all()
   assert np.abs(np.diff(tokens.vocal, axis=0)).max(axis=1).min() > 1e-4  # all pictures differ
+
+
+def test_the_looks_at_a_crop_are_zooms_and_their_mirror_images():
+  config = json.loads(get_config("tiny").to_json_best_effort())
+  config["model"]["crop_jitter"] = dict(zoom=1.5, shift=0.0, mirror=0.5)
+  model = build_model(config)
+  encoder, count = Embedder(model, model.init(jax.random.key(0))[0]), 5
+  assert [side for _, side in encoder.looks] == [False, True] * 4
+  frames = rng.integers(0, 256, (count, encoder.image_size, encoder.image_size, 3), dtype=np.uint8)
+  boxes = dict(face_box=np.tile(np.float32([0.1, 0.2, 0.7, 0.8]), (count, 1)), mouth_box=np.full((count, 4), -1.0))
+  tokens, lips = encoder.encode_frames(frames, **boxes)
+  looks = np.split(lips, 8, axis=1)
+  np.testing.assert_array_equal(looks[0], tokens.vocal)
+  once = encoder.encode_lips(frames, **boxes)
+  np.testing.assert_allclose(looks[0], once, atol=1e-5)
+  other = dict(face_box=np.tile(np.float32([0.3, 0.2, 0.9, 0.8]), (count, 1)), mouth_box=boxes["mouth_box"])
+  np.testing.assert_allclose(looks[1], encoder.encode_lips(frames[:, :, ::-1], **other), atol=1e-5)
+  closer, there = augment.zoomed(jnp.asarray(frames), jnp.stack([*boxes.values()]), factor=1.5)
+  closer = dict(frames=np.asarray(closer), face_box=np.asarray(there[0]), mouth_box=np.asarray(there[1]))
+  np.testing.assert_allclose(looks[6], encoder.encode_lips(**closer), atol=1e-2)  # halves are rounded
+  assert np.abs(looks[6] - looks[0]).max() > 0.1
 
 
 def test_an_abandoned_stream_stops_decoding(model, tmp_path):

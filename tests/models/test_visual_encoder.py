@@ -1,8 +1,9 @@
-"""The class token of a donor and its position. Only the token is trained."""
+"""The class token of a donor and its position, of which only the token is trained; and the prompt tokens alone."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from synclipmae_jax import sharding
 from synclipmae_jax.models.functional import Functional
@@ -42,3 +43,17 @@ def test_class_token_and_its_position():
   assert still == {"class_position", "position"}
   places = sharding.shardings(placed, sharding.make_mesh({"fsdp": -1}), sharding.RULES)
   assert places["class_position"].is_fully_replicated
+
+
+@pytest.mark.parametrize("unroll", [1, True])
+@pytest.mark.parametrize("class_token", [False, True])
+def test_the_prompt_tokens_alone_are_the_same(unroll, class_token):
+  sizes = dict(image_size=16, patch=4, width=16, depth=3, heads=2, mlp_width=32)
+  encoder = Functional(lambda rngs: VisualEncoder(**sizes, class_token=class_token, unroll=unroll, rngs=rngs))
+  bound = encoder.bind(jax.jit(encoder.init)(jax.random.key(0)))
+  pixels = jax.random.normal(jax.random.key(1), (2, 3, 6, 48))
+  indices = jnp.broadcast_to(jnp.arange(0, 12, 2), (2, 3, 6))
+  whole, alone = bound(pixels, indices), bound(pixels, indices, prompts_only=True)
+  assert (whole.patches.shape, alone.patches.shape) == ((2, 3, 6, 16), (2, 3, 0, 16))
+  for name in ("identity", "vocal", "ambient"):
+    np.testing.assert_allclose(getattr(alone, name), getattr(whole, name), atol=1e-5)

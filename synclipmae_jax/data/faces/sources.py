@@ -62,12 +62,13 @@ def detector() -> tuple[str, tuple[str, ...]]:
 
 
 def open_faces(
-  path: str | os.PathLike, backend: str, *, info: MediaInfo, sidecar: Path | None = None
+  path: str | os.PathLike, backend: str, *, info: MediaInfo, sidecar: Path | None = None, max_stride: int = 1
 ) -> tuple[FaceSource, tuple[str, ...]]:
   """The source for `backend` (`auto` or one of `BACKENDS`), and notes for the user.
 
   `auto` uses `sidecar` (default: the `.faces.npz` beside the file) if it exists and is valid, and `detector` otherwise.
-  Raises InputError if the backend is unknown, or was requested by name and is not available.
+  A detector searches near a face that hardly moves every `max_stride` frames (`Follower`). Raises InputError if the
+  backend is unknown, or was requested by name and is not available.
   """
   sidecar = sidecar or Path(os.path.splitext(path)[0] + ".faces.npz")
   notes: tuple[str, ...] = ()
@@ -80,7 +81,7 @@ def open_faces(
     backend, more = detector()
     notes += more
   if backend in _DETECTORS:
-    return _Followed(_DETECTORS[backend]()), notes
+    return _Followed(Follower(_DETECTORS[backend](), max_stride=max_stride)), notes
   match backend:
     case "full_frame":
       return _FullFrame(info), ()
@@ -187,8 +188,8 @@ class _Sidecar:
 class _Followed:
   """The faces found by a detector."""
 
-  def __init__(self, detector: Detector):
-    self._follower = Follower(detector)
+  def __init__(self, follower: Follower):
+    self._follower = follower
     self._seen = -1
     self._number: dict[Track, int] = {}
     self._place: list[tuple[int, np.ndarray]] = []  # of every face: the last frame that was returned, and its box
