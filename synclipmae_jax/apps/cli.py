@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 COMMANDS = {
   "prepare": "a folder of videos -> clean clips, a manifest, and records to train from",
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command with its arguments; returns its exit status."""
   # Before anything imports numpy: between two products its threads wait in a loop, on the cores that the model needs.
   os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+  if argv is None:
+    gc.set_threshold(50_000)  # importing jax makes many objects, of which none can go
   arguments = list(sys.argv[1:] if argv is None else argv)
   if not arguments or arguments[0] in ("-h", "--help"):
     print(f"{__doc__}\n\nCommands (each has --help):")
@@ -44,7 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   if command not in COMMANDS:
     print(f"synclipmae: there is no command {command!r}: {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
-  return importlib.import_module(f"synclipmae_jax.apps.{command}").main(rest)
+  run = importlib.import_module(f"synclipmae_jax.apps.{command}").main
+  return run(rest) if argv is not None else _run_and_leave(run, rest)
+
+
+def _run_and_leave(run: Callable[[list[str]], int], arguments: list[str]) -> int:
+  """For a process that ends with the command: at its end nothing is searched for cycles, which takes 0.15 s."""
+  try:
+    return run(arguments)
+  finally:
+    gc.freeze()
 
 
 if __name__ == "__main__":

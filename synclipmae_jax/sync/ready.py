@@ -1,10 +1,11 @@
-"""A model made ready for `sync`: its programs exported, its parameters and its calibration, in one file.
+"""A model made ready for `sync`: its compiled programs, its parameters and its calibration, in one file.
 
-Reading that file takes neither Flax nor Orbax, and nothing is traced. A thread imports jax and compiles (JAX's own
-cache remembers the result) while the first pictures are decoded and faces are looked for.
+Reading that file takes neither Flax nor Orbax, and nothing is traced or compiled. A thread imports jax and loads the
+programs while the first pictures are decoded and faces are looked for.
 
 The name of a file is a hash of all that made it: the checkpoint and its manifest, the sources of this package, the
-versions of jax, and JAX's variables. A file that cannot be used is made anew.
+versions of jax, JAX's variables, and the processor. A file that cannot be used is made anew. Like those of JAX's own
+cache, its programs are trusted: who may write to the folder may run code.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import pickle
+import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +40,19 @@ _PACKAGE = Path(__file__).parents[1]
 _ABOUT, _PARAMS = "about", "params"
 
 Packed = Mapping[str, np.ndarray]
+Programs = Mapping[str, Callable[..., Any]]  # of `BlockEncoder`, with the parameters
 
 
 class ReadyModel:
-  """What `SyncLipMAE.sync` needs of a model; `sync` is that."""
+  """What `SyncLipMAE.sync` needs of a model; `sync` is that. `programs` is called in a thread."""
 
-  def __init__(self, packed: Packed, renew: Callable[[], Packed]):
-    about = json.loads(str(packed[_ABOUT]))
-    looks = tuple((float(zoom), bool(mirrored)) for zoom, mirrored in about["shape"].pop("looks"))
-    self.encoder = ReadyEncoder(BlockShape(**about["shape"], looks=looks), packed, renew)
-    self.name, self.notes = str(about["name"]), tuple(about["notes"])
-    self.calibration = Calibration.from_json(about["calibration"])
+  def __init__(self, about: str, programs: Callable[[], Programs]):
+    said = json.loads(about)
+    looks = tuple((float(zoom), bool(mirrored)) for zoom, mirrored in said["shape"].pop("looks"))
+    shape = BlockShape(**said["shape"], looks=looks)
+    self.name, self.notes = str(said["name"]), tuple(said["notes"])
+    self.calibration = Calibration.from_json(said["calibration"])
+    self.encoder = ReadyEncoder(shape, programs)
 
   def sync(
     self,
@@ -65,16 +70,16 @@ class ReadyModel:
 
 
 class ReadyEncoder(BlockEncoder):
-  """Compiles in a thread, from its construction on; the first blocks wait for it."""
+  """Calls `programs` in a thread, from its construction on; the first block waits for what it returns."""
 
-  def __init__(self, shape: BlockShape, packed: Packed, renew: Callable[[], Packed]):
+  def __init__(self, shape: BlockShape, programs: Callable[[], Programs]):
     super().__init__(shape)
-    pool = concurrent.futures.ThreadPoolExecutor(1, "compile")
-    self._compiled = pool.submit(_compiled, packed, renew)
+    pool = concurrent.futures.ThreadPoolExecutor(1, "programs")
+    self._programs = pool.submit(programs)
     pool.shutdown(wait=False)
 
   def run(self, program: str, *arguments):
-    return self._compiled.result()[program](*arguments)
+    return self._programs.result()[program](*arguments)
 
 
 def make_ready(load: Callable[[], Any], *, step: Path, folder: Path | None) -> ReadyModel:
@@ -84,12 +89,12 @@ def make_ready(load: Callable[[], Any], *, step: Path, folder: Path | None) -> R
   is no error. Raises what `load` does.
   """
   path = folder / f"{_key(step)}.npz" if folder and (step / MANIFEST).is_file() else None
-  renew = functools.partial(_make, load, step, path)
   packed = _read(path) if path else None
   if packed is not None:
     with contextlib.suppress(ValueError, KeyError, TypeError):  # of another time, under this name
-      return ReadyModel(packed, renew)
-  return ReadyModel(renew(), renew)
+      return ReadyModel(str(packed[_ABOUT]), lambda: _loaded(packed, lambda: _made(load(), step, path)))
+  model = load()
+  return ReadyModel(_about(model), lambda: _made(model, step, path))
 
 
 # -- the file --
@@ -101,8 +106,17 @@ def _key(step: Path) -> str:
   versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
   variables = sorted((k, v) for k, v in os.environ.items() if k.startswith("JAX_") and "CACHE" not in k)
   digest = hashlib.sha256((step / MANIFEST).read_bytes())
-  digest.update(repr((str(step), sources, versions, variables)).encode())
+  digest.update(repr((str(step), sources, versions, variables, _processor())).encode())
   return digest.hexdigest()[:32]
+
+
+def _processor() -> str:
+  """The instructions of the processor, which a folder on a network may outlive. Elsewhere than on Linux its kind."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line for line in lines if line.lower().startswith(("flags", "features")))
+  except (OSError, StopIteration):
+    return platform.machine() + platform.processor()
 
 
 def _read(path: Path) -> Packed | None:
@@ -113,17 +127,6 @@ def _read(path: Path) -> Packed | None:
     return packed
   except Exception:  # not there, or damaged in one of a dozen ways
     return None
-
-
-def _make(load: Callable[[], Any], step: Path, path: Path | None) -> Packed:
-  model = load()
-  packed = _pack(model)
-  if model.step != step:  # it is damaged, and the one before was loaded
-    return packed
-  if path is not None and sum(each.nbytes for each in packed.values()) <= LARGEST:
-    with contextlib.suppress(OSError):
-      _write(path, packed)
-  return packed
 
 
 def _write(path: Path, packed: Packed) -> None:
@@ -153,53 +156,74 @@ def _bound(folder: Path) -> None:
 # -- its content --
 
 
-def _pack(model: Any) -> Packed:
-  """Exports the functions of `model.embedder` for its block. Their parameters are arguments, a list of leaves."""
+def _about(model: Any) -> str:
+  """What can be said of a `SyncLipMAE` without jax."""
+  said = {"name": model.name, "notes": model.notes, "calibration": model.calibration.to_json()}
+  return json.dumps({"shape": dataclasses.asdict(model.embedder.shape), **said})
+
+
+def _made(model: Any, step: Path, path: Path | None) -> Programs:
+  """Compiles the programs of a `SyncLipMAE`, and keeps them at `path`, if they can be kept."""
   import jax
-  from jax import export
+  from jax.experimental import serialize_executable
 
   embedder, shape = model.embedder, model.embedder.shape
-  leaves, tree = jax.tree.flatten(embedder.params)
   size, samples = shape.block_frames, SAMPLES_PER_FRAME * (shape.block_frames + 2 * shape.audio_context)
   pictures = ((size, shape.image_size, shape.image_size, 3), np.uint8), *[((size, 4), np.float32)] * 2
   arguments = {
     FRAMES: pictures, LIPS: pictures, MIRROR: pictures, ZOOM: (*pictures, ((), np.float32)),
     SOUND: (((1, samples), np.float32),),
   }  # fmt: skip
+  leaves, tree = jax.tree.flatten(embedder.params)
 
-  def exported(name: str) -> np.ndarray:
+  def compiled(name: str) -> Any:
     run = jax.jit(lambda leaves, *block: embedder.programs[name](jax.tree.unflatten(tree, leaves), *block))
-    like = [jax.ShapeDtypeStruct(*each) for each in arguments[name]]
-    return np.frombuffer(export.export(run)(leaves, *like).serialize(), np.uint8)
+    return run.lower(leaves, *(jax.ShapeDtypeStruct(*each) for each in arguments[name])).compile()
 
-  about = {
-    "shape": dataclasses.asdict(shape), "name": model.name, "notes": model.notes,
-    "calibration": model.calibration.to_json(),
-  }  # fmt: skip
-  return {
-    _ABOUT: np.array(json.dumps(about)),
-    **{name: exported(name) for name in arguments},
-    **{f"{_PARAMS}/{number:04d}": np.asarray(leaf) for number, leaf in enumerate(leaves)},
-  }
-
-
-def _compiled(packed: Packed, renew: Callable[[], Packed]) -> dict[str, Callable[..., Any]]:
-  try:
-    return _compile(packed)
-  except Exception:  # made for another device, or by another jax under the same name
-    return _compile(renew())
+  with _compiling():
+    programs = {name: compiled(name) for name in arguments}
+  # Of another step it must not have this name: the newest is damaged, and the one before was loaded.
+  if path is not None and model.step == step and sum(leaf.nbytes for leaf in leaves) <= LARGEST:
+    with contextlib.suppress(OSError, ValueError, NotImplementedError):  # not every device can keep programs
+      blobs = {
+        name: np.frombuffer(pickle.dumps(serialize_executable.serialize(each)), np.uint8)
+        for name, each in programs.items()
+      }
+      params = {f"{_PARAMS}/{number:04d}": np.asarray(leaf) for number, leaf in enumerate(leaves)}
+      _write(path, {_ABOUT: np.array(_about(model)), **blobs, **params})
+  return {name: functools.partial(program, leaves) for name, program in programs.items()}
 
 
-def _compile(packed: Packed) -> dict[str, Callable[..., Any]]:
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+  """Without JAX's own cache: a program that was read from it cannot be kept again, what is written lacks its code."""
   import jax
-  from jax import export
+  from jax.experimental.compilation_cache import compilation_cache
 
-  leaves = jax.device_put([packed[name] for name in sorted(packed) if name.startswith(f"{_PARAMS}/")])
+  before = jax.config.jax_enable_compilation_cache
+  try:
+    compilation_cache.reset_cache()  # it asks once whether it is enabled
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
-  def function(name: str) -> Callable[..., Any]:
-    exported = export.deserialize(bytearray(packed[name].tobytes()))
-    block: Sequence = exported.in_avals[len(leaves) :]
-    compiled = jax.jit(exported.call).lower(leaves, *block).compile()
-    return functools.partial(compiled, leaves)
 
-  return {name: function(name) for name in (SOUND, FRAMES, LIPS, MIRROR, ZOOM)}
+def _loaded(packed: Packed, make: Callable[[], Programs]) -> Programs:
+  """The programs of a file. What another device kept, or another jax under the same name, is made anew."""
+  try:
+    import jax
+    from jax.experimental import serialize_executable
+
+    leaves = jax.device_put([packed[name] for name in sorted(packed) if name.startswith(f"{_PARAMS}/")])
+    device = jax.devices()[:1]
+
+    def program(name: str) -> Callable[..., Any]:
+      kept, taken, given = pickle.loads(packed[name].tobytes())
+      run = serialize_executable.deserialize_and_load(kept, taken, given, execution_devices=device)
+      return functools.partial(run, leaves)
+
+    return {name: program(name) for name in (SOUND, FRAMES, LIPS, MIRROR, ZOOM)}
+  except Exception:
+    return make()

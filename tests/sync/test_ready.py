@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import numpy as np
@@ -39,7 +38,9 @@ def kept(model, step, tmp_path_factory):
     loads.append(1)
     return model
 
-  return folder, loads, load, ready.make_ready(load, step=step, folder=folder)
+  first = ready.make_ready(load, step=step, folder=folder)
+  first.encoder._programs.result()
+  return folder, loads, load, first
 
 
 def test_the_second_model_is_read_and_has_the_tokens_of_the_first(model, step, kept):
@@ -61,36 +62,43 @@ def test_the_second_model_is_read_and_has_the_tokens_of_the_first(model, step, k
     assert (each.name, each.notes) == (model.name, model.notes)
 
 
+def test_the_file_is_enough(step, kept, monkeypatch):
+  """Nothing is compiled and no model is loaded."""
+  folder, _, _, first = kept
+  monkeypatch.setattr(ready, "_made", lambda *_: pytest.fail("compiled"))
+  found = ready.make_ready(lambda: pytest.fail("loaded"), step=step, folder=folder)
+  assert set(found.encoder._programs.result()) == set(first.encoder._programs.result())
+
+
 def test_a_damaged_file_and_a_folder_that_is_none_are_no_error(step, kept, tmp_path, monkeypatch):
   folder, loads, load, _ = kept
   (whole,) = folder.iterdir()
   before = len(loads)
+  monkeypatch.setattr(ready, "_made", lambda model, step, path: {"path": path})  # nothing is compiled
   for number, content in enumerate((b"", whole.read_bytes()[:1000], b"PK" + os.urandom(100))):
     (tmp_path / whole.name).write_bytes(content)
-    monkeypatch.setattr(ready, "ReadyModel", lambda packed, renew: packed)  # nothing is compiled
-    packed = ready.make_ready(load, step=step, folder=tmp_path)
-    assert len(loads) == before + number + 1 and json.loads(str(packed["about"]))["name"]
-    assert (tmp_path / whole.name).stat().st_size > 2000  # made anew
-  ready.make_ready(load, step=step, folder=tmp_path / whole.name)  # a file is in the place of the folder
-  ready.make_ready(load, step=step, folder=None)
+    made = ready.make_ready(load, step=step, folder=tmp_path)
+    assert len(loads) == before + number + 1 and made.name
+    assert made.encoder._programs.result() == {"path": tmp_path / whole.name}
+  assert ready.make_ready(load, step=step, folder=None).encoder._programs.result() == {"path": None}
+
+
+def test_a_place_that_cannot_be_written_is_no_error(model, step, tmp_path):
+  (tmp_path / "file").touch()
+  assert len(ready._made(model, step, tmp_path / "file" / "model.npz")) == 5
   assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_functions_that_cannot_be_read_are_exported_anew(step, kept):
+def test_programs_that_cannot_be_read_are_made_anew(step, kept, tmp_path):
   """Another jax under the same name, or another device: the thread finds out, and loads the model."""
   folder, loads, load, _ = kept
   (whole,) = folder.iterdir()
   with np.load(whole) as stored:
-    broken = {**stored, "frames": np.zeros(10, np.uint8)}
-  before, renewed = len(loads), []
-
-  def renew():
-    renewed.append(1)
-    return ready._make(load, step, None)
-
-  encoder = ready.ReadyModel(broken, renew).encoder
-  assert set(encoder._compiled.result()) == {"frames", "lips", "mirror", "sound", "zoom"}
-  assert renewed == [1] and len(loads) == before + 1
+    ready._write(tmp_path / whole.name, {**stored, "frames": np.zeros(10, np.uint8)})
+  broken, before = (tmp_path / whole.name).stat().st_size, len(loads)
+  found = ready.make_ready(load, step=step, folder=tmp_path)
+  assert set(found.encoder._programs.result()) == {"frames", "lips", "mirror", "sound", "zoom"}
+  assert len(loads) == before + 1 and (tmp_path / whole.name).stat().st_size > broken
 
 
 def test_a_model_of_another_step_is_not_kept_under_the_name_of_this_one(model, step, tmp_path):
@@ -98,7 +106,8 @@ def test_a_model_of_another_step_is_not_kept_under_the_name_of_this_one(model, s
   (tmp_path / "newest").mkdir()
   (tmp_path / "newest" / MANIFEST).write_text("{}")
   found = ready.make_ready(lambda: model, step=tmp_path / "newest", folder=tmp_path / "kept")
-  assert found.name == model.name and not (tmp_path / "kept").exists()
+  assert found.name == model.name and len(found.encoder._programs.result()) == 5
+  assert not (tmp_path / "kept").exists()
 
 
 def test_other_sources_versions_and_checkpoints_have_other_names(tmp_path, monkeypatch):
@@ -108,6 +117,8 @@ def test_other_sources_versions_and_checkpoints_have_other_names(tmp_path, monke
   monkeypatch.setenv("JAX_ENABLE_X64", "1")
   keys.append(ready._key(DEMO))
   monkeypatch.setattr(ready.importlib.metadata, "version", lambda name: "9.9")
+  keys.append(ready._key(DEMO))
+  monkeypatch.setattr(ready.Path, "read_text", lambda self: "flags : avx9")
   keys.append(ready._key(DEMO))
   monkeypatch.setattr(ready, "_PACKAGE", tmp_path)
   keys.append(ready._key(DEMO))
