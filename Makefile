@@ -9,7 +9,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 # The tested versions: of the package's own dependencies, and of what its extras bring.
 PINNED := -r requirements.txt -c constraints.txt
 # Tests run one process a core; JAX stays on the CPU and off any TPU.
-TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
+TEST   := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo checkpoint recogniser dubber test test-slow test-parity test-tpu test-tpu-all lint notebooks venv clean
 .DEFAULT_GOAL := help

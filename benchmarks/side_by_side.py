@@ -46,13 +46,14 @@ class Ratio:
     return f"{self.wall:.2f} [{self.low:.2f}, {self.high:.2f}] (processor time {self.cpu:.2f})"
 
 
-def in_turn(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Times]:
-  """Times all of `runs` in every round, so that other load affects all of them equally; the order alternates."""
+def in_turn(runs: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1) -> dict[str, Times]:
+  """Times `calls` of all of `runs` in every round, so that other load affects all equally; the order alternates."""
   times = {name: Times() for name in runs}
   for number in range(rounds):
     for name in list(runs)[:: -1 if number % 2 else 1]:
       cpu, wall = time.process_time(), time.perf_counter()
-      runs[name]()
+      for _ in range(calls):
+        runs[name]()
       times[name].wall.append(time.perf_counter() - wall)
       times[name].cpu.append(time.process_time() - cpu)
   return times

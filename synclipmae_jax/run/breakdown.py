@@ -1,7 +1,8 @@
 """Where the cost of a compiled step arises: by named part of the model, and by pass.
 
 The names are `jax.named_scope`s of the code, which the compiler keeps with its instructions. A fusion counts where its
-result belongs. The sums are those of `hlo.read_cost`.
+result belongs. What the compiler adds has no name of the code: `other/copy` are its copies. The sums are those of
+`hlo.read_cost`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FORWARD, RECOMPUTED, BACKWARD = "forward", "recomputed", "backward"
 class Row(TypedDict):
   """The cost of one part in one pass, of a step on one chip."""
 
-  part: str  # of PARTS, with the layers of LAYERS below it: "decoder/self_attention/scores"
+  part: str  # of PARTS, with the layers of LAYERS below it, "decoder/self_attention/scores"; or below OTHER
   run: str  # FORWARD, RECOMPUTED or BACKWARD
   flops: float
   hbm_bytes: float
@@ -41,7 +42,9 @@ def breakdown(by_name: Mapping[str, tuple[float, float]]) -> list[Row]:
 
 
 def place_of(op_name: str) -> tuple[str, str]:
-  """(part, pass) of the compiler's name of an instruction, like `jit(step)/transpose(jvp(decoder))/mlp/dot_general`."""
+  """(part, pass) of a name of `hlo.Cost.by_name`, like `jit(step)/transpose(jvp(decoder))/mlp/dot_general`."""
+  if re.fullmatch(r"[\w.\-]+", op_name):  # of an instruction
+    return f"{OTHER}/{op_name}", FORWARD
   words = re.findall(r"\w+", op_name)
   part = next((word for word in words if word in PARTS), OTHER)
   layers = dict.fromkeys(word for word in words if word in LAYERS)

@@ -97,7 +97,8 @@ class Cost:
   hbm_bytes: float  # operands and results of the instructions, without padding; values inside a fusion are free
   collectives: Mapping[str, Collective]
   dcn_bytes: float  # what the chip sends to other slices over the network of the data centre
-  # Where in the model it arises, the `op_name` of the compiler ("" where it keeps none) -> (flops, hbm_bytes).
+  # Where in the model it arises -> (flops, hbm_bytes): the `op_name` of the compiler, or where it keeps none, which is
+  # so for copies and collectives that it adds, the name of the instruction without its number.
   by_name: Mapping[str, tuple[float, float]]
 
 
@@ -122,7 +123,8 @@ def read_cost(text: str) -> Cost:
       dcn_bytes += times * computation[instruction.operands[0]].arrays[0].bytes
     if flops or moved:
       place = re.search(r'op_name="([^"]*)"', instruction.attributes)
-      before = by_name.get(key := place[1] if place else "", (0.0, 0.0))
+      key = place[1] if place else re.sub(r"[.\d]+$", "", instruction.name)
+      before = by_name.get(key, (0.0, 0.0))
       by_name[key] = before[0] + times * flops, before[1] + times * moved
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES and (found := _identity(instruction)) not in seen:

@@ -50,10 +50,16 @@ def test_class_token_and_its_position():
 def test_the_prompt_tokens_alone_are_the_same(unroll, class_token):
   sizes = dict(image_size=16, patch=4, width=16, depth=3, heads=2, mlp_width=32)
   encoder = Functional(lambda rngs: VisualEncoder(**sizes, class_token=class_token, unroll=unroll, rngs=rngs))
-  bound = encoder.bind(jax.jit(encoder.init)(jax.random.key(0)))
+  params = jax.jit(encoder.init)(jax.random.key(0))
   pixels = jax.random.normal(jax.random.key(1), (2, 3, 6, 48))
   indices = jnp.broadcast_to(jnp.arange(0, 12, 2), (2, 3, 6))
-  whole, alone = bound(pixels, indices), bound(pixels, indices, prompts_only=True)
-  assert (whole.patches.shape, alone.patches.shape) == ((2, 3, 6, 16), (2, 3, 0, 16))
-  for name in ("identity", "vocal", "ambient"):
-    np.testing.assert_allclose(getattr(alone, name), getattr(whole, name), atol=1e-5)
+
+  @jax.jit
+  def tokens(params):
+    both = (encoder.bind(params)(pixels, indices, prompts_only=alone) for alone in (False, True))
+    return [(each.identity, each.vocal, each.ambient, each.patches) for each in both]
+
+  (*whole, patches), (*alone, none) = tokens(params)
+  assert (patches.shape, none.shape) == ((2, 3, 6, 16), (2, 3, 0, 16))
+  for found, wanted in zip(alone, whole, strict=True):
+    np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -45,7 +45,8 @@ def test_the_parts_are_the_whole_and_what_is_computed_again_is_told_apart():
 @pytest.mark.parametrize(
   ("name", "place"),
   [
-    ("", ("other", "forward")),
+    ("all-gather-start", ("other/all-gather-start", "forward")),
+    ("jit(train_step)/while/body/add", ("other", "forward")),
     ("jit(train_step)/jvp(losses)/mul", ("losses", "forward")),
     ("jit(f)/jvp(decoder)/while/body/self_attention/scores/transpose", ("decoder/self_attention/scores", "forward")),
     ("jit(f)/transpose(jvp(dit))/while/body/checkpoint/rematted_computation/mlp/dot", ("dit/mlp", "recomputed")),
