@@ -11,6 +11,7 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["FAST_COMPILE"] = FAST_COMPILE  # for processes with another number of devices
 os.environ["XLA_FLAGS"] = f"{FAST_COMPILE} --xla_force_host_platform_device_count=8"
 CACHE = pathlib.Path(tempfile.gettempdir()) / "synclipmae_jax_test_compilation_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))

@@ -111,7 +111,7 @@ def test_every_field_of_a_configuration_exists():
 @pytest.mark.slow
 @of_each
 def test_a_notebook_runs(path, tmp_path):
-  environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+  environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": os.environ["FAST_COMPILE"]}
   notebook = read(path)
   NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute(
     env=environment

@@ -108,8 +108,7 @@ def _child(output, devices: int, function, args, kwargs) -> None:
   for number in (1, 2):
     os.dup2(output.fileno(), number)
   output.close()
-  fast, _ = os.environ["XLA_FLAGS"].split(" ")
-  os.environ["XLA_FLAGS"] = f"{fast} --xla_force_host_platform_device_count={devices}"
+  os.environ["XLA_FLAGS"] = f"{os.environ['FAST_COMPILE']} --xla_force_host_platform_device_count={devices}"
   import jax
 
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -33,7 +33,7 @@ def load(preset):
 
 
 def start(*arguments, preset="tiny", config="configs/pretrain.py"):
-  environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device, as on a laptop
+  environment = {**os.environ, "XLA_FLAGS": os.environ["FAST_COMPILE"]}  # one device, as on a laptop
   return subprocess.Popen(
     [sys.executable, "-m", "synclipmae_jax.main", f"--config={config}:{preset}", *map(str, arguments)],
     cwd=ROOT,
