@@ -101,7 +101,7 @@ def feeding(batches, rounds: int) -> dict[str, float]:
   `step_s`: seconds of the step; `host_s`: seconds of computation in the main thread (assembling, dispatching, reading
   metrics); `share`: host_s / step_s; `data_wait_s`: seconds of waiting for the batch.
   """
-  config = sized("demo", dtype="float32")
+  config = sized("demo", dtype="float32", further_terms=True)
   ours = build(config, jax.devices()[:1])
   frozen, _, key = ours.arguments
   mesh = sharding.make_mesh(config.train.mesh, jax.devices()[:1])

@@ -180,11 +180,13 @@ def _made(model: Any, step: Path, path: Path | None) -> Programs:
     run = jax.jit(lambda leaves, *block: embedder.programs[name](jax.tree.unflatten(tree, leaves), *block))
     return run.lower(leaves, *(jax.ShapeDtypeStruct(*each) for each in arguments[name])).compile()
 
-  with _compiling():
-    programs = {name: compiled(name) for name in arguments}
   # Of another step it must not have this name: the newest is damaged, and the one before was loaded.
-  if path is not None and model.step == step and sum(leaf.nbytes for leaf in leaves) <= LARGEST:
-    with contextlib.suppress(OSError, ValueError, NotImplementedError):  # not every device can keep programs
+  keep = path is not None and model.step == step and sum(leaf.nbytes for leaf in leaves) <= LARGEST
+  with _without_jax_cache() if keep else contextlib.nullcontext():
+    programs = {name: compiled(name) for name in arguments}
+  if keep:
+    # A folder that cannot be written, or a device whose programs cannot be kept: the next call makes them again.
+    with contextlib.suppress(OSError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
       blobs = {
         name: np.frombuffer(pickle.dumps(serialize_executable.serialize(each)), np.uint8)
         for name, each in programs.items()
@@ -195,8 +197,8 @@ def _made(model: Any, step: Path, path: Path | None) -> Programs:
 
 
 @contextlib.contextmanager
-def _compiling() -> Iterator[None]:
-  """Without JAX's own cache: a program that was read from it cannot be kept again, what is written lacks its code."""
+def _without_jax_cache() -> Iterator[None]:
+  """A program that was read from JAX's own cache cannot be kept again: what is written lacks its code."""
   import jax
   from jax.experimental.compilation_cache import compilation_cache
 

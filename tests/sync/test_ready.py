@@ -89,6 +89,13 @@ def test_a_place_that_cannot_be_written_is_no_error(model, step, tmp_path):
   assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_model_that_is_too_large_to_keep_uses_the_cache_of_jax(model, step, tmp_path, monkeypatch):
+  monkeypatch.setattr(ready, "LARGEST", 0)
+  monkeypatch.setattr(ready, "_without_jax_cache", lambda: pytest.fail("compiled without it"))
+  assert len(ready._made(model, step, tmp_path / "model.npz")) == 5
+  assert not list(tmp_path.iterdir())
+
+
 def test_programs_that_cannot_be_read_are_made_anew(step, kept, tmp_path):
   """Another jax under the same name, or another device: the thread finds out, and loads the model."""
   folder, loads, load, _ = kept
